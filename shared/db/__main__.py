@@ -1,0 +1,8 @@
+"""`python -m shared.db`."""
+
+import sys
+
+from shared.db.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,601 @@
+"""Values that mean the same on every database: money, UTC time, JSON, bounded text, closed vocabularies, ids.
+
+Each type refuses in Python, with `InvalidValueError`, what one of the databases would change, reject or keep
+differently. The checks sit where SQLAlchemy binds a value, so ORM, Core and bulk statements meet the same ones.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+import uuid
+from collections.abc import Iterable, Mapping
+from datetime import UTC, date, datetime
+from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
+from enum import StrEnum
+from typing import Any, Self, SupportsIndex
+
+from sqlalchemy import (
+    JSON,
+    REAL,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    Integer,
+    Numeric,
+    String,
+    Table,
+    Text,
+    event,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.ext.mutable import Mutable
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.expression import ColumnElement, FunctionElement
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from shared.db.errors import InvalidValueError
+
+MONEY_DIGITS = 20
+MONEY_PLACES = 8
+_QUANTUM = Decimal(1).scaleb(-MONEY_PLACES)
+_MONEY_LIMIT = Decimal(10) ** (MONEY_DIGITS - MONEY_PLACES)
+# Never the caller's decimal context: it may be set to a few digits, or to another rounding.
+_EXACT = Context(prec=60, rounding=ROUND_HALF_EVEN)
+_ZERO = Decimal(0).quantize(_QUANTUM)
+# A day inside what both drivers can read back in any server time zone.
+_EARLIEST = datetime(1, 1, 2, tzinfo=UTC)
+_LATEST = datetime(9999, 12, 30, tzinfo=UTC)
+_INT64 = 2**63
+
+
+class CheckedType(TypeDecorator[Any]):
+    """Base of the types here: knows its column's name, so that an error can tell it."""
+
+    impl: Any = Text
+    cache_ok = True
+    column_name: str | None = None
+
+    def refuse(self, problem: str) -> InvalidValueError:
+        """The error to raise for a value that does not fit."""
+        return InvalidValueError(problem, self.column_name)
+
+
+@event.listens_for(Column, "after_parent_attach")
+def _tell_type_its_column(column: Column[Any], table: Any) -> None:
+    # A type object belongs to one column here; one shared by several would tell the last one's name.
+    if isinstance(column.type, CheckedType) and isinstance(table, Table):
+        column.type.column_name = f"{table.name}.{column.name}"
+
+
+class Money(CheckedType):
+    """An exact decimal with 20 digits, 8 of them after the point: prices, quantities, fees, profit and loss.
+
+    Takes `Decimal`, `int` and `str`; gives `Decimal` with 8 places. More than 8 places are rounded half-even,
+    on every database alike. Refuses NaN, Infinity, float (write `Decimal(str(x))`) and 10**12 or more. SQLite
+    stores 8-byte floats: there, a value that would not come back digit for digit is refused too (none of 15
+    digits or fewer is), so that comparisons, AVG and price * size mean the same in SQL.
+    """
+
+    impl = Numeric(MONEY_DIGITS, MONEY_PLACES)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """REAL on SQLite: a NUMERIC column would keep 5 as an integer and divide it as one (5 / 2 = 2)."""
+        return dialect.type_descriptor(REAL() if dialect.name == "sqlite" else Numeric(MONEY_DIGITS, MONEY_PLACES))
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Decimal | float | None:
+        """The value to store."""
+        if value is None:
+            return None
+        amount = self.exact(value)
+        return self.as_float(amount) if dialect.name == "sqlite" else amount
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:
+        """The stored value as a Decimal with 8 places."""
+        if value is None:
+            return None
+        # repr() is the shortest decimal that gives the same float: the digits that as_float() let in.
+        amount = Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
+        return _EXACT.quantize(amount, _QUANTUM) if amount else _ZERO
+
+    def exact(self, value: Any) -> Decimal:
+        """The value rounded to 8 places, or `InvalidValueError`."""
+        if isinstance(value, float):
+            raise self.refuse(f"a float is not exact money; write Decimal(str(x)) for {value!r}")
+        if isinstance(value, bool) or not isinstance(value, (Decimal, int, str)):
+            raise self.refuse(f"money takes Decimal, int or str, not {type(value).__name__}")
+        try:
+            amount = Decimal(value)
+        except (InvalidOperation, ValueError):
+            raise self.refuse(
+                "the text is not a decimal number; write it like '123.45', and use None for no value"
+            ) from None
+        if not amount.is_finite():
+            raise self.refuse(f"{amount} is not an amount of money; use None for no value")
+        # The magnitude first: quantizing Decimal("1e999999") would need a million digits.
+        if amount.adjusted() >= MONEY_DIGITS:
+            raise self.refuse("the amount does not fit Numeric(20, 8): it must be below 10**12")
+        amount = _EXACT.quantize(amount, _QUANTUM)
+        if abs(amount) >= _MONEY_LIMIT:
+            raise self.refuse("the amount does not fit Numeric(20, 8): it must be below 10**12")
+        return amount or _ZERO
+
+    def as_float(self, amount: Decimal) -> float:
+        """The 8-byte float from which SQLite gives `amount` back digit for digit, or `InvalidValueError`."""
+        stored = float(amount)
+        if Decimal(repr(stored)) != amount:
+            raise self.refuse(
+                f"{amount} has more digits than SQLite's 8-byte floats give back (15 always fit); "
+                "round it, or use PostgreSQL"
+            )
+        return stored
+
+
+class UTCDateTime(CheckedType):
+    """An instant, to the microsecond. Takes aware datetimes of any zone, gives aware UTC ones.
+
+    Refuses naive datetimes (write `datetime.now(UTC)` or `.replace(tzinfo=UTC)`), and instants within a day of
+    the first or last that datetime can hold.
+    """
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> datetime | None:
+        """The instant in UTC; naive on SQLite, which keeps no zone."""
+        if value is None:
+            return None
+        instant = self.instant(value)
+        return instant.replace(tzinfo=None) if dialect.name == "sqlite" else instant
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """The stored instant as aware UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+    def instant(self, value: Any) -> datetime:
+        """The value in UTC, or `InvalidValueError`."""
+        if not isinstance(value, datetime):
+            raise self.refuse(f"an instant takes an aware datetime, not {type(value).__name__}")
+        if value.tzinfo is None or value.utcoffset() is None:
+            raise self.refuse(
+                "a naive datetime does not say which instant it means; "
+                "write datetime.now(UTC), or .replace(tzinfo=UTC) if it is UTC"
+            )
+        if getattr(value, "nanosecond", 0):
+            raise self.refuse("nanoseconds would be lost; round to microseconds first")
+        try:
+            instant = value.astimezone(UTC)
+        except OverflowError:
+            instant = None
+        if instant is None or not _EARLIEST <= instant <= _LATEST:
+            raise self.refuse(f"the instant must lie between {_EARLIEST.date()} and {_LATEST.date()}")
+        return instant
+
+
+class BoundedString(CheckedType):
+    """Text of at most `length` characters: the limit that PostgreSQL keeps and SQLite does not."""
+
+    impl = String
+    cache_ok = True
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        self.length = length
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """VARCHAR; on PostgreSQL ordered by code point, as SQLite orders, and faster than by a locale's rules."""
+        return dialect.type_descriptor(String(self.length, collation="C" if dialect.name == "postgresql" else None))
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        """The text itself."""
+        if value is None:
+            return None
+        text = checked_text(self, value)
+        if len(text) > self.length:
+            raise self.refuse(f"text of {len(text)} characters does not fit; at most {self.length} are allowed")
+        return text
+
+
+class CheckedText(CheckedType):
+    """Text of any length."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        """The text itself."""
+        return None if value is None else checked_text(self, value)
+
+
+class Vocabulary(CheckedType):
+    """One word of a closed list: takes the `StrEnum`'s members or their strings, gives plain strings."""
+
+    impl = String
+    cache_ok = True
+
+    def __init__(self, words: type[StrEnum], length: int) -> None:
+        super().__init__(length)
+        self.words = words
+        self.length = length
+        self._allowed = {word.value: word.value for word in words}
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        """The word as a plain string."""
+        if value is None:
+            return None
+        word = self._allowed.get(value) if isinstance(value, str) else None
+        if word is None:
+            shown = repr(str(value)[:50]) if isinstance(value, str) else type(value).__name__
+            raise self.refuse(f"{shown} is not allowed; use one of {', '.join(self._allowed)}")
+        return word
+
+
+class CheckedInteger(CheckedType):
+    """A 64-bit whole number; INTEGER on SQLite, the only type that counts up by itself there."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """INTEGER on SQLite, BIGINT elsewhere."""
+        return dialect.type_descriptor(Integer() if dialect.name == "sqlite" else BigInteger())
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> int | None:
+        """The number itself."""
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self.refuse(f"a whole number is needed, not {type(value).__name__}")
+        if not -_INT64 <= value < _INT64:
+            raise self.refuse("the number does not fit 64 bits")
+        return int(value)
+
+
+class CheckedBoolean(CheckedType):
+    """True or False, and nothing that merely looks like it."""
+
+    impl = Boolean
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> bool | None:
+        """The value itself."""
+        if value is None or isinstance(value, bool):
+            return value
+        raise self.refuse(f"True or False is needed, not {type(value).__name__}")
+
+
+class Json(CheckedType):
+    """A JSON document: JSONB on PostgreSQL, JSON elsewhere. None is SQL NULL.
+
+    Decimal, aware datetime, date and UUID are written as strings, tuples as lists. Refuses what one of the
+    databases would change or reject: NaN and Infinity, NUL and lone surrogates in text, keys that are not text,
+    floats that JSONB gives back as another number.
+    """
+
+    impl = JSON
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """JSONB on PostgreSQL."""
+        return dialect.type_descriptor(
+            JSONB(none_as_null=True) if dialect.name == "postgresql" else JSON(none_as_null=True)
+        )
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        """The document in plain JSON types."""
+        return None if value is None else self.plain(value)
+
+    def coerce_compared_value(self, op: Any, value: Any) -> Any:
+        """Paths into the document keep JSON's own rules."""
+        return self.impl_instance.coerce_compared_value(op, value)
+
+    def plain(self, value: Any) -> Any:
+        """The document in dict, list, str, int, float, bool and None, or `InvalidValueError`."""
+        try:
+            return self._plain(value)
+        except RecursionError:
+            raise self.refuse("the JSON document is nested too deeply, or contains itself") from None
+
+    def _plain(self, value: Any) -> Any:
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, str):
+            return checked_text(self, value)
+        if isinstance(value, int):
+            if value.bit_length() > 1024:
+                raise self.refuse("the JSON document holds a number too long for it; write it as a string")
+            return int(value)
+        if isinstance(value, float):
+            return self._plain_float(float(value))
+        if isinstance(value, Mapping):
+            for key in value:
+                if not isinstance(key, str):
+                    raise self.refuse(f"JSON keys are text, not {type(key).__name__}; write str(key)")
+            return {checked_text(self, key): self._plain(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self._plain(item) for item in value]
+        if isinstance(value, Decimal):
+            if not value.is_finite():
+                raise self.refuse("JSON has no NaN or Infinity; use null")
+            return str(value)
+        if isinstance(value, datetime):
+            if value.tzinfo is None:
+                raise self.refuse("the JSON document holds a naive datetime; write datetime.now(UTC)")
+            return value.isoformat()
+        if isinstance(value, date):
+            return value.isoformat()
+        if isinstance(value, uuid.UUID):
+            return str(value)
+        raise self.refuse(f"{type(value).__name__} has no JSON form; convert it to text, numbers, lists or dicts")
+
+    def _plain_float(self, number: float) -> float:
+        if not math.isfinite(number):
+            raise self.refuse("JSON has no NaN or Infinity; use null")
+        # JSONB keeps decimal digits and prints 1e23 as a whole number, which reads back as another one.
+        if abs(number) >= 2**53 and int(Decimal(repr(number))) != number:
+            raise self.refuse(f"the float {number!r} would come back changed; write it as a string")
+        return number
+
+
+def checked_text(kind: CheckedType, value: Any) -> str:
+    """`value` as a plain string, or `InvalidValueError` for other types, NUL and lone surrogates."""
+    if not isinstance(value, str):
+        raise kind.refuse(f"text is needed, not {type(value).__name__}")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise kind.refuse("the text holds a lone surrogate, which has no UTF-8 form") from None
+    if "\0" in value:
+        raise kind.refuse("the text holds a NUL character, which PostgreSQL cannot store")
+    return str(value)
+
+
+class TrackedJSON(Mutable):
+    """A JSON container whose changes, at any depth, mark its row as changed.
+
+    The container at the top is what SQLAlchemy knows; one inside it passes the news up to its owner.
+    """
+
+    _owner: TrackedJSON | None = None
+
+    def changed(self) -> None:
+        """Tell the row, and the container this one stands in."""
+        super().changed()
+        if self._owner is not None:
+            self._owner.changed()
+
+    def _adopt(self, value: Any) -> Any:
+        if not isinstance(value, (dict, list)):
+            return value
+        inner = TrackedDict(value) if isinstance(value, dict) else TrackedList(value)
+        inner._owner = self
+        return inner
+
+    @classmethod
+    def coerce(cls, key: str, value: Any) -> Any:
+        """Make what is assigned or loaded a tracked container; refuse anything else."""
+        if value is None or isinstance(value, TrackedJSON):
+            return value
+        if isinstance(value, Mapping):
+            return TrackedDict(value)
+        if isinstance(value, (list, tuple)):
+            return TrackedList(value)
+        raise InvalidValueError(f"a JSON document is a dict or a list, not {type(value).__name__}", key)
+
+
+class TrackedDict(TrackedJSON, dict[str, Any]):
+    """A dict that tells its row of every change."""
+
+    def __init__(self, items: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), **more: Any) -> None:
+        dict.__init__(self)
+        for key, item in dict(items, **more).items():
+            dict.__setitem__(self, key, self._adopt(item))
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        dict.__setitem__(self, key, self._adopt(value))
+        self.changed()
+
+    def __delitem__(self, key: str) -> None:
+        dict.__delitem__(self, key)
+        self.changed()
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        """As dict's."""
+        if key not in self:
+            self[key] = default
+        return self[key]
+
+    def update(self, *args: Any, **more: Any) -> None:
+        """As dict's."""
+        for key, value in dict(*args, **more).items():
+            self[key] = value
+
+    def __ior__(self, other: Any) -> Self:  # type: ignore[override,misc] # dict's own overloads
+        self.update(other)
+        return self
+
+    def pop(self, *args: Any) -> Any:
+        """As dict's."""
+        value = dict.pop(self, *args)
+        self.changed()
+        return value
+
+    def popitem(self) -> tuple[str, Any]:
+        """As dict's."""
+        item = dict.popitem(self)
+        self.changed()
+        return item
+
+    def clear(self) -> None:
+        """As dict's."""
+        dict.clear(self)
+        self.changed()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TrackedDict, (dict(self),)
+
+
+class TrackedList(TrackedJSON, list[Any]):
+    """A list that tells its row of every change."""
+
+    def __init__(self, items: Iterable[Any] = ()) -> None:
+        list.__init__(self)
+        list.extend(self, (self._adopt(item) for item in items))
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        list.__setitem__(
+            self,
+            index,
+            [self._adopt(item) for item in value] if isinstance(index, slice) else self._adopt(value),
+        )
+        self.changed()
+
+    def __delitem__(self, index: SupportsIndex | slice) -> None:
+        list.__delitem__(self, index)
+        self.changed()
+
+    def append(self, item: Any) -> None:
+        """As list's."""
+        list.append(self, self._adopt(item))
+        self.changed()
+
+    def extend(self, items: Iterable[Any]) -> None:
+        """As list's."""
+        list.extend(self, [self._adopt(item) for item in items])
+        self.changed()
+
+    def __iadd__(self, items: Iterable[Any]) -> Self:  # type: ignore[misc] # list's own overloads
+        self.extend(items)
+        return self
+
+    def __imul__(self, times: SupportsIndex) -> Self:
+        self[:] = list(self) * times
+        return self
+
+    def insert(self, index: SupportsIndex, item: Any) -> None:
+        """As list's."""
+        list.insert(self, index, self._adopt(item))
+        self.changed()
+
+    def pop(self, index: SupportsIndex = -1) -> Any:
+        """As list's."""
+        item = list.pop(self, index)
+        self.changed()
+        return item
+
+    def remove(self, item: Any) -> None:
+        """As list's."""
+        list.remove(self, item)
+        self.changed()
+
+    def clear(self) -> None:
+        """As list's."""
+        list.clear(self)
+        self.changed()
+
+    def sort(self, **how: Any) -> None:
+        """As list's."""
+        list.sort(self, **how)
+        self.changed()
+
+    def reverse(self) -> None:
+        """As list's."""
+        list.reverse(self)
+        self.changed()
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
+        return TrackedList, (list(self),)
+
+
+class utc_now(FunctionElement[datetime]):
+    """The database's clock, in the form in which `UTCDateTime` is stored: for server-side defaults."""
+
+    type = UTCDateTime()
+    inherit_cache = True
+
+
+class new_uuid(FunctionElement[str]):
+    """A random UUID as 36 characters of text, made by the database: for server-side defaults."""
+
+    type = BoundedString(36)
+    inherit_cache = True
+
+
+class exact_sum(FunctionElement[Decimal]):
+    """SUM of a money column without float drift: exact on every database, NULL for no rows.
+
+    On SQLite it needs a connection that `DatabaseFactory` opened, which brings the function along.
+    """
+
+    type = Money()
+    inherit_cache = True
+    name = "exact_sum"
+
+    def __init__(self, column: ColumnElement[Any] | Any) -> None:
+        super().__init__(column)
+
+
+@compiles(utc_now)
+def _now(element: utc_now, compiler: SQLCompiler, **how: Any) -> str:
+    return "now()"
+
+
+@compiles(utc_now, "sqlite")
+def _now_sqlite(element: utc_now, compiler: SQLCompiler, **how: Any) -> str:
+    # CURRENT_TIMESTAMP has no fraction, and '12:00:00' does not equal '12:00:00.000000' as text.
+    return "(strftime('%Y-%m-%d %H:%M:%f000', 'now'))"
+
+
+@compiles(new_uuid)
+def _uuid(element: new_uuid, compiler: SQLCompiler, **how: Any) -> str:
+    return "gen_random_uuid()::text"
+
+
+@compiles(new_uuid, "sqlite")
+def _uuid_sqlite(element: new_uuid, compiler: SQLCompiler, **how: Any) -> str:
+    return (
+        "(lower(hex(randomblob(4)) || '-' || hex(randomblob(2)) || '-4' || substr(hex(randomblob(2)), 2) || '-' || "
+        "substr('89ab', 1 + (random() & 3), 1) || substr(hex(randomblob(2)), 2) || '-' || hex(randomblob(6))))"
+    )
+
+
+@compiles(exact_sum)
+def _exact_sum(element: exact_sum, compiler: SQLCompiler, **how: Any) -> str:
+    return f"sum({compiler.process(element.clauses, **how)})"
+
+
+@compiles(exact_sum, "sqlite")
+def _exact_sum_sqlite(element: exact_sum, compiler: SQLCompiler, **how: Any) -> str:
+    return f"exact_sum({compiler.process(element.clauses, **how)})"
+
+
+class _ExactSum:
+    """The aggregate behind `exact_sum` on SQLite.
+
+    Scaled integers inside SQLite's own SUM would be faster, but are off from 2**26 on, where the nearest float
+    of 0.1 is no longer the nearest multiple of 1e-8; and they overflow 64 bits at 9.2e10.
+    """
+
+    def __init__(self) -> None:
+        self._total: Decimal | None = None
+
+    def step(self, value: float | None) -> None:
+        """Add one stored value."""
+        if value is not None:
+            self._total = _EXACT.add(self._total or _ZERO, Decimal(repr(value)))
+
+    def finalize(self) -> str | None:
+        """The sum as text, which keeps every digit."""
+        return None if self._total is None else format(self._total, "f")
+
+
+def register_sqlite_functions(connection: sqlite3.Connection) -> None:
+    """Give a SQLite connection the SQL functions that the types here compile to."""
+    connection.create_aggregate("exact_sum", 1, _ExactSum)  # type: ignore[arg-type] # finalize() may give NULL

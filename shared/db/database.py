@@ -1,0 +1,300 @@
+"""`DatabaseFactory`: engine, sessions, who commits, schema.
+
+Nothing is opened before it is needed, and nothing at import. What differs between SQLite and PostgreSQL in
+connecting and in beginning a transaction is here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy.engine.interfaces import ExceptionContext
+from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.pool import QueuePool, StaticPool
+
+from shared.db.column_types import register_sqlite_functions
+from shared.db.errors import typed_failure
+from shared.db.models import Base
+from shared.db.settings import DatabaseSettings, settings_from
+
+_READ_ONLY = "shared_db_read_only"
+# Any constant will do, as long as every process of the fleet uses the same one.
+_SCHEMA_LOCK = 7_305_510_021
+_CONNECT_TIMEOUT = 10
+
+
+class DatabaseFactory:
+    """The way to one database: its engine, its sessions and its schema.
+
+    Takes settings, a database URL, or nothing (settings from the environment). Safe to share between threads;
+    usable as a context manager, which closes it. After a fork the child opens connections of its own.
+
+    Raises `SettingsError` for settings that cannot be used. Connecting happens later, and its failures are
+    `DatabaseFailure`s.
+    """
+
+    def __init__(self, settings: DatabaseSettings | URL | str | None = None) -> None:
+        self.settings = settings_from(settings)
+        self._lock = threading.Lock()
+        self._engine: Engine | None = None
+        self._read_only_engine: Engine | None = None
+        self._session_factory: sessionmaker[Session] | None = None
+        self._open_sessions = 0
+        _factories.add(self)
+
+    def __repr__(self) -> str:
+        return f"<DatabaseFactory {self.settings.safe_url}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def engine(self) -> Engine:
+        """The SQLAlchemy engine, made on first use."""
+        if self._engine is None:
+            with self._lock:
+                if self._engine is None:
+                    engine = _make_engine(self.settings)
+                    self._read_only_engine = engine.execution_options(
+                        **{_READ_ONLY: True} if engine.dialect.name == "sqlite" else {"postgresql_readonly": True}
+                    )
+                    self._engine = engine
+        return self._engine
+
+    @property
+    def session_factory(self) -> sessionmaker[Session]:
+        """The sessionmaker behind `get_session()`. Its objects stay readable after commit and close."""
+        if self._session_factory is None:
+            engine = self.engine
+            with self._lock:
+                if self._session_factory is None:
+                    self._session_factory = sessionmaker(engine, expire_on_commit=False)
+        return self._session_factory
+
+    @contextmanager
+    def get_session(self, *, read_only: bool = False) -> Iterator[Session]:
+        """A session that commits when the block ends, rolls back when it raises, and is closed either way.
+
+        With `read_only=True` every write is refused (`DatabaseReadOnlyError`), and on SQLite the session never
+        waits for a writer nor makes one wait.
+        """
+        engine = self.engine
+        session = self.session_factory(bind=self._read_only_engine if read_only else engine)
+        if self._open_sessions and isinstance(engine.pool, StaticPool):
+            warnings.warn(
+                "two open sessions on one in-memory SQLite share a single transaction: closing one undoes what the "
+                "other has not committed; use one session at a time, or a file",
+                stacklevel=3,
+            )
+        self._open_sessions += 1
+        try:
+            yield session
+            session.commit()
+        except BaseException:
+            session.rollback()
+            raise
+        finally:
+            self._open_sessions -= 1
+            session.close()
+
+    def create_tables(self) -> bool:
+        """Create what is missing of the schema; True if anything was. Any number of processes may call it at once."""
+        with self._schema_transaction() as connection:
+            before = set(_table_names(connection))
+            Base.metadata.create_all(connection)
+            return before != set(_table_names(connection))
+
+    def drop_tables(self) -> None:
+        """Drop every table of this library, with all rows (for tests)."""
+        with self._schema_transaction() as connection:
+            Base.metadata.drop_all(connection)
+
+    def close(self) -> None:
+        """Close every pooled connection. The factory stays usable and opens new ones when asked."""
+        with self._lock:
+            engine, self._engine, self._session_factory = self._engine, None, None
+        if engine is not None:
+            engine.dispose()
+
+    @contextmanager
+    def _schema_transaction(self) -> Iterator[Connection]:
+        # Two creators that both find a table missing both create it, and all but one fail: one at a time.
+        # SQLite needs no lock of its own here, its transactions begin IMMEDIATE.
+        with self.engine.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _SCHEMA_LOCK})
+            yield connection
+
+    def _after_fork_in_child(self) -> None:
+        self._lock = threading.Lock()
+        # An in-memory database has no file and no socket to share: the child's copy is its own.
+        if self._engine is not None and not isinstance(self._engine.pool, StaticPool):
+            # close=False leaves the parent's connections alone; closing them here would end them there.
+            self._engine.dispose(close=False)
+
+
+_factories: weakref.WeakSet[DatabaseFactory] = weakref.WeakSet()
+
+
+def _renew_factories_after_fork() -> None:
+    global _default_lock
+    _default_lock = threading.Lock()
+    for factory in list(_factories):
+        factory._after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_factories_after_fork)
+
+_default: DatabaseFactory | None = None
+_default_lock = threading.Lock()
+
+
+def get_db() -> DatabaseFactory:
+    """The process-wide factory, made from the environment on first use (or by `init_db`)."""
+    global _default
+    with _default_lock:
+        if _default is None:
+            _default = DatabaseFactory()
+        return _default
+
+
+def init_db(settings: DatabaseSettings | URL | str | None = None) -> DatabaseFactory:
+    """Make the process-wide factory from `settings`, create missing tables, and return it.
+
+    A factory made earlier is closed first.
+    """
+    global _default
+    fresh = DatabaseFactory(settings)
+    fresh.create_tables()
+    with _default_lock:
+        previous, _default = _default, fresh
+    if previous is not None:
+        previous.close()
+    return fresh
+
+
+def _make_engine(settings: DatabaseSettings) -> Engine:
+    # hide_parameters: neither echo_sql nor an error text may show a secret that is being stored.
+    common: dict[str, Any] = {"echo": settings.echo_sql, "hide_parameters": True}
+    pool: dict[str, Any] = {
+        "poolclass": QueuePool,
+        "pool_size": settings.pool_size,
+        "max_overflow": settings.max_overflow,
+        "pool_timeout": settings.pool_timeout,
+    }
+    if not settings.is_sqlite:
+        engine = create_engine(
+            settings.url,
+            **common,
+            **pool,
+            pool_recycle=settings.pool_recycle,
+            pool_pre_ping=settings.pool_pre_ping,
+            # What stands in the URL's own query wins over these.
+            connect_args={
+                key: value
+                for key, value in {
+                    "application_name": settings.application_name,
+                    "connect_timeout": _CONNECT_TIMEOUT,
+                }.items()
+                if key not in settings.url.query
+            },
+        )
+    elif settings.is_memory:
+        engine = create_engine(settings.url, **common, poolclass=StaticPool, connect_args={"check_same_thread": False})
+        event.listen(engine, "connect", _on_connect_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    else:
+        engine = create_engine(
+            _prepared_file(settings.url),
+            **common,
+            **pool,
+            connect_args={"check_same_thread": False, "timeout": settings.sqlite_busy_timeout},
+        )
+        event.listen(engine, "connect", _on_connect_sqlite)
+        event.listen(engine, "connect", _on_connect_sqlite_file)
+        event.listen(engine, "begin", _begin_sqlite)
+    event.listen(engine, "handle_error", _name_failure)
+    return engine
+
+
+def _prepared_file(url: URL) -> URL:
+    """The URL with an absolute path, its folder made, and the file readable by its owner alone."""
+    assert url.database is not None
+    if url.database.startswith("file:"):
+        return url  # a SQLite URI says itself where and how to open
+    # Absolute now: a later chdir must not open a second, empty database.
+    path = Path(url.database).expanduser().absolute()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Created here, since SQLite would give it the umask's mode; -wal and -shm take over the file's.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError:
+        pass  # connecting says what is wrong with the path, as SQLite sees it and with a remedy
+    return url.set(database=str(path))
+
+
+def _on_connect_sqlite(connection: sqlite3.Connection, record: Any) -> None:
+    # The driver must not begin transactions by itself: it does so only before a write, deferred, and then a
+    # read-modify-write loses updates (889 of 960 with 16 processes). `_begin_sqlite` does it.
+    connection.isolation_level = None
+    register_sqlite_functions(connection)
+    connection.execute("PRAGMA foreign_keys=ON")
+    # Deleted secrets are overwritten, not just unlinked.
+    connection.execute("PRAGMA secure_delete=ON")
+
+
+def _on_connect_sqlite_file(connection: sqlite3.Connection, record: Any) -> None:
+    # WAL: readers and the writer do not block each other. Asked first, since switching takes an exclusive lock.
+    # mmap_size is left alone: with it, SQLite's rare WAL-reset race has corrupted files.
+    deadline = time.monotonic() + 30
+    while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            # Several processes that open a new file at once switch at once, and SQLite does not wait here.
+            if error.sqlite_errorname == "SQLITE_READONLY":
+                break
+            if not error.sqlite_errorname.startswith("SQLITE_BUSY") or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+    # NORMAL may lose the last commits when the power fails.
+    connection.execute("PRAGMA synchronous=FULL")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    driver = connection.connection.dbapi_connection
+    assert isinstance(driver, sqlite3.Connection)
+    if driver.in_transaction:
+        return  # another session on the same in-memory database has begun already
+    read_only = bool(connection.get_execution_options().get(_READ_ONLY))
+    if read_only != connection.info.get(_READ_ONLY, False):
+        driver.execute(f"PRAGMA query_only={'ON' if read_only else 'OFF'}")
+        connection.info[_READ_ONLY] = read_only
+    # IMMEDIATE takes the write lock first, under the busy timeout. A transaction that reads first and asks for
+    # the lock later is refused at once, timeout or not, when somebody has written in between.
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+def _name_failure(context: ExceptionContext) -> BaseException | None:
+    return typed_failure(context.original_exception)
+
+
+def _table_names(connection: Connection) -> list[str]:
+    return inspect(connection).get_table_names()

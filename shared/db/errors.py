@@ -1,0 +1,238 @@
+"""What can go wrong, by name. Every error of this library derives from `SharedDBError` and names its remedy."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from typing import Any
+
+import psycopg2
+from sqlalchemy.exc import DatabaseError, DBAPIError, DontWrapMixin, OperationalError, ProgrammingError
+
+
+class SharedDBError(Exception):
+    """Base of every error that `shared.db` raises itself."""
+
+
+class SettingsError(SharedDBError, ValueError):
+    """A setting is missing or cannot be used.
+
+    `errors()` and `json()` give one entry a field, as pydantic does, without the rejected values.
+    """
+
+    def __init__(self, problem: str, details: list[dict[str, Any]] | None = None) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self._details = details or []
+
+    def errors(self) -> list[dict[str, Any]]:
+        """One entry a rejected field: type, loc (the field) and msg; never the value."""
+        return [dict(item) for item in self._details]
+
+    def json(self) -> str:
+        """The same as JSON."""
+        return json.dumps(self.errors())
+
+
+class InvalidValueError(SharedDBError, ValueError, DontWrapMixin):
+    """A value does not fit its column: refused before it reaches the database, the same on every one.
+
+    `column` names the place ("public_trades.price"), or is None where the value stood alone.
+    """
+
+    def __init__(self, problem: str, column: str | None = None) -> None:
+        super().__init__(f"{column}: {problem}" if column else problem)
+        self.problem = problem
+        self.column = column
+
+
+class RowNotFoundError(SharedDBError, LookupError):
+    """The row to change does not exist, or belongs to another user (which is not told apart).
+
+    `entity` is the model's name, `key` the primary key asked for.
+    """
+
+    def __init__(self, entity: str, key: object) -> None:
+        super().__init__(
+            f"there is no {entity} {key!r} to change for this user; "
+            "look it up first, or create() it if it is meant to be new"
+        )
+        self.entity = entity
+        self.key = key
+
+
+class RunEndedError(SharedDBError):
+    """The run has ended already, in another way: what is recorded about its end is not overwritten.
+
+    `run_id` and `status` ("completed" or "failed") say which one and how.
+    """
+
+    def __init__(self, run_id: str, status: str) -> None:
+        super().__init__(f"run {run_id!r} has already ended as {status}; start() a new run for new work")
+        self.run_id = run_id
+        self.status = status
+
+
+class TenantError(SharedDBError):
+    """Base of the errors that keep users apart."""
+
+
+class TenantScopeError(TenantError):
+    """It is not clear whose data is meant: no user was given, or two that differ."""
+
+
+class TenantViolation(TenantError):
+    """An operation reached for what belongs to another user, and was refused before anything was written.
+
+    `operation`, `entity` and `user_id` (the session's own user) say what was tried. The other user's data is
+    never part of it.
+    """
+
+    def __init__(self, operation: str, entity: str, user_id: str | None, reason: str) -> None:
+        super().__init__(f"{operation} of {entity} refused for user {user_id!r}: {reason}")
+        self.operation = operation
+        self.entity = entity
+        self.user_id = user_id
+
+
+class DatabaseFailure(SharedDBError, DBAPIError):
+    """The database itself failed. The driver's error is chained and kept as `orig`; `remedy` says what to do.
+
+    Also a SQLAlchemy error of the kind that stock SQLAlchemy would raise, so that existing handlers keep working.
+    """
+
+    problem = "the database failed"
+    remedy = "see the driver's message"
+
+    def __init__(self, driver_error: BaseException) -> None:
+        super().__init__(None, None, driver_error, hide_parameters=True)
+
+    def __str__(self) -> str:
+        said = str(self.orig).strip().partition("\n")[0]
+        return f"{self.problem} ({said}); {self.remedy}"
+
+
+class DatabaseLockedError(DatabaseFailure, OperationalError):
+    """Another connection holds a lock for longer than we may wait."""
+
+    problem = "the database is locked by another connection"
+    remedy = "keep transactions short, or raise GRIDBOT_DB_SQLITE_BUSY_TIMEOUT"
+
+
+class TransactionConflictError(DatabaseFailure, OperationalError):
+    """The server chose this transaction to give way (deadlock or serialization failure)."""
+
+    problem = "the transaction met another one on the same rows and was rolled back"
+    remedy = "run the whole transaction again"
+
+
+class DatabaseFullError(DatabaseFailure, OperationalError):
+    """The disk or the database's size limit is full; what was committed before is intact."""
+
+    problem = "the database has no space left"
+    remedy = "free disk space and try again; nothing of this transaction was written"
+
+
+class DatabaseReadOnlyError(DatabaseFailure, OperationalError):
+    """A write where only reading is allowed: a read-only session, file or server."""
+
+    problem = "this session or database is read-only"
+    remedy = "write in a session opened without read_only=True, and check the file's permissions"
+
+
+class DatabaseMovedError(DatabaseFailure, OperationalError):
+    """The database file was deleted or replaced while it was open."""
+
+    problem = "the database file was moved or deleted while open"
+    remedy = "put the file back or restore a backup, then restart this process"
+
+
+class DatabaseCorruptError(DatabaseFailure, DatabaseError):
+    """The database's own checks failed."""
+
+    problem = "the database is damaged"
+    remedy = "stop writing, keep a copy of the files, and restore the last good backup"
+
+
+class NotADatabaseError(DatabaseFailure, DatabaseError):
+    """The file is not an SQLite database."""
+
+    problem = "the file is not an SQLite database"
+    remedy = "check GRIDBOT_DB_NAME; the file was left as it is"
+
+
+class DatabaseUnreachableError(DatabaseFailure, OperationalError):
+    """No connection: the server does not answer, the database does not exist, the file cannot be opened."""
+
+    problem = "the database cannot be reached"
+    remedy = "check host, port and database name, and that the server runs and accepts connections"
+
+
+class DatabaseFileError(DatabaseFailure, OperationalError):
+    """The SQLite file cannot be opened, created or read."""
+
+    problem = "the database file cannot be opened"
+    remedy = "check that GRIDBOT_DB_NAME is a file path in a folder this user may write to"
+
+
+class AuthenticationError(DatabaseFailure, OperationalError):
+    """The server refused user or password."""
+
+    problem = "the server refused the login"
+    remedy = "check GRIDBOT_DB_USER and GRIDBOT_DB_PASSWORD"
+
+
+class PermissionDeniedError(DatabaseFailure, ProgrammingError):
+    """The login may not do this."""
+
+    problem = "the login lacks a privilege"
+    remedy = "grant it to GRIDBOT_DB_USER, or connect as the owner of the schema"
+
+
+# SQLite's extended result codes, longest match first, and PostgreSQL's SQLSTATEs, class or whole.
+_SQLITE_FAILURES: tuple[tuple[str, type[DatabaseFailure]], ...] = (
+    ("SQLITE_READONLY_DBMOVED", DatabaseMovedError),
+    ("SQLITE_READONLY", DatabaseReadOnlyError),
+    ("SQLITE_BUSY", DatabaseLockedError),
+    ("SQLITE_LOCKED", DatabaseLockedError),
+    ("SQLITE_FULL", DatabaseFullError),
+    ("SQLITE_CORRUPT", DatabaseCorruptError),
+    ("SQLITE_NOTADB", NotADatabaseError),
+    ("SQLITE_CANTOPEN", DatabaseFileError),
+    ("SQLITE_IOERR", DatabaseFileError),
+    ("SQLITE_PERM", DatabaseFileError),
+)
+_POSTGRESQL_FAILURES: tuple[tuple[str, type[DatabaseFailure]], ...] = (
+    ("55P03", DatabaseLockedError),
+    ("40001", TransactionConflictError),
+    ("40P01", TransactionConflictError),
+    ("53100", DatabaseFullError),
+    ("25006", DatabaseReadOnlyError),
+    ("XX001", DatabaseCorruptError),
+    ("XX002", DatabaseCorruptError),
+    ("28", AuthenticationError),
+    ("42501", PermissionDeniedError),
+    ("3D000", DatabaseUnreachableError),
+    ("53300", DatabaseUnreachableError),
+    ("57P0", DatabaseUnreachableError),
+    ("08", DatabaseUnreachableError),
+)
+# libpq gives no SQLSTATE for a connection that was never made.
+_REFUSED_LOGINS = ("authentication failed", "no password supplied", "role ", "no pg_hba.conf entry")
+
+
+def typed_failure(driver_error: BaseException | None) -> DatabaseFailure | None:
+    """The named failure for a driver's exception (sqlite3 or psycopg2), or None if it is none of them."""
+    if isinstance(driver_error, sqlite3.Error):
+        code, table = getattr(driver_error, "sqlite_errorname", None) or "", _SQLITE_FAILURES
+    elif isinstance(driver_error, psycopg2.Error):
+        code, table = driver_error.pgcode or "", _POSTGRESQL_FAILURES
+        if not code and isinstance(driver_error, psycopg2.OperationalError):
+            said = str(driver_error)
+            code = "28" if any(sign in said for sign in _REFUSED_LOGINS) else "08"
+    else:
+        return None
+    for prefix, failure in table:
+        if code.startswith(prefix):
+            return failure(driver_error)
+    return None

@@ -1,0 +1,83 @@
+"""`python -m shared.db.init_db`: create the schema and say what is there. Exit codes: 0 done, 1 failed, 2 usage."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from shared.db.database import DatabaseFactory
+from shared.db.errors import SharedDBError
+from shared.db.models import Base
+from shared.db.settings import DatabaseSettings, read_env_file
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Create missing tables; print the masked URL and each table's number of rows. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m shared.db.init_db",
+        description="Create the tables of shared.db. Settings come from GRIDBOT_DB_* variables and .env.",
+    )
+    add_connection_arguments(parser)
+    options = parser.parse_args(arguments)
+    return report_failure("init_db", lambda: initialize(options))
+
+
+def initialize(options: argparse.Namespace) -> int:
+    """Create missing tables and print what is there."""
+    settings = settings_from_arguments(options)
+    with DatabaseFactory(settings) as db:
+        created = db.create_tables()
+        with db.get_session(read_only=True) as session:
+            counts = {
+                table.name: session.scalar(select(func.count()).select_from(table))
+                for table in Base.metadata.sorted_tables
+            }
+    print("Database initialized successfully" + ("" if created else " (nothing changed: the schema was already there)"))
+    print(f"URL: {settings.safe_url}")
+    width = max(map(len, counts))
+    for name, count in counts.items():
+        print(f"  {name:<{width}}  {count:>12,} rows")
+    return 0
+
+
+def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say which database, the same for every command."""
+    parser.add_argument("--db-type", metavar="TYPE", help="sqlite or postgresql")
+    parser.add_argument("--db-name", metavar="NAME", help="SQLite file path or PostgreSQL database name")
+    parser.add_argument("--db-url", metavar="URL", help="whole database URL, in place of the other settings")
+    parser.add_argument("--env-file", metavar="FILE", help="read this file in place of .env")
+    parser.add_argument("--echo-sql", action="store_true", help="log SQL statements (never their values)")
+
+
+def settings_from_arguments(options: argparse.Namespace) -> DatabaseSettings:
+    """Settings from those arguments, what is not given from the environment. Raises `SettingsError`."""
+    given: dict[str, Any] = {
+        "db_type": options.db_type,
+        "db_name": options.db_name,
+        "database_url": options.db_url,
+        "echo_sql": options.echo_sql or None,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if "db_type" in given or "db_name" in given:
+        # What is typed here is meant: a URL in the environment must not overrule it.
+        given.setdefault("database_url", None)
+    return DatabaseSettings(**read_env_file(options.env_file), **given)
+
+
+def report_failure(program: str, run: Callable[[], int]) -> int:
+    """What `run` returns; an expected failure becomes one line on stderr, without a traceback, and exit code 1."""
+    try:
+        return run()
+    except (SharedDBError, SQLAlchemyError) as error:
+        # Of a message of several lines the rest is the driver's own detail.
+        print(f"{program}: {str(error).strip().splitlines()[0]}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,332 @@
+"""What a row is: the declarative base, the naming convention and the seven tables of the specification.
+
+Nothing here knows a dialect. Every default is given twice, in Python for the ORM and in the schema for psql and
+COPY. Every foreign key cascades in the database, and `passive_deletes` keeps the ORM from loading the children
+first: deleting a user must not read 50,000 executions.
+"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from sqlalchemy import CheckConstraint, ForeignKey, Index, MetaData, UniqueConstraint, true
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+from shared.db.column_types import (
+    BoundedString,
+    CheckedBoolean,
+    CheckedInteger,
+    CheckedText,
+    Json,
+    Money,
+    TrackedJSON,
+    UTCDateTime,
+    Vocabulary,
+    new_uuid,
+    utc_now,
+)
+
+# UUIDs as text, since the two databases share no UUID type.
+ID_LENGTH = 36
+
+
+class UserStatus(StrEnum):
+    """Values of users.status."""
+
+    ACTIVE = "active"
+    SUSPENDED = "suspended"
+    DELETED = "deleted"
+
+
+class Environment(StrEnum):
+    """Values of bybit_accounts.environment."""
+
+    MAINNET = "mainnet"
+    TESTNET = "testnet"
+
+
+class AccountStatus(StrEnum):
+    """Values of bybit_accounts.status."""
+
+    ENABLED = "enabled"
+    DISABLED = "disabled"
+    ERROR = "error"
+
+
+class RunType(StrEnum):
+    """Values of runs.run_type."""
+
+    LIVE = "live"
+    BACKTEST = "backtest"
+    SHADOW = "shadow"
+
+
+class RunStatus(StrEnum):
+    """Values of runs.status."""
+
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+class Side(StrEnum):
+    """Values of the `side` columns, spelt as Bybit spells them."""
+
+    BUY = "Buy"
+    SELL = "Sell"
+
+
+class Base(DeclarativeBase):
+    """Declarative base of every table."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+    # What a repr shows, besides the primary key: an allow-list, so that a new column never leaks by default.
+    _repr_names: ClassVar[tuple[str, ...]] = ()
+
+    def __repr__(self) -> str:
+        # From what is loaded only: a repr in a log line must never run a query.
+        keys = [column.key for column in self.__mapper__.primary_key]
+        loaded = self.__dict__
+        shown = ", ".join(f"{name}={loaded[name]!r}" for name in (*keys, *self._repr_names) if name in loaded)
+        return f"<{type(self).__name__} {shown}>"
+
+
+def _uuid4() -> str:
+    return str(uuid.uuid4())
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _one_of(column: str, words: type[StrEnum]) -> CheckConstraint:
+    """A named CHECK with the same words as the Python enumeration."""
+    return CheckConstraint(f"{column} IN ({', '.join(repr(word.value) for word in words)})", name=column)
+
+
+def _id_column() -> Mapped[str]:
+    return mapped_column(BoundedString(ID_LENGTH), primary_key=True, default=_uuid4, server_default=new_uuid())
+
+
+def _created_column(comment: str) -> Mapped[datetime]:
+    return mapped_column(UTCDateTime(), default=_now, server_default=utc_now(), comment=comment)
+
+
+def _parent(column: str) -> ForeignKey:
+    return ForeignKey(column, ondelete="CASCADE")
+
+
+class User(Base):
+    """A person whose bots trade here: the tenant."""
+
+    __tablename__ = "users"
+    __table_args__ = (_one_of("status", UserStatus),)
+    _repr_names = ("username", "status")
+
+    user_id: Mapped[str] = _id_column()
+    username: Mapped[str] = mapped_column(BoundedString(100), unique=True, comment="Login username")
+    email: Mapped[str | None] = mapped_column(BoundedString(255), unique=True, comment="Contact email")
+    status: Mapped[str] = mapped_column(
+        Vocabulary(UserStatus, 20), default=UserStatus.ACTIVE.value, server_default=UserStatus.ACTIVE.value
+    )
+    created_at: Mapped[datetime] = _created_column("Account creation, UTC")
+    updated_at: Mapped[datetime] = mapped_column(
+        UTCDateTime(), default=_now, onupdate=_now, server_default=utc_now(), comment="Last modification, UTC"
+    )
+
+    accounts: Mapped[list[BybitAccount]] = relationship(
+        back_populates="user", cascade="all", passive_deletes=True, order_by="BybitAccount.account_name"
+    )
+    runs: Mapped[list[Run]] = relationship(
+        back_populates="user", cascade="all", passive_deletes=True, order_by="(Run.start_ts, Run.run_id)"
+    )
+
+
+class BybitAccount(Base):
+    """One Bybit account of one user."""
+
+    __tablename__ = "bybit_accounts"
+    __table_args__ = (
+        UniqueConstraint("user_id", "account_name"),
+        _one_of("environment", Environment),
+        _one_of("status", AccountStatus),
+    )
+    _repr_names = ("account_name", "environment", "status")
+
+    account_id: Mapped[str] = _id_column()
+    user_id: Mapped[str] = mapped_column(BoundedString(ID_LENGTH), _parent("users.user_id"), comment="Owner")
+    account_name: Mapped[str] = mapped_column(BoundedString(100), comment="Label, unique for its user")
+    environment: Mapped[str] = mapped_column(Vocabulary(Environment, 10))
+    status: Mapped[str] = mapped_column(
+        Vocabulary(AccountStatus, 20),
+        default=AccountStatus.ENABLED.value,
+        server_default=AccountStatus.ENABLED.value,
+    )
+    created_at: Mapped[datetime] = _created_column("Creation, UTC")
+
+    user: Mapped[User] = relationship(back_populates="accounts")
+    credentials: Mapped[list[ApiCredential]] = relationship(
+        back_populates="account", cascade="all", passive_deletes=True, order_by="ApiCredential.created_at"
+    )
+    strategies: Mapped[list[Strategy]] = relationship(
+        back_populates="account", cascade="all", passive_deletes=True, order_by="Strategy.symbol"
+    )
+    runs: Mapped[list[Run]] = relationship(
+        back_populates="account", cascade="all", passive_deletes=True, order_by="(Run.start_ts, Run.run_id)"
+    )
+
+
+class ApiCredential(Base):
+    """An API key of an account. The secret is never part of a repr."""
+
+    __tablename__ = "api_credentials"
+    __table_args__ = (Index(None, "account_id"),)
+    _repr_names = ("account_id", "is_active")
+
+    credential_id: Mapped[str] = _id_column()
+    account_id: Mapped[str] = mapped_column(BoundedString(ID_LENGTH), _parent("bybit_accounts.account_id"))
+    api_key_id: Mapped[str] = mapped_column(BoundedString(100), comment="Bybit API key (public part)")
+    api_secret: Mapped[str] = mapped_column(CheckedText(), comment="Bybit API secret")
+    is_active: Mapped[bool] = mapped_column(CheckedBoolean(), default=True, server_default=true())
+    created_at: Mapped[datetime] = _created_column("Creation, UTC")
+    rotated_at: Mapped[datetime | None] = mapped_column(UTCDateTime(), comment="Last rotation at the exchange, UTC")
+
+    account: Mapped[BybitAccount] = relationship(back_populates="credentials")
+
+
+class Strategy(Base):
+    """A trading strategy on one symbol of one account."""
+
+    __tablename__ = "strategies"
+    __table_args__ = (UniqueConstraint("account_id", "symbol"),)
+    _repr_names = ("strategy_type", "symbol", "is_enabled")
+
+    strategy_id: Mapped[str] = _id_column()
+    account_id: Mapped[str] = mapped_column(BoundedString(ID_LENGTH), _parent("bybit_accounts.account_id"))
+    strategy_type: Mapped[str] = mapped_column(BoundedString(50), comment="Such as GridStrategy")
+    symbol: Mapped[str] = mapped_column(BoundedString(20), comment="Trading pair, such as BTCUSDT")
+    config_json: Mapped[dict[str, Any]] = mapped_column(TrackedJSON.as_mutable(Json()), comment="GridConfig")
+    is_enabled: Mapped[bool] = mapped_column(CheckedBoolean(), default=True, server_default=true())
+    created_at: Mapped[datetime] = _created_column("Creation, UTC")
+
+    account: Mapped[BybitAccount] = relationship(back_populates="strategies")
+    runs: Mapped[list[Run]] = relationship(
+        back_populates="strategy", cascade="all", passive_deletes=True, order_by="(Run.start_ts, Run.run_id)"
+    )
+
+
+class Run(Base):
+    """One execution of a strategy: live, backtest or shadow.
+
+    It names its user beside its account, so that every query can filter by `user_id` alone.
+    """
+
+    __tablename__ = "runs"
+    __table_args__ = (
+        _one_of("run_type", RunType),
+        _one_of("status", RunStatus),
+        # These two serve the specification's index on user_id by their leading column, and the newest runs of
+        # a user and `get_running` besides. A third index on user_id alone would only slow down writes.
+        Index(None, "user_id", "start_ts", "run_id"),
+        Index(None, "user_id", "status", "start_ts"),
+        Index(None, "account_id"),
+        Index(None, "status"),
+        # For closing orphans, and for the cascade from strategies.
+        Index(None, "strategy_id"),
+    )
+    _repr_names = ("run_type", "status", "start_ts")
+
+    run_id: Mapped[str] = _id_column()
+    user_id: Mapped[str] = mapped_column(BoundedString(ID_LENGTH), _parent("users.user_id"), comment="Owner")
+    account_id: Mapped[str] = mapped_column(BoundedString(ID_LENGTH), _parent("bybit_accounts.account_id"))
+    strategy_id: Mapped[str] = mapped_column(BoundedString(ID_LENGTH), _parent("strategies.strategy_id"))
+    run_type: Mapped[str] = mapped_column(Vocabulary(RunType, 20))
+    gridcore_version: Mapped[str | None] = mapped_column(BoundedString(50), comment="For reproducing the run")
+    config_snapshot: Mapped[dict[str, Any] | None] = mapped_column(
+        TrackedJSON.as_mutable(Json()), comment="GridConfig when the run started"
+    )
+    start_ts: Mapped[datetime] = _created_column("Start, UTC")
+    end_ts: Mapped[datetime | None] = mapped_column(UTCDateTime(), comment="End, UTC")
+    status: Mapped[str] = mapped_column(
+        Vocabulary(RunStatus, 20), default=RunStatus.RUNNING.value, server_default=RunStatus.RUNNING.value
+    )
+
+    user: Mapped[User] = relationship(back_populates="runs")
+    account: Mapped[BybitAccount] = relationship(back_populates="runs")
+    strategy: Mapped[Strategy] = relationship(back_populates="runs")
+    executions: Mapped[list[PrivateExecution]] = relationship(
+        back_populates="run",
+        cascade="all",
+        passive_deletes=True,
+        order_by="(PrivateExecution.exchange_ts, PrivateExecution.exec_id)",
+    )
+
+
+class PublicTrade(Base):
+    """A trade on the exchange, anybody's: shared by all users.
+
+    Its identity is (symbol, exchange_ts, trade_id): Bybit's spot archives number their trades from 1 in every
+    daily file, so a key without the time would throw the second day away. The same index serves the time range
+    of a symbol, which is why the specification's (symbol, exchange_ts) has none of its own.
+    """
+
+    __tablename__ = "public_trades"
+    __table_args__ = (UniqueConstraint("symbol", "exchange_ts", "trade_id"), _one_of("side", Side))
+    _repr_names = ("symbol", "trade_id", "exchange_ts")
+
+    id: Mapped[int] = mapped_column(CheckedInteger(), primary_key=True, autoincrement=True)
+    symbol: Mapped[str] = mapped_column(BoundedString(20))
+    trade_id: Mapped[str] = mapped_column(BoundedString(50), comment="Exchange trade ID")
+    exchange_ts: Mapped[datetime] = mapped_column(UTCDateTime(), comment="Exchange time, UTC")
+    local_ts: Mapped[datetime] = mapped_column(UTCDateTime(), comment="Local receive time, UTC")
+    side: Mapped[str] = mapped_column(Vocabulary(Side, 4), comment="The taker's side")
+    price: Mapped[Decimal] = mapped_column(Money())
+    size: Mapped[Decimal] = mapped_column(Money())
+
+
+class PrivateExecution(Base):
+    """A fill of one of our own orders, recorded under a run.
+
+    Its identity is (run_id, exec_id): two runs may record the same account, and a key on exec_id alone would
+    drop the second one's rows. The same index serves the rows of a run.
+    """
+
+    __tablename__ = "private_executions"
+    __table_args__ = (
+        UniqueConstraint("run_id", "exec_id"),
+        Index(None, "account_id", "exchange_ts"),
+        _one_of("side", Side),
+    )
+    _repr_names = ("run_id", "symbol", "exec_id", "exchange_ts")
+
+    id: Mapped[int] = mapped_column(CheckedInteger(), primary_key=True, autoincrement=True)
+    run_id: Mapped[str] = mapped_column(BoundedString(ID_LENGTH), _parent("runs.run_id"))
+    account_id: Mapped[str] = mapped_column(BoundedString(ID_LENGTH), comment="Account that traded")
+    symbol: Mapped[str] = mapped_column(BoundedString(20))
+    exec_id: Mapped[str] = mapped_column(BoundedString(50), comment="Exchange execution ID")
+    order_id: Mapped[str] = mapped_column(BoundedString(50), comment="Exchange order ID")
+    order_link_id: Mapped[str | None] = mapped_column(BoundedString(50), comment="Client order ID, for matching")
+    exchange_ts: Mapped[datetime] = mapped_column(UTCDateTime(), comment="Execution time, UTC")
+    side: Mapped[str] = mapped_column(Vocabulary(Side, 4))
+    exec_price: Mapped[Decimal] = mapped_column(Money())
+    exec_qty: Mapped[Decimal] = mapped_column(Money())
+    exec_fee: Mapped[Decimal | None] = mapped_column(Money(), comment="Negative for a rebate")
+    closed_pnl: Mapped[Decimal | None] = mapped_column(Money(), comment="Realized profit or loss")
+    raw_json: Mapped[dict[str, Any] | None] = mapped_column(
+        TrackedJSON.as_mutable(Json()), comment="The exchange's full message"
+    )
+
+    run: Mapped[Run] = relationship(back_populates="executions")

@@ -1,0 +1,423 @@
+"""The questions a bot asks: one small class a table, on one base.
+
+A repository method builds a statement, confines it to its user, and runs it. Repositories flush and never commit:
+the session's context does. All times are aware UTC; bounds are inclusive; a limit is one that the caller gave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Generic, Self, TypeVar
+
+from sqlalchemy import Select, func, inspect, select
+from sqlalchemy.orm import Session
+
+from shared.db.bulk import insert_new
+from shared.db.errors import RowNotFoundError, RunEndedError, TenantScopeError, TenantViolation
+from shared.db.models import (
+    AccountStatus,
+    ApiCredential,
+    Base,
+    BybitAccount,
+    PrivateExecution,
+    PublicTrade,
+    Run,
+    RunStatus,
+    Strategy,
+    User,
+    UserStatus,
+)
+from shared.db.tenancy.ownership import owned_by, primary_key
+from shared.db.tenancy.session_scope import (
+    UNSET,
+    OwnershipGuard,
+    UserId,
+    acting_for,
+    agreed_user,
+    column_values,
+)
+
+T = TypeVar("T", bound=Base)
+
+
+class BaseRepository(Generic[T]):
+    """Create, read, update and delete for one model, confined to one user where its rows belong to users.
+
+    The user comes from the session, from `user_id` here, or from the `user_id` of a call; all that are given
+    must agree. For a model whose rows belong to users, a call without any raises `TenantScopeError` and runs no
+    query.
+    """
+
+    model: type[T]
+    # Users and public trades can be read without naming a user.
+    _needs_user = True
+
+    def __init__(self, session: Session, user_id: UserId = UNSET) -> None:
+        self.session = session
+        self._user_id = user_id
+        self._every_user = False
+        agreed_user(session.info.get("user_id", UNSET), user_id)
+
+    @classmethod
+    def across_users(cls, session: Session) -> Self:
+        """A repository that sees every user's rows: for tools. Refused in a user's session."""
+        if "user_id" in session.info:
+            raise TenantScopeError(
+                "a user's session never looks across users; open a plain one with db.get_session() for that"
+            )
+        repository = cls(session)
+        repository._every_user = True
+        return repository
+
+    def get_by_id(self, id: Any, *, user_id: UserId = UNSET) -> T | None:
+        """The row with this primary key, or None if there is none or it is not the user's."""
+        return self._first(self._mine(user_id).where(self._key == id))
+
+    def get_all(self, limit: int | None = None, offset: int = 0, *, user_id: UserId = UNSET) -> list[T]:
+        """All rows in order of their primary key: `limit` of them (None: all) after the first `offset`."""
+        return self._all(self._mine(user_id).order_by(self._key).limit(limit).offset(offset))
+
+    def create(self, entity: T, *, user_id: UserId = UNSET) -> T:
+        """Insert `entity` and return it, defaults filled in.
+
+        Raises `TenantViolation` if it is not the user's own or names a parent that is not.
+        """
+        user = self._resolve(user_id)
+        if user is None:
+            self.session.add(entity)
+            self.session.flush()
+            return entity
+        with acting_for(self.session, user, "create", entity):
+            self.session.add(entity)
+            self.session.flush()
+        return entity
+
+    def update(self, entity: T, *, user_id: UserId = UNSET) -> T:
+        """Write the attributes set on `entity` to the existing row with its primary key; the session's object.
+
+        Raises `RowNotFoundError` if the user has no such row, `TenantViolation` if the change would give it to
+        another user or hang it under another user's parent.
+        """
+        user = self._resolve(user_id)
+        self._require_existing(entity, user)
+        if user is None:
+            merged = self.session.merge(entity)
+            self.session.flush()
+            return merged
+        try:
+            with acting_for(self.session, user, "update", entity):
+                merged = self.session.merge(entity)
+                self.session.flush()
+        except TenantViolation:
+            # Whoever catches this must not write the refused change with his next flush.
+            if entity in self.session:
+                self.session.expire(entity)
+            raise
+        return merged
+
+    def delete(self, entity: T, *, user_id: UserId = UNSET) -> None:
+        """Delete the row and, by the database's cascade, everything below it.
+
+        Raises `RowNotFoundError` if the user has no such row.
+        """
+        self._require_existing(entity, self._resolve(user_id))
+        self.session.delete(entity)
+        self.session.flush()
+
+    @property
+    def _key(self) -> Any:
+        return getattr(self.model, primary_key(self.model))
+
+    def _resolve(self, user_id: UserId) -> str | None:
+        """The user to confine to; None where none is needed."""
+        user = agreed_user(self.session.info.get("user_id", UNSET), self._user_id, user_id)
+        if user is None and self._needs_user and not self._every_user:
+            raise TenantScopeError(
+                f"{type(self).__name__} needs to know whose data is meant: open db.get_session(user_id=...), or pass "
+                "user_id= to the repository or to this call"
+            )
+        return user
+
+    def _mine(self, user_id: UserId = UNSET) -> Select[tuple[T]]:
+        """SELECT of the user's rows."""
+        mine: Select[tuple[T]] = self._confined(select(self.model), user_id)
+        return mine
+
+    def _confined(self, statement: Any, user_id: UserId) -> Any:
+        user = self._resolve(user_id)
+        criterion = None if user is None else owned_by(self.model, user)
+        return statement if criterion is None else statement.where(criterion)
+
+    def _first(self, statement: Select[tuple[T]]) -> T | None:
+        found: T | None = self.session.execute(statement).scalars().first()  # type: ignore[assignment] # T of a tuple
+        return found
+
+    def _all(self, statement: Select[tuple[T]]) -> list[T]:
+        return list(self.session.scalars(statement))
+
+    def _require_existing(self, entity: T, user: str | None) -> None:
+        key = inspect(entity).mapper.primary_key_from_instance(entity)[0]
+        statement = select(self._key).where(self._key == key)
+        criterion = None if user is None else owned_by(self.model, user)
+        if criterion is not None:
+            statement = statement.where(criterion)
+        with self.session.no_autoflush:
+            if key is None or self.session.scalar(statement) is None:
+                raise RowNotFoundError(self.model.__name__, key)
+
+
+class UserRepository(BaseRepository[User]):
+    """The users themselves."""
+
+    model = User
+    _needs_user = False
+
+    def get_by_username(self, username: str) -> User | None:
+        """The user with this login name."""
+        return self._first(self._mine().where(User.username == username))
+
+    def get_active_users(self) -> list[User]:
+        """Users with status "active", by username."""
+        return self._all(self._mine().where(User.status == UserStatus.ACTIVE).order_by(User.username))
+
+
+class BybitAccountRepository(BaseRepository[BybitAccount]):
+    """The Bybit accounts of a user."""
+
+    model = BybitAccount
+
+    def get_by_user_id(self, user_id: str) -> list[BybitAccount]:
+        """All accounts of a user, by name."""
+        return self._all(self._mine(user_id).order_by(BybitAccount.account_name))
+
+    def get_enabled_accounts(self, user_id: UserId = UNSET) -> list[BybitAccount]:
+        """The accounts of a user with status "enabled", by name."""
+        enabled = self._mine(user_id).where(BybitAccount.status == AccountStatus.ENABLED)
+        return self._all(enabled.order_by(BybitAccount.account_name))
+
+
+class ApiCredentialRepository(BaseRepository[ApiCredential]):
+    """The API keys of a user's accounts."""
+
+    model = ApiCredential
+
+    def get_by_account_id(self, account_id: str, *, user_id: UserId = UNSET) -> list[ApiCredential]:
+        """All credentials of an account, oldest first."""
+        return self._all(self._of_account(account_id, user_id))
+
+    def get_active_credential(self, account_id: str, *, user_id: UserId = UNSET) -> ApiCredential | None:
+        """The active credential of an account; the newest one if there are several."""
+        active = self._mine(user_id).where(ApiCredential.account_id == account_id, ApiCredential.is_active)
+        return self._first(
+            active.order_by(ApiCredential.created_at.desc(), ApiCredential.credential_id.desc()).limit(1)
+        )
+
+    def _of_account(self, account_id: str, user_id: UserId) -> Select[tuple[ApiCredential]]:
+        of_account = self._mine(user_id).where(ApiCredential.account_id == account_id)
+        return of_account.order_by(ApiCredential.created_at, ApiCredential.credential_id)
+
+
+class StrategyRepository(BaseRepository[Strategy]):
+    """The strategies of a user's accounts."""
+
+    model = Strategy
+
+    def get_by_account_id(self, account_id: str, *, user_id: UserId = UNSET) -> list[Strategy]:
+        """All strategies of an account, by symbol."""
+        return self._all(self._of_account(account_id, user_id))
+
+    def get_enabled_strategies(self, account_id: str, *, user_id: UserId = UNSET) -> list[Strategy]:
+        """The enabled strategies of an account, by symbol."""
+        return self._all(self._of_account(account_id, user_id).where(Strategy.is_enabled))
+
+    def get_by_symbol(self, account_id: str, symbol: str, *, user_id: UserId = UNSET) -> Strategy | None:
+        """The strategy of an account on one symbol."""
+        return self._first(self._of_account(account_id, user_id).where(Strategy.symbol == symbol))
+
+    def _of_account(self, account_id: str, user_id: UserId) -> Select[tuple[Strategy]]:
+        return self._mine(user_id).where(Strategy.account_id == account_id).order_by(Strategy.symbol)
+
+
+class RunRepository(BaseRepository[Run]):
+    """The runs of a user, newest first."""
+
+    model = Run
+
+    def get_by_user_id(self, user_id: str, limit: int | None = None, offset: int = 0) -> list[Run]:
+        """The runs of a user, newest first: `limit` of them (None: all) after the first `offset`."""
+        return self._all(self._newest(user_id).limit(limit).offset(offset))
+
+    def get_running(self, user_id: UserId = UNSET) -> list[Run]:
+        """The runs of a user that are running now, newest first."""
+        return self._all(self._newest(user_id).where(Run.status == RunStatus.RUNNING))
+
+    def get_by_account_id(self, account_id: str, *, user_id: UserId = UNSET) -> list[Run]:
+        """The runs on an account, newest first."""
+        return self._all(self._newest(user_id).where(Run.account_id == account_id))
+
+    def get_by_run_type(self, run_type: str, *, user_id: UserId = UNSET) -> list[Run]:
+        """The runs of one type ("live", "backtest", "shadow"), newest first."""
+        return self._all(self._newest(user_id).where(Run.run_type == run_type))
+
+    def get_latest_by_type(
+        self, run_type: str, *, strategy_id: str | None = None, user_id: UserId = UNSET
+    ) -> Run | None:
+        """The newest run of one type, of one strategy if given."""
+        latest = self._newest(user_id).where(Run.run_type == run_type)
+        if strategy_id is not None:
+            latest = latest.where(Run.strategy_id == strategy_id)
+        return self._first(latest.limit(1))
+
+    def start(self, run: Run, *, user_id: UserId = UNSET) -> Run:
+        """Insert `run` as running, after closing what an earlier process left running of its strategy and type.
+
+        Raises `TenantViolation` if its account or strategy is not the user's, or the strategy of another account.
+        """
+        if run.strategy_id is not None and run.run_type is not None:
+            self.close_orphans(run.strategy_id, run.run_type, user_id=user_id)
+        run.status = RunStatus.RUNNING.value
+        return self.create(run, user_id=user_id)
+
+    def finish(self, run_id: str, *, user_id: UserId = UNSET) -> Run:
+        """End a run as completed, now; again changes nothing.
+
+        Raises `RowNotFoundError` if the user has no such run, `RunEndedError` if it ended as failed.
+        """
+        return self._end(run_id, RunStatus.COMPLETED, user_id)
+
+    def fail(self, run_id: str, *, user_id: UserId = UNSET) -> Run:
+        """End a run as failed, now; again changes nothing.
+
+        Raises `RowNotFoundError` if the user has no such run, `RunEndedError` if it ended as completed.
+        """
+        return self._end(run_id, RunStatus.FAILED, user_id)
+
+    def close_orphans(self, strategy_id: str, run_type: str, *, user_id: UserId = UNSET) -> int:
+        """End as failed what still counts as running of one strategy and type; the number of runs closed.
+
+        Their end is the time of their last execution, or their start if they have none: that is when they were
+        last known to be alive.
+        """
+        orphans = self._mine(user_id).where(
+            Run.strategy_id == strategy_id, Run.run_type == run_type, Run.status == RunStatus.RUNNING
+        )
+        closed = self._all(orphans)
+        for run in closed:
+            last = self.session.scalar(
+                select(func.max(PrivateExecution.exchange_ts)).where(PrivateExecution.run_id == run.run_id)
+            )
+            run.status = RunStatus.FAILED.value
+            run.end_ts = max(last or run.start_ts, run.start_ts)
+        self.session.flush()
+        return len(closed)
+
+    def _newest(self, user_id: UserId) -> Select[tuple[Run]]:
+        return self._mine(user_id).order_by(Run.start_ts.desc(), Run.run_id.desc())
+
+    def _end(self, run_id: str, status: RunStatus, user_id: UserId) -> Run:
+        run = self.get_by_id(run_id, user_id=user_id)
+        if run is None:
+            raise RowNotFoundError("Run", run_id)
+        if run.status == status:
+            return run
+        if run.status != RunStatus.RUNNING:
+            raise RunEndedError(run_id, run.status)
+        run.status = status.value
+        run.end_ts = datetime.now(UTC)
+        self.session.flush()
+        return run
+
+
+class PublicTradeRepository(BaseRepository[PublicTrade]):
+    """Trades on the exchange, shared by all users."""
+
+    model = PublicTrade
+    _needs_user = False
+
+    def bulk_create(self, trades: Iterable[Mapping[str, Any] | PublicTrade]) -> int:
+        """Insert trades, mappings or objects, skipping those already stored; the number of rows really inserted.
+
+        A trade is the same if symbol, exchange_ts and trade_id are. Part of the caller's transaction.
+        """
+        rows = (_values(trade) for trade in trades)
+        return insert_new(self.session, PublicTrade.__table__, ("symbol", "exchange_ts", "trade_id"), rows)
+
+    def get_by_symbol_range(
+        self, symbol: str, start: datetime, end: datetime, *, limit: int | None = None
+    ) -> list[PublicTrade]:
+        """The trades of a symbol from `start` to `end`, both included, in order of time and trade id."""
+        in_range = self._mine().where(PublicTrade.symbol == symbol, PublicTrade.exchange_ts.between(start, end))
+        return self._all(in_range.order_by(PublicTrade.exchange_ts, PublicTrade.trade_id).limit(limit))
+
+    def get_last_trade_ts(self, symbol: str) -> datetime | None:
+        """The time of the newest trade of a symbol, None if there is none."""
+        return self.session.scalar(select(func.max(PublicTrade.exchange_ts)).where(PublicTrade.symbol == symbol))
+
+    def exists_by_trade_id(self, trade_id: str, symbol: str | None = None) -> bool:
+        """Whether a trade with this id is stored, of `symbol` if given.
+
+        Bybit's spot archives number each day from 1: with them the id alone says little. Without a symbol the
+        whole table is searched.
+        """
+        found = select(PublicTrade.id).where(PublicTrade.trade_id == trade_id)
+        if symbol is not None:
+            found = found.where(PublicTrade.symbol == symbol)
+        return self.session.scalar(found.limit(1)) is not None
+
+
+class PrivateExecutionRepository(BaseRepository[PrivateExecution]):
+    """The fills recorded under a user's runs."""
+
+    model = PrivateExecution
+
+    def bulk_create(
+        self, executions: Iterable[Mapping[str, Any] | PrivateExecution], *, user_id: UserId = UNSET
+    ) -> int:
+        """Insert executions, mappings or objects, skipping those already stored; the number really inserted.
+
+        An execution is the same if run_id and exec_id are. Part of the caller's transaction. Raises
+        `TenantViolation`, and writes nothing, if any row's run or account is not the user's.
+        """
+        rows = [_values(execution) for execution in executions]
+        user = self._resolve(user_id)
+        if user is not None:
+            OwnershipGuard(user).check_rows(self.session, "bulk_create", PrivateExecution, rows)
+        return insert_new(self.session, PrivateExecution.__table__, ("run_id", "exec_id"), rows)
+
+    def get_by_run_range(
+        self,
+        run_id: str,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        *,
+        limit: int | None = None,
+        user_id: UserId = UNSET,
+    ) -> list[PrivateExecution]:
+        """The executions of a run from `start` to `end`, both included, in order of time and execution id."""
+        in_range = self._mine(user_id).where(PrivateExecution.run_id == run_id)
+        if start is not None:
+            in_range = in_range.where(PrivateExecution.exchange_ts >= start)
+        if end is not None:
+            in_range = in_range.where(PrivateExecution.exchange_ts <= end)
+        return self._all(in_range.order_by(PrivateExecution.exchange_ts, PrivateExecution.exec_id).limit(limit))
+
+    def get_last_execution_ts(self, run_id: str, *, user_id: UserId = UNSET) -> datetime | None:
+        """The time of the newest execution of a run, None if there is none."""
+        newest = select(func.max(PrivateExecution.exchange_ts)).where(PrivateExecution.run_id == run_id)
+        last: datetime | None = self.session.scalar(self._confined(newest, user_id))
+        return last
+
+    def exists_by_exec_id(self, exec_id: str, run_id: str | None = None, *, user_id: UserId = UNSET) -> bool:
+        """Whether an execution with this id is stored under one of the user's runs, under `run_id` if given."""
+        found = select(PrivateExecution.id).where(PrivateExecution.exec_id == exec_id)
+        if run_id is not None:
+            found = found.where(PrivateExecution.run_id == run_id)
+        return self.session.scalar(self._confined(found, user_id).limit(1)) is not None
+
+
+def _values(row: Mapping[str, Any] | Base) -> dict[str, Any]:
+    """A row's values by column name; of an object, those that are set."""
+    if isinstance(row, Mapping):
+        return dict(row)
+    return {name: value for name, value in column_values(row).items() if value is not None}

@@ -1,0 +1,79 @@
+"""Rows and small tools that several test modules need."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, TypeVar
+
+import psycopg2
+from sqlalchemy import URL
+from sqlalchemy.orm import Session
+
+from shared.db import BybitAccount, Run, Strategy
+
+T = TypeVar("T")
+
+
+def stored(session: Session, entity: T) -> T:
+    """`entity`, flushed."""
+    session.add(entity)
+    session.flush()
+    return entity
+
+
+def run_on_server(url: URL, *statements: str) -> None:
+    """Run statements outside of any transaction, as CREATE DATABASE needs."""
+    connection = psycopg2.connect(url.set(drivername="postgresql").render_as_string(hide_password=False))
+    try:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+    finally:
+        connection.close()
+
+
+def new_strategy(account: BybitAccount, symbol: str = "BTCUSDT", **values: Any) -> Strategy:
+    """A strategy that is not stored yet."""
+    given: dict[str, Any] = {"strategy_type": "GridStrategy", "config_json": {"levels": 20, "step": "0.2"}}
+    return Strategy(account_id=account.account_id, symbol=symbol, **(given | values))
+
+
+def new_run(account: BybitAccount, strategy: Strategy, **values: Any) -> Run:
+    """A run that is not stored yet."""
+    given: dict[str, Any] = {"user_id": account.user_id, "run_type": "live"}
+    return Run(account_id=account.account_id, strategy_id=strategy.strategy_id, **(given | values))
+
+
+def trade_values(number: int = 0, **values: Any) -> dict[str, Any]:
+    """The values of a public trade, a millisecond after the one before."""
+    when = datetime(2025, 5, 19, 0, 0, number // 1000, number % 1000 * 1000, tzinfo=UTC)
+    return {
+        "symbol": "BTCUSDT",
+        "trade_id": f"trade-{number}",
+        "exchange_ts": when,
+        "local_ts": when,
+        "side": "Buy",
+        "price": Decimal("65065.80"),
+        "size": Decimal("0.038"),
+    } | values
+
+
+def execution_values(run: Run, number: int = 0, **values: Any) -> dict[str, Any]:
+    """The values of an execution of `run`, a millisecond after the one before."""
+    return {
+        "run_id": run.run_id,
+        "account_id": run.account_id,
+        "symbol": "BTCUSDT",
+        "exec_id": f"exec-{number}",
+        "order_id": f"order-{number}",
+        "order_link_id": None,
+        "exchange_ts": datetime(2025, 5, 3, 11, 7, number // 1000, number % 1000 * 1000, tzinfo=UTC),
+        "side": "Sell",
+        "exec_price": Decimal("95900.1"),
+        "exec_qty": Decimal("0.5"),
+        "exec_fee": Decimal("26.3725275"),
+        "closed_pnl": Decimal("-12.5"),
+        "raw_json": {"execId": f"exec-{number}"},
+    } | values
