@@ -15,6 +15,7 @@ from shared.db.errors import (
     NotADatabaseError,
     PermissionDeniedError,
     RowNotFoundError,
+    RowSecurityError,
     RunEndedError,
     SettingsError,
     SharedDBError,
@@ -50,6 +51,8 @@ from shared.db.repositories import (
     UserRepository,
 )
 from shared.db.settings import DatabaseSettings
+from shared.db.tenancy.row_security import RowSecurityStatus
+from shared.db.tenancy.session_scope import UserSession
 
 __all__ = [
     "AccountStatus",
@@ -79,6 +82,8 @@ __all__ = [
     "PublicTrade",
     "PublicTradeRepository",
     "RowNotFoundError",
+    "RowSecurityError",
+    "RowSecurityStatus",
     "Run",
     "RunEndedError",
     "RunRepository",
@@ -95,6 +100,7 @@ __all__ = [
     "TransactionConflictError",
     "User",
     "UserRepository",
+    "UserSession",
     "UserStatus",
     "get_db",
     "init_db",

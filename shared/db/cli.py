@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Callable, Sequence
 
 import shared.db.init_db as init_db
+from shared.db.database import DatabaseFactory
 
 # A command adds its arguments to its parser and gives the function that runs it and returns the exit code.
 Command = Callable[[argparse.ArgumentParser], Callable[[argparse.Namespace], int]]
@@ -30,6 +31,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return init_db.report_failure("shared.db", lambda: run(options))
 
 
+def _row_security(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    parser.add_argument("action", choices=("enable", "disable", "status"))
+
+    def run(options: argparse.Namespace) -> int:
+        with DatabaseFactory(init_db.settings_from_arguments(options)) as db:
+            if options.action == "enable":
+                db.enable_row_security()
+            elif options.action == "disable":
+                db.disable_row_security()
+            status = db.row_security_status()
+        state = "on" if status.enabled else "off" if not status.problems else "on, but not as the code has it"
+        print(f"row-level security: {state if status.supported else 'not available on SQLite'} (role {status.role})")
+        for problem in status.problems:
+            print(f"  {problem}")
+        return 1 if status.problems else 0
+
+    return run
+
+
 COMMANDS: dict[str, tuple[str, Command]] = {
     "init": ("create missing tables and say what is there", lambda parser: init_db.initialize),
+    "row-security": (
+        "PostgreSQL's row-level security for users' sessions: turn it on, off, or check it",
+        _row_security,
+    ),
 }

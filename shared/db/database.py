@@ -24,9 +24,13 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from shared.db.column_types import register_sqlite_functions
-from shared.db.errors import typed_failure
+from shared.db.errors import RowSecurityError, typed_failure
 from shared.db.models import Base
 from shared.db.settings import DatabaseSettings, settings_from
+from shared.db.tenancy import row_security
+from shared.db.tenancy.guard import UNSET, UserId, checked_user_id
+from shared.db.tenancy.row_security import RowSecurityStatus
+from shared.db.tenancy.session_scope import TenantRequiredSession, UserSession
 
 _READ_ONLY = "shared_db_read_only"
 # Any constant will do, as long as every process of the fleet uses the same one.
@@ -51,6 +55,7 @@ class DatabaseFactory:
         self._read_only_engine: Engine | None = None
         self._session_factory: sessionmaker[Session] | None = None
         self._open_sessions = 0
+        self._policies_installed: bool | None = None
         _factories.add(self)
 
     def __repr__(self) -> str:
@@ -84,19 +89,22 @@ class DatabaseFactory:
             engine = self.engine
             with self._lock:
                 if self._session_factory is None:
-                    self._session_factory = sessionmaker(engine, expire_on_commit=False)
+                    kind = TenantRequiredSession if self.settings.require_tenant else Session
+                    self._session_factory = sessionmaker(engine, class_=kind, expire_on_commit=False)
         return self._session_factory
 
     @contextmanager
-    def get_session(self, *, read_only: bool = False) -> Iterator[Session]:
+    def get_session(self, *, user_id: UserId = UNSET, read_only: bool = False) -> Iterator[Session]:
         """A session that commits when the block ends, rolls back when it raises, and is closed either way.
+
+        With `user_id` nothing of another user can be read or written in it (`TenantViolation`); None, or what
+        cannot be a user id, raises `TenantScopeError`. Left out, it is a plain session, which sees everything.
 
         With `read_only=True` every write is refused (`DatabaseReadOnlyError`), and on SQLite the session never
         waits for a writer nor makes one wait.
         """
-        engine = self.engine
-        session = self.session_factory(bind=self._read_only_engine if read_only else engine)
-        if self._open_sessions and isinstance(engine.pool, StaticPool):
+        session = self._new_session(user_id, self._read_only_engine if read_only else None)
+        if self._open_sessions and isinstance(self.engine.pool, StaticPool):
             warnings.warn(
                 "two open sessions on one in-memory SQLite share a single transaction: closing one undoes what the "
                 "other has not committed; use one session at a time, or a file",
@@ -112,6 +120,50 @@ class DatabaseFactory:
         finally:
             self._open_sessions -= 1
             session.close()
+
+    def _new_session(self, user_id: UserId, bind: Engine | None) -> Session:
+        factory = self.session_factory
+        options: dict[str, Any] = {} if bind is None else {"bind": bind}
+        if user_id is UNSET:
+            return factory(**options)
+        user_id = checked_user_id(user_id)
+        if self._policies_installed is None:
+            with self.engine.connect() as connection:
+                self._policies_installed = connection.dialect.name == "postgresql" and row_security.is_installed(
+                    connection
+                )
+        adopt = (self.settings.tenant_role, user_id) if self._policies_installed else None
+        return UserSession(**(factory.kw | options), user_id=user_id, adopt=adopt)
+
+    def enable_row_security(self) -> None:
+        """Have PostgreSQL confine users' sessions too: create the role and the policies, or renew them.
+
+        Processes that are running take notice when they start again. Raises `RowSecurityError` on SQLite, and
+        where the login may not create the role: then the message has the statements for an administrator.
+        """
+        with self._row_security_transaction() as connection:
+            row_security.enable(connection, self.settings.tenant_role)
+
+    def disable_row_security(self) -> None:
+        """Drop the policies; the role stays. Users' sessions are still confined by the ORM's side."""
+        with self._row_security_transaction() as connection:
+            row_security.disable(connection)
+
+    def row_security_status(self) -> RowSecurityStatus:
+        """Whether the policies are in place, and every way in which they differ from the code's."""
+        role = self.settings.tenant_role
+        with self.engine.connect() as connection:
+            if connection.dialect.name != "postgresql":
+                return RowSecurityStatus(supported=False, enabled=False, role=role)
+            return row_security.status(connection, role)
+
+    @contextmanager
+    def _row_security_transaction(self) -> Iterator[Connection]:
+        if self.engine.dialect.name != "postgresql":
+            raise RowSecurityError("SQLite has no row-level security; users' sessions are confined without it there")
+        with self._schema_transaction() as connection:
+            yield connection
+        self._policies_installed = None
 
     def create_tables(self) -> bool:
         """Create what is missing of the schema; True if anything was. Any number of processes may call it at once."""
@@ -129,6 +181,7 @@ class DatabaseFactory:
         """Close every pooled connection. The factory stays usable and opens new ones when asked."""
         with self._lock:
             engine, self._engine, self._session_factory = self._engine, None, None
+            self._policies_installed = None
         if engine is not None:
             engine.dispose()
 
@@ -293,7 +346,7 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def _name_failure(context: ExceptionContext) -> BaseException | None:
-    return typed_failure(context.original_exception)
+    return row_security.violation_of(context) or typed_failure(context.original_exception)
 
 
 def _table_names(connection: Connection) -> list[str]:

@@ -95,6 +95,10 @@ class TenantViolation(TenantError):
         self.user_id = user_id
 
 
+class RowSecurityError(SharedDBError):
+    """PostgreSQL's row-level security cannot be set up here; the message names what an administrator must run."""
+
+
 class DatabaseFailure(SharedDBError, DBAPIError):
     """The database itself failed. The driver's error is chained and kept as `orig`; `remedy` says what to do.
 

@@ -7,10 +7,11 @@ the session's context does. All times are aware UTC; bounds are inclusive; a lim
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from typing import Any, Generic, Self, TypeVar
 
-from sqlalchemy import Select, func, inspect, select
+from sqlalchemy import ColumnElement, Select, func, inspect, select
 from sqlalchemy.orm import Session
 
 from shared.db.bulk import insert_new
@@ -28,15 +29,9 @@ from shared.db.models import (
     User,
     UserStatus,
 )
-from shared.db.tenancy.ownership import owned_by, primary_key
-from shared.db.tenancy.session_scope import (
-    UNSET,
-    OwnershipGuard,
-    UserId,
-    acting_for,
-    agreed_user,
-    column_values,
-)
+from shared.db.tenancy.guard import UNSET, OwnershipGuard, UserId, acting_for, agreed_user, column_values
+from shared.db.tenancy.ownership import owned_by, ownership_of, primary_key
+from shared.db.tenancy.session_scope import UserSession
 
 T = TypeVar("T", bound=Base)
 
@@ -83,12 +78,7 @@ class BaseRepository(Generic[T]):
 
         Raises `TenantViolation` if it is not the user's own or names a parent that is not.
         """
-        user = self._resolve(user_id)
-        if user is None:
-            self.session.add(entity)
-            self.session.flush()
-            return entity
-        with acting_for(self.session, user, "create", entity):
+        with self._acting_for(self._resolve(user_id), "create", entity):
             self.session.add(entity)
             self.session.flush()
         return entity
@@ -101,12 +91,8 @@ class BaseRepository(Generic[T]):
         """
         user = self._resolve(user_id)
         self._require_existing(entity, user)
-        if user is None:
-            merged = self.session.merge(entity)
-            self.session.flush()
-            return merged
         try:
-            with acting_for(self.session, user, "update", entity):
+            with self._acting_for(user, "update", entity):
                 merged = self.session.merge(entity)
                 self.session.flush()
         except TenantViolation:
@@ -139,15 +125,24 @@ class BaseRepository(Generic[T]):
             )
         return user
 
+    def _acting_for(self, user: str | None, operation: str, entity: T) -> AbstractContextManager[None]:
+        """What checks a write: a user's session does so itself, and tools may write for everybody."""
+        if user is None or isinstance(self.session, UserSession) or ownership_of(self.model) is None:
+            return nullcontext()
+        return acting_for(self.session, user, operation, entity)
+
     def _mine(self, user_id: UserId = UNSET) -> Select[tuple[T]]:
         """SELECT of the user's rows."""
         mine: Select[tuple[T]] = self._confined(select(self.model), user_id)
         return mine
 
     def _confined(self, statement: Any, user_id: UserId) -> Any:
-        user = self._resolve(user_id)
-        criterion = None if user is None else owned_by(self.model, user)
+        criterion = self._criterion(self._resolve(user_id))
         return statement if criterion is None else statement.where(criterion)
+
+    def _criterion(self, user: str | None) -> ColumnElement[bool] | None:
+        """What a statement here must add; a user's session adds it by itself."""
+        return None if user is None or isinstance(self.session, UserSession) else owned_by(self.model, user)
 
     def _first(self, statement: Select[tuple[T]]) -> T | None:
         found: T | None = self.session.execute(statement).scalars().first()  # type: ignore[assignment] # T of a tuple
@@ -159,7 +154,7 @@ class BaseRepository(Generic[T]):
     def _require_existing(self, entity: T, user: str | None) -> None:
         key = inspect(entity).mapper.primary_key_from_instance(entity)[0]
         statement = select(self._key).where(self._key == key)
-        criterion = None if user is None else owned_by(self.model, user)
+        criterion = self._criterion(user)
         if criterion is not None:
             statement = statement.where(criterion)
         with self.session.no_autoflush:
@@ -382,7 +377,8 @@ class PrivateExecutionRepository(BaseRepository[PrivateExecution]):
         rows = [_values(execution) for execution in executions]
         user = self._resolve(user_id)
         if user is not None:
-            OwnershipGuard(user).check_rows(self.session, "bulk_create", PrivateExecution, rows)
+            guard = self.session.guard if isinstance(self.session, UserSession) else OwnershipGuard(user)
+            guard.check_rows(self.session, "bulk_create", PrivateExecution, rows)
         return insert_new(self.session, PrivateExecution.__table__, ("run_id", "exec_id"), rows)
 
     def get_by_run_range(

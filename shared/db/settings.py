@@ -107,6 +107,13 @@ class DatabaseSettings(BaseSettings):
     application_name: str = Field(
         default="shared.db", max_length=63, description="Name shown in PostgreSQL's pg_stat_activity"
     )
+    tenant_role: str = Field(
+        default="shared_db_tenant",
+        min_length=1,
+        max_length=63,
+        description="PostgreSQL role that users' sessions adopt under row-level security",
+    )
+    require_tenant: bool = Field(default=False, description="Refuse to touch users' tables in a session without a user")
     echo_sql: bool = Field(default=False, description="Log SQL statements (never their values)")
 
     def __init__(self, **values: Any) -> None:
@@ -163,7 +170,7 @@ class DatabaseSettings(BaseSettings):
             raise ValueError("must not be empty: a SQLite file path, :memory:, or a PostgreSQL database name")
         return value
 
-    @field_validator("database_url", "db_host", "db_user", "db_password", "db_name", "application_name")
+    @field_validator("database_url", "db_host", "db_user", "db_password", "db_name", "application_name", "tenant_role")
     @classmethod
     def _no_nul(cls, value: str | None) -> str | None:
         if value is not None and "\0" in value:

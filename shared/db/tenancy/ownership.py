@@ -104,11 +104,10 @@ def owned_keys(model: type[Any], user_id: Any) -> Any:
     table: Table = model.__table__
     ownership = ownership_of(model)
     assert ownership is not None, "only owned rows are named as parents"
-    key = table.c[primary_key(model)]
     column = table.c[ownership.column]
-    if ownership.parent is None:
-        return select(key).where(column == user_id)
-    return select(key).where(column.in_(owned_keys(ownership.parent, user_id)))
+    own = column == user_id if ownership.parent is None else column.in_(owned_keys(ownership.parent, user_id))
+    # Never correlated: the enclosing query may read the same table, for other rows.
+    return select(table.c[primary_key(model)]).where(own).correlate(None)
 
 
 def primary_key(model: type[Any]) -> str:

@@ -1,160 +1,232 @@
-"""Enforcer 1: whose data a session may touch."""
+"""Enforcer 1: a session in which nothing of another user can be read or written."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from enum import Enum
-from typing import Any, Final, Literal
+from functools import lru_cache
+from typing import Any, TypeVar
 
-from sqlalchemy import event, inspect, select
-from sqlalchemy.orm import Session
-from sqlalchemy.orm.util import identity_key
+from sqlalchemy import Connection, event, inspect, select
+from sqlalchemy.orm import (
+    InstanceState,
+    LoaderCriteriaOption,
+    ORMExecuteState,
+    Session,
+    SessionTransaction,
+    UOWTransaction,
+    with_loader_criteria,
+)
+from sqlalchemy.sql.dml import UpdateBase
 
 from shared.db.errors import TenantScopeError, TenantViolation
-from shared.db.models import ID_LENGTH
-from shared.db.tenancy.ownership import Reference, columns_to_agree, owned_keys, ownership_of, primary_key
+from shared.db.models import Base, User
+from shared.db.tenancy import row_security
+from shared.db.tenancy.guard import OwnershipGuard, column_values
+from shared.db.tenancy.ownership import OWNERSHIP, owned_by, ownership_of, primary_key
+from shared.db.tenancy.statement_guard import (
+    check_insert,
+    check_sources,
+    check_update,
+    may_touch_users,
+    refuse_raw_sql,
+)
 
-_CHUNK = 500
-
-
-class Unset(Enum):
-    """The type of `UNSET`."""
-
-    UNSET = "unset"
-
-    def __repr__(self) -> str:
-        return "UNSET"
-
-
-# The default of every `user_id` parameter. None is not: a value that somebody forgot must not open all data.
-UNSET: Final = Unset.UNSET
-UserId = str | Literal[Unset.UNSET]
-
-
-def checked_user_id(user_id: object) -> str:
-    """`user_id` if it can be one, else `TenantScopeError`."""
-    if isinstance(user_id, str) and 0 < len(user_id) <= ID_LENGTH and "\0" not in user_id:
-        return str(user_id)
-    shown = "an over-long text" if isinstance(user_id, str) and len(user_id) > ID_LENGTH else repr(user_id)
-    raise TenantScopeError(
-        f"{shown} is not a user id; pass the user's user_id (1 to {ID_LENGTH} characters), "
-        "or leave user_id out where no single user is meant"
-    )
+_TENANT_REQUIRED = (
+    "require_tenant is set, and this session without a user would touch users' data; open "
+    "db.get_session(user_id=...), or for a tool a DatabaseFactory whose settings have require_tenant=False"
+)
+_T = TypeVar("_T")
 
 
-def agreed_user(*given: object) -> str | None:
-    """The one user that all of `given` name, None if none names any; `TenantScopeError` if they differ."""
-    users = {checked_user_id(user_id) for user_id in given if user_id is not UNSET}
-    if len(users) > 1:
-        raise TenantScopeError(
-            "the session, the repository and the call name different users; open a session for the user you mean"
-        )
-    return users.pop() if users else None
+class UserSession(Session):
+    """A session in which nothing of another user can be read or written.
 
-
-class OwnershipGuard:
-    """Checks that what is written belongs to one user, and so does every row it names.
-
-    Parents once proved are remembered until `forget()`.
+    Made by `DatabaseFactory.get_session(user_id=...)`. Every ORM statement gets the user's criteria; every object
+    that enters is checked at the door, every row that leaves is checked before and after the flush. Raw SQL is
+    refused, except where PostgreSQL's own policies confine it (`confined_by_server`).
     """
 
-    def __init__(self, user_id: str) -> None:
-        self.user_id = user_id
-        self._proved: dict[tuple[type[Any], Any], dict[str, Any]] = {}
+    def __init__(self, *args: Any, user_id: str, adopt: tuple[str, str] | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.info["user_id"] = user_id
+        self.guard = OwnershipGuard(user_id)
+        self._adopt = adopt
 
-    def forget(self) -> None:
-        """Forget what was proved: it may have been rolled back."""
-        self._proved.clear()
+    @property
+    def confined_by_server(self) -> bool:
+        """Whether PostgreSQL's row-level security confines this session too."""
+        return self._adopt is not None
 
-    def check_rows(
-        self,
-        session: Session,
-        operation: str,
-        model: type[Any],
-        rows: Iterable[dict[str, Any]],
-        *,
-        complete: bool = True,
-    ) -> None:
-        """`TenantViolation` unless every row (column name to value) is the user's own and names only own parents.
-
-        A column that a row lacks is an error when the row is `complete`, and left for later when it is not.
-        """
-        ownership = ownership_of(model)
-        if ownership is None:
-            return
-        rows = list(rows)
-        if ownership.parent is None:
-            for row in rows:
-                owner = row.get(ownership.column)
-                if owner != self.user_id and (complete or owner is not None):
-                    raise self.violation(operation, model, f"its {ownership.column} is not the user's own")
-        for reference in ownership.parents:
-            named = [row for row in rows if row.get(reference.column) is not None]
-            if complete and len(named) < len(rows):
-                raise self.violation(operation, model, f"it names no {reference.column}")
-            self._prove(session, reference.parent, {row[reference.column] for row in named})
-            for row in named:
-                self._check_reference(operation, model, reference, row)
-
-    def violation(self, operation: str, model: type[Any], reason: str) -> TenantViolation:
-        """The error to raise."""
-        return TenantViolation(operation, model.__name__, self.user_id, reason)
-
-    def _check_reference(self, operation: str, model: type[Any], reference: Reference, row: dict[str, Any]) -> None:
-        parent = self._proved.get((reference.parent, row[reference.column]))
-        if parent is None:
-            raise self.violation(
-                operation, model, f"its {reference.column} names no {reference.parent.__name__} of the user"
+    def connection(self, *args: Any, **options: Any) -> Connection:
+        """The transaction's connection, where the server confines it; else `TenantViolation`."""
+        if not self.confined_by_server:
+            raise self.guard.violation(
+                "connection()", User, "a bare connection sees every user's rows; open a plain session for it"
             )
-        for column in reference.agrees:
-            if row.get(column) is not None and row[column] != parent[column]:
-                raise self.violation(
-                    operation,
-                    model,
-                    f"its {reference.column} names a {reference.parent.__name__} of another {column}",
-                )
+        return super().connection(*args, **options)
 
-    def _prove(self, session: Session, parent: type[Any], keys: set[Any]) -> None:
-        unknown = sorted(key for key in keys if (parent, key) not in self._proved and isinstance(key, str))
-        table = parent.__table__
-        key_column = table.c[primary_key(parent)]
-        columns = [table.c[name] for name in (key_column.name, *columns_to_agree(parent))]
-        owned = owned_keys(parent, self.user_id)
-        for start in range(0, len(unknown), _CHUNK):
-            query = select(*columns).where(key_column.in_(unknown[start : start + _CHUNK]), key_column.in_(owned))
-            for row in _connection(session).execute(query).mappings():
-                self._proved[parent, row[key_column.name]] = dict(row)
+    def merge(self, instance: _T, *, load: bool = True, options: Any = None) -> _T:
+        """As Session.merge(); `TenantViolation` for another user's key, or without loading."""
+        model = type(instance)
+        if ownership_of(model) is not None:
+            if not load:
+                raise self.guard.violation("merge(load=False)", model, "it trusts what nobody has looked up")
+            (key,) = inspect(instance).mapper.primary_key_from_instance(instance)
+            if key is not None and not self.guard.owns(self, model, key) and self._exists_for_anybody(model, key):
+                raise self.guard.violation("merge", model, "its key belongs to another user's row")
+        return super().merge(instance, load=load, options=options)
 
+    def bulk_save_objects(self, *args: Any, **options: Any) -> None:
+        """Refused: it passes by every check. Use `add_all()` or a repository's `bulk_create()`."""
+        raise self._legacy("bulk_save_objects")
 
-def column_values(entity: object) -> dict[str, Any]:
-    """The loaded column values of a mapped object, by column name; nothing is fetched."""
-    mapper = inspect(entity).mapper
-    loaded = inspect(entity).dict
-    return {column.name: loaded.get(mapper.get_property_by_column(column).key) for column in mapper.columns}
+    def bulk_insert_mappings(self, *args: Any, **options: Any) -> None:
+        """Refused: it passes by every check. Use a repository's `bulk_create()`."""
+        raise self._legacy("bulk_insert_mappings")
 
+    def bulk_update_mappings(self, *args: Any, **options: Any) -> None:
+        """Refused: it passes by every check. Use `update()` statements."""
+        raise self._legacy("bulk_update_mappings")
 
-@contextmanager
-def acting_for(session: Session, user_id: str, operation: str, entity: object) -> Iterator[None]:
-    """Let a plain session write `entity` only as `user_id`'s own; other objects are none of its business.
+    def _legacy(self, name: str) -> TenantViolation:
+        return self.guard.violation(f"{name}()", User, "it passes by every check; use add_all() or bulk_create()")
 
-    What is known beforehand is refused before anything happens. What only the flush brings to light (a parent
-    given as an object) raises inside it, which leaves the session good for nothing but a rollback.
-    """
-    guard = OwnershipGuard(user_id)
-    guard.check_rows(session, operation, type(entity), [column_values(entity)], complete=False)
-
-    def check(session: Session, *args: Any) -> None:
-        # merge() writes the session's own object of the same identity.
-        written = entity if entity in session else session.identity_map.get(identity_key(instance=entity))
-        guard.check_rows(session, operation, type(entity), [column_values(written)])
-
-    event.listen(session, "after_flush", check)
-    try:
-        yield
-    finally:
-        event.remove(session, "after_flush", check)
+    def _exists_for_anybody(self, model: type[Any], key: Any) -> bool:
+        connection = Session.connection(self)
+        table = model.__table__
+        found = select(table.c[primary_key(model)]).where(table.c[primary_key(model)] == key)
+        if self._adopt is None:
+            return connection.scalar(found) is not None
+        # Under the tenant role the server hides what we ask for here.
+        connection.exec_driver_sql("SELECT set_config('role', 'none', true)")
+        try:
+            return connection.scalar(found) is not None
+        finally:
+            row_security.adopt(connection, *self._adopt)
 
 
-def _connection(session: Session) -> Any:
-    return Session.connection(session)
+class TenantRequiredSession(Session):
+    """The plain session under `require_tenant`: users' tables, and SQL that may hide them, are out of its reach."""
+
+    def connection(self, *args: Any, **options: Any) -> Connection:
+        """Refused: a bare connection sees every user's rows."""
+        raise TenantScopeError(_TENANT_REQUIRED)
+
+
+@event.listens_for(TenantRequiredSession, "do_orm_execute")
+def _require_tenant(state: ORMExecuteState) -> None:
+    if may_touch_users(state.statement):
+        raise TenantScopeError(_TENANT_REQUIRED)
+
+
+@event.listens_for(TenantRequiredSession, "before_flush")
+def _require_tenant_to_write(session: Session, context: UOWTransaction, instances: Any) -> None:
+    if any(ownership_of(type(entity)) is not None for entity in (*session.new, *session.dirty, *session.deleted)):
+        raise TenantScopeError(_TENANT_REQUIRED)
+
+
+@event.listens_for(UserSession, "after_begin")
+def _enter(session: UserSession, transaction: SessionTransaction, connection: Connection) -> None:
+    if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+        raise TenantScopeError(
+            "a user's session needs transactions: what confines it ends with each one; do not use AUTOCOMMIT"
+        )
+    if session._adopt is not None and not transaction.nested:
+        row_security.adopt(connection, *session._adopt)
+
+
+@event.listens_for(UserSession, "do_orm_execute")
+def _confine(state: ORMExecuteState) -> None:
+    session = state.session
+    assert isinstance(session, UserSession)
+    if not (state.is_relationship_load or state.is_column_load):
+        if not session.confined_by_server:
+            refuse_raw_sql(session.guard, state.statement)
+        _check_writes(session.guard, state)
+    if state.is_orm_statement and not state.is_insert and not state.is_column_load:
+        state.statement = state.statement.options(*criteria_of(session.guard.user_id))
+
+
+def _check_writes(guard: OwnershipGuard, state: ORMExecuteState) -> None:
+    if not isinstance(state.statement, UpdateBase) or state.bind_mapper is None:
+        return
+    model = state.bind_mapper.class_
+    if state.is_insert:
+        check_insert(guard, state, model)
+    elif state.is_update:
+        check_update(guard, state, model)
+    else:
+        check_sources(guard, state, model)
+        guard.forget()
+
+
+@event.listens_for(UserSession, "before_attach")
+def _at_the_door(session: UserSession, instance: object) -> None:
+    """An object that already has a row may enter only if the row is the user's."""
+    state = inspect(instance)
+    if state.key is None or state.session_id == session.hash_key:
+        return
+    model = state.mapper.class_
+    if ownership_of(model) is not None:
+        session.guard.require_owned(session, "adding an object", model, {state.key[1][0]})
+
+
+@event.listens_for(UserSession, "before_flush")
+def _before_flush(session: UserSession, context: UOWTransaction, instances: Any) -> None:
+    # What is known already, so that a colliding key is not reported before the wrong owner.
+    _check_flushed(session, complete=False)
+
+
+@event.listens_for(UserSession, "after_flush")
+def _after_flush(session: UserSession, context: UOWTransaction) -> None:
+    # The flush fills in parents that were given as objects; raising here undoes it, inside savepoints too.
+    _check_flushed(session, complete=True)
+
+
+def _check_flushed(session: UserSession, *, complete: bool) -> None:
+    changed: dict[type[Any], list[dict[str, Any]]] = {}
+    for entity in (*session.new, *session.dirty):
+        if ownership_of(type(entity)) is not None:
+            changed.setdefault(type(entity), []).append(column_values(entity))
+    for entity in (*session.dirty, *session.deleted):
+        session.guard.forget(type(entity), inspect(entity).identity)
+    # A parent that this flush inserts cannot be looked up before it; afterwards it can.
+    coming = (
+        set() if complete else {(model, row[primary_key(model)]) for model, rows in changed.items() for row in rows}
+    )
+    for model, rows in changed.items():
+        session.guard.check_rows(session, "flush", model, rows, complete=complete, coming=coming)
+
+
+@event.listens_for(UserSession, "after_soft_rollback")
+def _forget(session: UserSession, transaction: SessionTransaction) -> None:
+    session.guard.forget()
+
+
+@event.listens_for(UserSession, "loaded_as_persistent")
+def _strip_loaded(session: UserSession, instance: object) -> None:
+    _strip_criteria(inspect(instance))
+
+
+@event.listens_for(Base, "refresh", propagate=True)
+def _strip_refreshed(instance: object, context: Any, names: Any) -> None:
+    _strip_criteria(inspect(instance))
+
+
+def _strip_criteria(state: InstanceState[Any]) -> None:
+    # SQLAlchemy leaves them on each object, for its later loads. Every load here gets them anew, and an object
+    # that keeps them cannot be pickled and stays filtered in another session.
+    if state.load_options:
+        state.load_options = tuple(
+            option for option in state.load_options if not getattr(option, "_is_criteria_option", False)
+        )
+
+
+@lru_cache(maxsize=256)
+def criteria_of(user_id: str) -> tuple[LoaderCriteriaOption, ...]:
+    """The loader criteria that confine every mapped class to one user."""
+    criteria = ((model, owned_by(model, user_id)) for model in OWNERSHIP)
+    return tuple(
+        with_loader_criteria(model, criterion, include_aliases=True, propagate_to_loaders=True)
+        for model, criterion in criteria
+        if criterion is not None
+    )
