@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, event, inspect, select
+from sqlalchemy import ColumnElement, Connection, event, inspect, select
 from sqlalchemy.orm import (
     InstanceState,
     LoaderCriteriaOption,
@@ -13,7 +13,6 @@ from sqlalchemy.orm import (
     Session,
     SessionTransaction,
     UOWTransaction,
-    with_loader_criteria,
 )
 from sqlalchemy.sql.dml import UpdateBase
 
@@ -221,12 +220,26 @@ def _strip_criteria(state: InstanceState[Any]) -> None:
         )
 
 
+class OwnRowsOnly(LoaderCriteriaOption):
+    """Loader criteria that also reach an alias joined on a plain condition, to which SQLAlchemy does not adapt them."""
+
+    # SQLAlchemy looks for the parts of a cache key in the class itself; the user id is one of them.
+    _traverse_internals = LoaderCriteriaOption._traverse_internals
+
+    def _resolve_where_criteria(self, ext_info: Any) -> ColumnElement[bool]:
+        criterion = super()._resolve_where_criteria(ext_info)
+        if not ext_info.is_aliased_class:
+            return criterion
+        adapted: ColumnElement[bool] = ext_info._adapter.traverse(criterion)
+        return adapted
+
+
 @lru_cache(maxsize=256)
 def criteria_of(user_id: str) -> tuple[LoaderCriteriaOption, ...]:
     """The loader criteria that confine every mapped class to one user."""
     criteria = ((model, owned_by(model, user_id)) for model in OWNERSHIP)
     return tuple(
-        with_loader_criteria(model, criterion, include_aliases=True, propagate_to_loaders=True)
+        OwnRowsOnly(model, criterion, include_aliases=True, propagate_to_loaders=True)
         for model, criterion in criteria
         if criterion is not None
     )

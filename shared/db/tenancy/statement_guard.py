@@ -91,7 +91,13 @@ def _walk_column(column: Any, seen: set[int], mapped: frozenset[Any]) -> None:
 
 
 def _is_mapped(element: Any) -> bool:
-    return not _MAPPED.isdisjoint(element._annotations)
+    """Whether an element is part of a mapped class, which the criteria reach; one that they do not know is refused."""
+    if _MAPPED.isdisjoint(element._annotations):
+        return False
+    mapper = element._annotations.get("parentmapper")
+    if mapper is not None and mapper.class_ not in OWNERSHIP:
+        raise RawSQL(f"the class {mapper.class_.__name__}, which has no entry in tenancy/ownership.py")
+    return True
 
 
 def _is_plain(table: Any) -> bool:
@@ -130,12 +136,14 @@ def check_insert(guard: OwnershipGuard, state: ORMExecuteState, model: type[Base
         raise guard.violation("INSERT FROM SELECT", model, "its rows cannot be checked; select them first")
     guard.check_rows(state.session, "INSERT", model, list(_inserted_rows(statement, state.parameters)))
     upsert = statement._post_values_clause
-    if isinstance(upsert, (postgresql.dml.OnConflictDoUpdate, sqlite.dml.OnConflictDoUpdate)):
+    if upsert is not None and not isinstance(
+        upsert, (postgresql.dml.OnConflictDoNothing, sqlite.dml.OnConflictDoNothing)
+    ):
         if ownership.column not in _conflict_columns(model, upsert):
             raise guard.violation(
                 "upsert", model, f"its conflict columns lack {ownership.column}, so it could change another user's row"
             )
-        _check_assigned(guard, "upsert", model, ownership, [item[0] for item in upsert.update_values_to_set])
+        _check_assigned(guard, "upsert", model, ownership, dict(upsert.update_values_to_set))
 
 
 def check_update(guard: OwnershipGuard, state: ORMExecuteState, model: type[Base]) -> None:
