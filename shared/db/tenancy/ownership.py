@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Table, select
-from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy import ColumnElement, FromClause, Table, select
 
 from shared.db.models import (
     ApiCredential,
@@ -87,12 +86,15 @@ def ownership_of(model: type[Any]) -> Ownership | None:
         ) from None
 
 
-def owned_by(model: type[Any], user_id: Any) -> ColumnElement[bool] | None:
-    """The criterion that a row of `model` belongs to `user_id` (a value or a bound parameter); None if shared."""
+def owned_by(model: type[Any], user_id: Any, source: FromClause | None = None) -> ColumnElement[bool] | None:
+    """The criterion that a row of `model` belongs to `user_id`; None if the model is shared by all.
+
+    `source` is the table or alias that the rows are read from, the mapped class itself if left out.
+    """
     ownership = ownership_of(model)
     if ownership is None:
         return None
-    column: InstrumentedAttribute[Any] = getattr(model, ownership.column)
+    column: Any = getattr(model, ownership.column) if source is None else source.c[ownership.column]
     criterion: ColumnElement[bool] = (
         column == user_id if ownership.parent is None else column.in_(owned_keys(ownership.parent, user_id))
     )

@@ -25,6 +25,7 @@ from shared.db.tenancy.statement_guard import (
     check_insert,
     check_sources,
     check_update,
+    confine_conditions,
     may_touch_users,
     refuse_raw_sql,
 )
@@ -142,7 +143,10 @@ def _confine(state: ORMExecuteState) -> None:
             refuse_raw_sql(session.guard, state.statement)
         _check_writes(session.guard, state)
     if state.is_orm_statement and not state.is_insert and not state.is_column_load:
-        state.statement = state.statement.options(*criteria_of(session.guard.user_id))
+        criteria = criteria_of(session.guard.user_id)
+        # A statement that SQLAlchemy derives from one that was here already brings them along.
+        if criteria[0] not in state.statement._with_options:
+            state.statement = confine_conditions(state.statement, session.guard.user_id).options(*criteria)
 
 
 def _check_writes(guard: OwnershipGuard, state: ORMExecuteState) -> None:

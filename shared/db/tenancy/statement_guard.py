@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import sqlalchemy
 from sqlalchemy import CompoundSelect, Executable, Select, Table, TableClause
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import ORMExecuteState
@@ -21,10 +22,15 @@ from sqlalchemy.sql.selectable import AliasedReturnsRows, TextualSelect
 from shared.db.errors import TenantViolation
 from shared.db.models import Base
 from shared.db.tenancy.guard import OwnershipGuard
-from shared.db.tenancy.ownership import OWNERSHIP, Ownership, ownership_of, primary_key
+from shared.db.tenancy.ownership import OWNERSHIP, Ownership, owned_by, ownership_of, primary_key
 
 _SHARED_TABLES = frozenset(model.__table__ for model, entry in OWNERSHIP.items() if entry is None)
-_MAPPED = frozenset({"parententity", "parentmapper", "_orm_adapt"})
+_MODELS = {model.__table__: model for model in OWNERSHIP}
+_CRITERIA_MISS_CONDITIONS = sqlalchemy.__version__.startswith("2.0.")
+_MAPPED = {"parententity", "parentmapper"}
+if _CRITERIA_MISS_CONDITIONS:
+    # The mark of what any() and has() read from, which confine_conditions() takes care of.
+    _MAPPED.add("no_replacement_traverse")
 # count(*), EXISTS (SELECT 1 ...): what SQLAlchemy itself writes as a literal column.
 _HARMLESS_LITERALS = frozenset({"*", "1"})
 _REMEDY = "use mapped classes (select(Run)), or a plain session from db.get_session() for raw SQL"
@@ -112,6 +118,36 @@ def _mapped_tables(select: Select[Any]) -> Iterator[Any]:
             table = element.table if isinstance(element, ColumnClause) else element
             if isinstance(table, TableClause):
                 yield table
+
+
+def confine_conditions(statement: Any, user_id: str) -> Any:
+    """`statement` with criteria for what its SELECTs name in WHERE alone, which SQLAlchemy 2.0 does not confine.
+
+    That is EXISTS over a mapped class, relationship.any() and .has(), and a forgotten join. SQLAlchemy 2.1 adds its
+    loader criteria there too.
+    """
+    if not _CRITERIA_MISS_CONDITIONS:
+        return statement
+
+    def confine(select: Any) -> None:
+        sources = {id(source): source for source in (*select._from_obj, *_tables_in(select._where_criteria))}
+        for source in sources.values():
+            table: Any = source.element if isinstance(source, AliasedReturnsRows) else source
+            model = _MODELS.get(table)
+            criterion = None if model is None else owned_by(model, user_id, source)
+            if criterion is not None:
+                select._where_criteria += (criterion,)
+
+    return visitors.cloned_traverse(statement, {}, {"select": confine})
+
+
+def _tables_in(conditions: Iterable[Any]) -> Iterator[Any]:
+    for condition in conditions:
+        if isinstance(condition, ColumnClause):
+            if condition.table is not None and _is_plain(condition.table):
+                yield condition.table
+        elif not isinstance(condition, (Select, CompoundSelect)):
+            yield from _tables_in(ClauseElement.get_children(condition))
 
 
 def may_touch_users(statement: Any) -> bool:

@@ -362,6 +362,11 @@ def test_nothing_tells_whether_a_foreign_key_exists(fleet: DatabaseFactory) -> N
         assert session.scalars(select(User).where(exists().where(Run.user_id == "bob"))).all() == []
         assert session.scalars(select(User.user_id).where(literal("run-bob").in_(select(Run.run_id)))).all() == []
         assert session.scalar(select(literal(1)).where(theirs.exists())) is None
+        assert session.scalar(select(literal(1)).where(Run.user_id == "bob")) is None
+        theirs_again = aliased(Run)
+        assert session.scalars(select(User).where(exists().where(theirs_again.user_id == "bob"))).all() == []
+        own = select(User.user_id).where(User.runs.any(Run.status == "running"), exists().where(Run.run_type == "live"))
+        assert session.scalars(own).all() == ["ann"]
 
 
 def test_subqueries_of_every_kind_are_confined(fleet: DatabaseFactory) -> None:
