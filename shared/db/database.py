@@ -103,8 +103,9 @@ class DatabaseFactory:
         With `read_only=True` every write is refused (`DatabaseReadOnlyError`), and on SQLite the session never
         waits for a writer nor makes one wait.
         """
-        session = self._new_session(user_id, self._read_only_engine if read_only else None)
-        if self._open_sessions and isinstance(self.engine.pool, StaticPool):
+        engine = self.engine
+        session = self._new_session(user_id, self._read_only_engine if read_only else engine)
+        if self._open_sessions and isinstance(engine.pool, StaticPool):
             warnings.warn(
                 "two open sessions on one in-memory SQLite share a single transaction: closing one undoes what the "
                 "other has not committed; use one session at a time, or a file",
@@ -123,9 +124,8 @@ class DatabaseFactory:
 
     def _new_session(self, user_id: UserId, bind: Engine | None) -> Session:
         factory = self.session_factory
-        options: dict[str, Any] = {} if bind is None else {"bind": bind}
         if user_id is UNSET:
-            return factory(**options)
+            return factory(bind=bind)
         user_id = checked_user_id(user_id)
         if self._policies_installed is None:
             with self.engine.connect() as connection:
@@ -133,7 +133,7 @@ class DatabaseFactory:
                     connection
                 )
         adopt = (self.settings.tenant_role, user_id) if self._policies_installed else None
-        return UserSession(**(factory.kw | options), user_id=user_id, adopt=adopt)
+        return UserSession(**(factory.kw | {"bind": bind}), user_id=user_id, adopt=adopt)
 
     def enable_row_security(self) -> None:
         """Have PostgreSQL confine users' sessions too: create the role and the policies, or renew them.
