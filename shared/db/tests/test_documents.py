@@ -1,0 +1,307 @@
+"""What the documents say is true: examples run, tables match the code, links lead somewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import URL
+
+import shared.db
+from shared.db import (
+    BaseRepository,
+    DatabaseFactory,
+    DatabaseSettings,
+    PublicTradeRepository,
+    Run,
+    RunRepository,
+    User,
+    UserRepository,
+)
+from shared.db.cli import COMMANDS
+from shared.db.settings import describe_settings
+from shared.db.tests.support import run_on_server, trade_values
+
+WORKSPACE = Path(__file__).parents[3]
+PACKAGE = WORKSPACE / "shared" / "db"
+README = WORKSPACE / "README.md"
+DOCUMENTS = sorted([*WORKSPACE.glob("*.md"), *PACKAGE.glob("*.md"), *PACKAGE.glob("docs/**/*.md")])
+
+
+def section(document: Path, heading: str) -> str:
+    """The text under a second-level heading."""
+    return document.read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+
+
+def blocks(markdown: str, language: str) -> list[str]:
+    """The fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", markdown, re.DOTALL | re.MULTILINE)
+
+
+def run_as_script(code: str, folder: Path) -> str:
+    """Run a script in `folder`, warnings being errors; what it printed."""
+    result = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_the_quick_start_prints_what_it_promises(tmp_path: Path) -> None:
+    """The README's quick start runs as it stands, in an empty folder, and takes at most 30 lines."""
+    (code,) = blocks(section(README, "Quick start"), "python")
+    (promised,) = blocks(section(README, "Quick start"), "text")
+    assert len(code.splitlines()) <= 30
+    assert run_as_script(code, tmp_path) == promised
+
+
+def test_the_example_of_the_package_index_runs(tmp_path: Path) -> None:
+    """The package's own readme shows working code, and links to nothing that an index could not show."""
+    readme = PACKAGE / "README.md"
+    (code,) = blocks(readme.read_text(), "python")
+    assert run_as_script(code, tmp_path) == "[]\n"
+    assert "](" not in readme.read_text()
+
+
+def test_the_table_of_settings_is_the_code_s() -> None:
+    """The README lists every setting with its default and meaning as `describe_settings()` has them."""
+    rows = [
+        f"| `{setting['variable']}` | {setting['default'] and '`' + setting['default'] + '`'} "
+        f"| {setting['description']} |\n"
+        for setting in describe_settings()
+    ]
+    (table,) = re.findall(r"<!-- settings:.*?-->\n(.*?)<!-- end of settings -->", README.read_text(), re.DOTALL)
+    expected = "| variable | default | meaning |\n|---|---|---|\n" + "".join(rows)
+    assert table == expected, f"put this into the README between the settings comments:\n{expected}"
+
+
+def example_lines() -> dict[str, str]:
+    """The line of each variable in .env.example, uncommented, by variable."""
+    lines = re.findall(r"^# ((GRIDBOT_\w+)=.*)$", (WORKSPACE / ".env.example").read_text(), re.MULTILINE)
+    return {variable: line for line, variable in lines}
+
+
+def test_the_env_example_lists_every_setting() -> None:
+    """`.env.example` has every variable, with its meaning and its default above it, in the order of the settings."""
+    text = (WORKSPACE / ".env.example").read_text()
+    expected = [
+        f"# {setting['description']}. Default: {setting['default'] or 'none'}\n# {setting['variable']}="
+        for setting in describe_settings()
+    ]
+    missing = [entry for entry in expected if f"\n\n{entry}" not in text]
+    assert not missing, "add to .env.example, each with an example:\n" + "\n".join(missing)
+    assert list(example_lines()) == [setting["variable"] for setting in describe_settings()]
+
+
+def test_the_env_example_as_it_is_changes_nothing() -> None:
+    """Copied without an edit, `.env.example` gives the defaults."""
+    assert DatabaseSettings(_env_file=WORKSPACE / ".env.example") == DatabaseSettings(_env_file=None)
+
+
+@pytest.mark.parametrize("setting", describe_settings(), ids=lambda setting: setting["field"])
+def test_an_uncommented_line_of_the_env_example_sets_its_setting(setting: dict[str, str], tmp_path: Path) -> None:
+    """Uncommenting a line of `.env.example` sets that setting to the example, and no other."""
+    line = example_lines()[setting["variable"]]
+    (tmp_path / ".env").write_text(line + "\n")
+    # Attributes, not model_dump(), which masks secrets.
+    found, default = DatabaseSettings(), DatabaseSettings(_env_file=None)
+    changed = {name for name in DatabaseSettings.model_fields if getattr(found, name) != getattr(default, name)}
+    assert changed == {setting["field"]}
+    given: dict[str, Any] = {setting["field"]: line.partition("=")[2]}
+    assert DatabaseSettings(**given, _env_file=None) == found
+
+
+def test_the_env_example_tells_how_to_quote(tmp_path: Path) -> None:
+    """In single quotes a value of `.env` may hold spaces, # and double quotes, as `.env.example` says."""
+    (tmp_path / ".env").write_text("GRIDBOT_DB_PASSWORD='p @:/ #\"%'\n")
+    assert DatabaseSettings().db_password == 'p @:/ #"%'
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    """docs/reference.md has one entry for every name that `shared.db` exports, and for nothing else."""
+    documented = re.findall(r"^- `(\w+)`: ", (PACKAGE / "docs" / "reference.md").read_text(), re.MULTILINE)
+    assert sorted(documented) == sorted(shared.db.__all__)
+
+
+def test_every_method_of_the_readme_exists() -> None:
+    """The README's table of repositories names all seven, and only methods that they have."""
+    table = re.findall(r"^\| `(\w+Repository)` \| (.*) \|$", section(README, "Repositories"), re.MULTILINE)
+    assert {name for name, _ in table} == {kind.__name__ for kind in BaseRepository.__subclasses__()}
+    named = [(name, method) for name, methods in table for method in re.findall(r"`(\w+)`", methods)]
+    assert [pair for pair in named if not hasattr(getattr(shared.db, pair[0]), pair[1])] == []
+
+
+def test_every_command_is_in_the_readme() -> None:
+    """The README's table of commands has those of `python -m shared.db`."""
+    assert re.findall(r"^\| `([\w-]+)` \|", section(README, "Command line"), re.MULTILINE) == list(COMMANDS)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(WORKSPACE).as_posix())
+def test_every_link_leads_somewhere(document: Path) -> None:
+    """A relative link in a document names a file of the project."""
+    links = re.findall(r"\]\((?!\w+://)([^)#]+)", document.read_text())
+    assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("name", ["README.md", "RULES.md"])
+def test_every_file_that_is_named_exists(name: str) -> None:
+    """A path in backticks is one of the project, counted from its root or from shared/db."""
+    paths = re.findall(r"`([\w./]+(?:/|\.(?:py|md|toml)))`", (WORKSPACE / name).read_text())
+    generated = {"dist/"}
+    missing = [p for p in paths if not ((WORKSPACE / p).exists() or (PACKAGE / p).exists() or p in generated)]
+    assert missing == []
+
+
+@pytest.mark.slow
+def test_the_drawing_of_the_tables_is_up_to_date() -> None:
+    """docs/er-diagram.md shows the tables as the models have them."""
+    command = ["-c", "from paracelsus.cli import app; app()", "inject", "shared/db/docs/er-diagram.md", "--check"]
+    result = subprocess.run([sys.executable, *command], cwd=WORKSPACE, capture_output=True, text=True)
+    assert result.returncode == 0, f"run `uv run paracelsus {' '.join(command[2:4])}`:\n{result.stdout}{result.stderr}"
+
+
+def test_ci_runs_what_the_readme_says() -> None:
+    """`.ci/run` can be executed, and runs the README's two commands."""
+    script = WORKSPACE / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    start = section(README, "Start")
+    for command in ("uv run python -m shared.db.init_db", "uv run pytest"):
+        assert command in start
+        assert command in script.read_text()
+
+
+def _locked(postgresql: URL) -> None:
+    with DatabaseFactory(DatabaseSettings(sqlite_busy_timeout=0)) as db:
+        db.create_tables()
+        with db.get_session() as one, db.get_session() as other:
+            UserRepository(one).get_all()
+            UserRepository(other).get_all()
+
+
+def _not_a_database(postgresql: URL) -> None:
+    Path("notes.db").write_text("milk, eggs, " * 100)
+    with DatabaseFactory("sqlite:///notes.db") as db:
+        db.create_tables()
+
+
+def _not_a_file(postgresql: URL) -> None:
+    Path("folder.db").mkdir()
+    with DatabaseFactory("sqlite:///folder.db") as db:
+        db.create_tables()
+
+
+def _no_tables(postgresql: URL) -> None:
+    with DatabaseFactory() as db, db.get_session() as session:
+        UserRepository(session).get_all()
+
+
+def _write_in_a_read_only_session(postgresql: URL) -> None:
+    with DatabaseFactory() as db:
+        db.create_tables()
+        with db.get_session(read_only=True) as session:
+            UserRepository(session).create(User(username="alice"))
+
+
+def _unknown_login(postgresql: URL) -> None:
+    with DatabaseFactory(postgresql.set(username="nobody_at_all", password="wrong")) as db:
+        db.create_tables()
+
+
+def _no_server(postgresql: URL) -> None:
+    with DatabaseFactory("postgresql://bot@127.0.0.1:1/gridbot") as db:
+        db.create_tables()
+
+
+def _too_many_connections(postgresql: URL) -> None:
+    role = f"limited_{os.getpid()}"
+    run_on_server(postgresql, f"CREATE ROLE {role} LOGIN PASSWORD 'fixed' CONNECTION LIMIT 0")
+    try:
+        with DatabaseFactory(postgresql.set(username=role, password="fixed")) as db:
+            db.create_tables()
+    finally:
+        run_on_server(postgresql, f"DROP ROLE {role}")
+
+
+def _pool_exhausted(postgresql: URL) -> None:
+    with DatabaseFactory(DatabaseSettings(pool_timeout=0.01)) as db:
+        connections = [db.engine.connect() for _ in range(10)]
+        try:
+            db.engine.connect()
+        finally:
+            for connection in connections:
+                connection.close()
+
+
+def _store_trade(**values: Any) -> None:
+    with DatabaseFactory() as db:
+        db.create_tables()
+        with db.get_session() as session:
+            PublicTradeRepository(session).bulk_create([trade_values(**values)])
+
+
+def _naive_datetime(postgresql: URL) -> None:
+    _store_trade(exchange_ts=datetime(2025, 5, 19))  # noqa: DTZ001 # the mistake that is meant
+
+
+def _overlap(postgresql: URL) -> None:
+    with DatabaseFactory("sqlite:///:memory:") as db, db.get_session(), db.get_session():
+        pass
+
+
+def _no_user(postgresql: URL) -> None:
+    with DatabaseFactory() as db, db.get_session() as session:
+        RunRepository(session).get_by_id("some-run")
+
+
+def _user_is_none(postgresql: URL) -> None:
+    with DatabaseFactory() as db, db.get_session(user_id=None):  # type: ignore[arg-type] # the mistake that is meant
+        pass
+
+
+def _run_of_another_user(postgresql: URL) -> None:
+    with DatabaseFactory() as db:
+        db.create_tables()
+        with db.get_session(user_id="alice") as session:
+            RunRepository(session).create(Run(user_id="bob", run_type="live"))
+
+
+# How to run into each symptom of the README's troubleshooting.
+SYMPTOMS: dict[str, Callable[[URL], None]] = {
+    "the database is locked by another connection (database is locked)": _locked,
+    "the file is not an SQLite database (file is not a database)": _not_a_database,
+    "the database file cannot be opened (unable to open database file)": _not_a_file,
+    "no such table: users": _no_tables,
+    "this session or database is read-only": _write_in_a_read_only_session,
+    "the server refused the login": _unknown_login,
+    "the database cannot be reached": _no_server,
+    "too many connections": _too_many_connections,
+    "QueuePool limit of size 5 overflow 5 reached, connection timed out": _pool_exhausted,
+    "a naive datetime does not say which instant it means": _naive_datetime,
+    "a float is not exact money": lambda url: _store_trade(price=0.1),
+    "has more digits than SQLite's 8-byte floats give back": lambda url: _store_trade(
+        price=Decimal("123456789012.12345678")
+    ),
+    "two open sessions on one in-memory SQLite share a single transaction": _overlap,
+    "needs to know whose data is meant": _no_user,
+    "is not a user id": _user_is_none,
+    "refused for user": _run_of_another_user,
+}
+
+
+@pytest.mark.parametrize("symptom", SYMPTOMS)
+def test_a_symptom_of_the_troubleshooting_is_the_real_text(symptom: str, postgresql_server: URL) -> None:
+    """The README quotes the errors as they are: each is provoked here."""
+    with pytest.raises(Exception, match=re.escape(symptom)):
+        SYMPTOMS[symptom](postgresql_server)
+
+
+def test_every_symptom_of_the_troubleshooting_is_provoked() -> None:
+    """No text is quoted in the README without a proof above."""
+    headings = re.findall(r"^### `(.+?)`", section(README, "Troubleshooting"), re.MULTILINE)
+    assert headings == [*SYMPTOMS, "uv: command not found"]
