@@ -1,6 +1,6 @@
 """`shared.db`: the multi-tenant data layer of a fleet of grid bots, on SQLite and PostgreSQL."""
 
-from shared.db.database import DatabaseFactory, get_db, init_db
+from shared.db.database import DatabaseFactory, get_db
 from shared.db.errors import (
     AuthenticationError,
     DatabaseCorruptError,
@@ -103,5 +103,4 @@ __all__ = [
     "UserSession",
     "UserStatus",
     "get_db",
-    "init_db",
 ]

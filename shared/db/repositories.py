@@ -265,14 +265,16 @@ class RunRepository(BaseRepository[Run]):
         return self._first(latest.limit(1))
 
     def start(self, run: Run, *, user_id: UserId = UNSET) -> Run:
-        """Insert `run` as running, after closing what an earlier process left running of its strategy and type.
+        """Insert `run` as running, and close what an earlier process left running of its strategy and type.
 
         Raises `TenantViolation` if its account or strategy is not the user's, or the strategy of another account.
         """
-        if run.strategy_id is not None and run.run_type is not None:
-            self.close_orphans(run.strategy_id, run.run_type, user_id=user_id)
         run.status = RunStatus.RUNNING.value
-        return self.create(run, user_id=user_id)
+        self.create(run, user_id=user_id)
+        # Only now is the strategy's id certain: it may have come as an object.
+        same = (Run.strategy_id == run.strategy_id, Run.run_type == run.run_type)
+        self._close(*same, Run.run_id != run.run_id, user_id=user_id)
+        return run
 
     def finish(self, run_id: str, *, user_id: UserId = UNSET) -> Run:
         """End a run as completed, now; again changes nothing.
@@ -294,18 +296,18 @@ class RunRepository(BaseRepository[Run]):
         Their end is the time of their last execution, or their start if they have none: that is when they were
         last known to be alive.
         """
-        orphans = self._mine(user_id).where(
-            Run.strategy_id == strategy_id, Run.run_type == run_type, Run.status == RunStatus.RUNNING
-        )
-        closed = self._all(orphans)
-        for run in closed:
+        return self._close(Run.strategy_id == strategy_id, Run.run_type == run_type, user_id=user_id)
+
+    def _close(self, *orphaned: ColumnElement[bool], user_id: UserId) -> int:
+        orphans = self._all(self._mine(user_id).where(Run.status == RunStatus.RUNNING, *orphaned))
+        for run in orphans:
             last = self.session.scalar(
                 select(func.max(PrivateExecution.exchange_ts)).where(PrivateExecution.run_id == run.run_id)
             )
             run.status = RunStatus.FAILED.value
             run.end_ts = max(last or run.start_ts, run.start_ts)
         self.session.flush()
-        return len(closed)
+        return len(orphans)
 
     def _newest(self, user_id: UserId) -> Select[tuple[Run]]:
         return self._mine(user_id).order_by(Run.start_ts.desc(), Run.run_id.desc())
