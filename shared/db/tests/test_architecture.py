@@ -1,0 +1,157 @@
+"""The rules of the house. Each message says what to do."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import shared.db
+from shared.db import Base, BaseRepository
+from shared.db.tenancy.ownership import OWNERSHIP
+
+PACKAGE = Path(shared.db.__file__).parent
+# A module may import what stands before it, and its own room.
+ROOMS = (
+    "errors",
+    "database_url",
+    "settings",
+    "tracked_json",
+    "column_types",
+    "encryption",
+    "models",
+    "tenancy",
+    "bulk",
+    "migrations",
+    "database",
+    "repositories",
+    "recorder",
+    "bybit",
+    "operations",
+    "init_db",
+    "cli",
+    "__main__",
+)
+# The only rooms that may tell one database from the other.
+KNOWS_DIALECTS = {
+    "database_url",
+    "settings",
+    "errors",
+    "column_types",
+    "tenancy",
+    "bulk",
+    "database",
+    "migrations",
+    "operations",
+}
+
+
+def modules() -> Iterator[tuple[Path, str, ast.Module]]:
+    """Every module of the library, with its room."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).parts
+        if parts[0] in ("tests", "benchmarks") or parts == ("__init__.py",):
+            continue
+        yield path.relative_to(PACKAGE), parts[0].removesuffix(".py"), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """The rooms that a module imports, inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "use absolute imports: pytest would load a relative one a second time as `db`"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from ((name.split(".")[2], node.lineno) for name in names if name.startswith("shared.db."))
+
+
+def test_imports_point_one_way() -> None:
+    """A room imports only rooms above it in the list."""
+    for path, room, tree in modules():
+        assert room in ROOMS, f"{path}: give the new room {room!r} its place in ROOMS and in RULES.md"
+        for other, line in imported(tree):
+            assert other in ROOMS[: ROOMS.index(room) + 1], (
+                f"{path}:{line} imports {other}, which stands below {room}; move the code down, or what it needs up"
+            )
+
+
+def test_only_the_database_room_commits() -> None:
+    """Repositories flush; the session's context commits."""
+    for path, room, tree in modules():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "commit":
+                assert room in ("database", "migrations"), (
+                    f"{path}:{node.lineno} commits; flush and leave that to the caller"
+                )
+
+
+def test_every_model_has_an_owner() -> None:
+    """Or is listed as shared by all."""
+    for mapper in Base.registry.mappers:
+        assert mapper.class_ in OWNERSHIP, f"{mapper.class_.__name__} needs an entry in tenancy/ownership.py"
+
+
+def test_models_and_repositories_know_no_dialect() -> None:
+    """What differs between the databases stays below them."""
+    for path, room, tree in modules():
+        for node in () if room in KNOWS_DIALECTS else ast.walk(tree):
+            if isinstance(node, ast.Attribute) and node.attr == "dialect":
+                raise AssertionError(f"{path}:{node.lineno} looks at the dialect; put that into bulk/ or column_types")
+            if isinstance(node, ast.ImportFrom):
+                assert "dialects" not in (node.module or ""), f"{path}:{node.lineno} imports a dialect"
+
+
+def test_no_module_shadows_the_standard_library() -> None:
+    """`types.py` or `secrets.py` would be imported in place of Python's own."""
+    for path, _, _ in modules():
+        assert path.stem == "__init__" or path.stem == "__main__" or path.stem not in sys.stdlib_module_names, (
+            f"rename {path}"
+        )
+
+
+def test_shared_is_a_namespace_without_an_init() -> None:
+    """Other packages live beside this one under `shared`."""
+    assert not (PACKAGE.parent / "__init__.py").exists(), "delete shared/__init__.py"
+
+
+@pytest.mark.parametrize("name", shared.db.__all__)
+def test_every_public_name_has_a_docstring(name: str) -> None:
+    """Of its own, not the one of a base class."""
+    public = getattr(shared.db, name)
+    assert inspect.getdoc(public), f"{name} needs a docstring"
+    if inspect.isclass(public):
+        assert public.__doc__, f"{name} needs a docstring of its own"
+
+
+def test_the_public_names_are_what_the_package_offers() -> None:
+    """`__all__` is sorted, complete, and names nothing that is not there."""
+    assert shared.db.__all__ == sorted(shared.db.__all__)
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    offered = {
+        alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert offered == set(shared.db.__all__), "__init__.py imports the public names and nothing else"
+
+
+def test_the_base_repository_stays_small() -> None:
+    """One class that does everything is how repositories grow to thousands of lines."""
+    lines = len(inspect.getsource(BaseRepository).splitlines())
+    assert lines <= 150, f"BaseRepository has {lines} lines; move what one table needs to its own class"
+
+
+def test_every_ignored_rule_has_its_reason() -> None:
+    """On the same line, for the type checker and the linter alike."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            if re.search(r"#\s*(type: ignore|noqa|pragma)", line) and "re.search" not in line:
+                assert re.search(r"(ignore\[[a-z-, ]+\]|noqa: [A-Z0-9, ]+) # \S", line), (
+                    f"{path.name}:{number}: say why"
+                )

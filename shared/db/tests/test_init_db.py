@@ -1,0 +1,159 @@
+"""`python -m shared.db.init_db` as a person meets it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sqlalchemy import URL
+
+from shared.db import DatabaseFactory, User
+from shared.db.init_db import main
+from shared.db.tests.support import run_on_server
+
+
+def init_db(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, every warning an error."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "shared.db.init_db", *arguments],
+        env=dict(os.environ) | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def fails_in_one_line(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    """Exit code 1 and one line on stderr with these words, and no traceback."""
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert "Traceback" not in line
+    for word in words:
+        assert word in line
+
+
+def test_the_embedded_default_lands_in_the_current_folder(tmp_path: Path) -> None:
+    """It says success, the URL and every table with its rows; again it changes nothing and says so."""
+    first = init_db()
+    assert first.returncode == 0, first.stderr
+    assert first.stderr == ""
+    lines = first.stdout.splitlines()
+    assert lines[:2] == ["Database initialized successfully", "URL: sqlite+pysqlite:///grid_bot.db"]
+    tables = {"users", "bybit_accounts", "api_credentials", "strategies", "runs", "public_trades", "private_executions"}
+    assert {line.split()[0] for line in lines[2:]} == tables
+    assert all(line.split()[1:] == ["0", "rows"] for line in lines[2:])
+    content = (tmp_path / "grid_bot.db").read_bytes()
+    second = init_db()
+    assert second.returncode == 0
+    assert "nothing changed" in second.stdout.splitlines()[0]
+    assert (tmp_path / "grid_bot.db").read_bytes() == content
+
+
+def test_the_counts_are_the_tables_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """After rows were stored they are counted."""
+    path = str(tmp_path / "deep" / "folder" / "bots.db")
+    assert main(["--db-name", path]) == 0
+    with DatabaseFactory(f"sqlite:///{path}") as db, db.get_session() as session:
+        session.add_all([User(username="ann"), User(username="bob")])
+    capsys.readouterr()
+    assert main(["--db-type", "sqlite", "--db-name", path]) == 0
+    assert "users" in (out := capsys.readouterr().out)
+    assert next(line.split()[1] for line in out.splitlines() if line.startswith("  users")) == "2"
+
+
+def test_the_url_is_printed_without_its_password(empty_postgresql_url: URL, capsys: pytest.CaptureFixture[str]) -> None:
+    """Which login and which database, never the secret."""
+    url = empty_postgresql_url.set(password="s3cret-canary").render_as_string(hide_password=False)
+    assert main(["--db-url", url]) == 0
+    said = capsys.readouterr()
+    assert "s3cret-canary" not in said.out + said.err
+    assert "***" in said.out
+    assert str(empty_postgresql_url.database) in said.out
+
+
+def test_an_environment_file_names_the_database(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--env-file takes the place of .env; a missing one is an error, not the default database."""
+    (tmp_path / ".env").write_text("GRIDBOT_DB_NAME=wrong.db\n")
+    (tmp_path / "fleet.env").write_text("GRIDBOT_DB_NAME=fleet.db\nOTHER_PROGRAM=1\n")
+    assert main(["--env-file", "fleet.env"]) == 0
+    assert (tmp_path / "fleet.db").exists()
+    assert not (tmp_path / "wrong.db").exists()
+    assert main(["--env-file", "none.env"]) == 1
+    assert "none.env" in capsys.readouterr().err
+
+
+def test_what_is_typed_overrules_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A URL in the environment does not silently win over --db-name."""
+    monkeypatch.setenv("GRIDBOT_DB_URL", "sqlite:///from_environment.db")
+    assert main(["--db-name", "typed.db"]) == 0
+    assert (tmp_path / "typed.db").exists()
+    assert not (tmp_path / "from_environment.db").exists()
+
+
+def test_statements_can_be_logged() -> None:
+    """--echo-sql shows the SQL."""
+    done = init_db("--echo-sql")
+    assert done.returncode == 0
+    assert "CREATE TABLE" in done.stdout + done.stderr
+
+
+def test_an_unreachable_server_is_one_line() -> None:
+    """The cause and what to check."""
+    done = init_db("--db-url", "postgresql://user:s3cret-canary@127.0.0.1:1/bots")
+    fails_in_one_line(done, "cannot be reached", "port")
+    assert "s3cret-canary" not in done.stderr
+
+
+def test_a_missing_database_is_one_line(postgresql_server: URL) -> None:
+    """It names the database that does not exist."""
+    url = postgresql_server.set(database="no_such_database").render_as_string(hide_password=False)
+    fails_in_one_line(init_db("--db-url", url), "no_such_database", "check")
+
+
+def test_a_refused_login_is_one_line(postgresql_server: URL) -> None:
+    """A login that the server does not know, or whose password is wrong."""
+    url = postgresql_server.set(username="nobody_here").render_as_string(hide_password=False)
+    fails_in_one_line(init_db("--db-url", url), "refused", "GRIDBOT_DB_USER")
+
+
+def test_a_login_that_may_not_create_is_one_line(empty_postgresql_url: URL) -> None:
+    """A missing privilege is told apart from a wrong password."""
+    name = f"reader_{empty_postgresql_url.database}"
+    run_on_server(empty_postgresql_url, f"CREATE ROLE {name} LOGIN", "REVOKE ALL ON SCHEMA public FROM PUBLIC")
+    url = empty_postgresql_url.set(username=name).render_as_string(hide_password=False)
+    try:
+        done = init_db("--db-url", url)
+    finally:
+        run_on_server(empty_postgresql_url, f"DROP ROLE {name}")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_unwritable_path_is_one_line(tmp_path: Path) -> None:
+    """A file where a folder should be, which not even root can write into."""
+    (tmp_path / "file").write_text("")
+    fails_in_one_line(init_db("--db-name", "file/bots.db"), "cannot be opened", "GRIDBOT_DB_NAME")
+
+
+def test_another_file_is_left_as_it_is(tmp_path: Path) -> None:
+    """What is not a database is not overwritten."""
+    (tmp_path / "notes.txt").write_text("these are my notes, and there are many of them\n" * 50)
+    fails_in_one_line(init_db("--db-name", "notes.txt"), "not an SQLite database", "left as it is")
+    assert (tmp_path / "notes.txt").read_text().startswith("these are my notes")
+
+
+def test_settings_that_cannot_be_used_are_one_line() -> None:
+    """From the command line and from the environment."""
+    fails_in_one_line(init_db("--db-type", "oracle"), "sqlite", "postgresql")
+    fails_in_one_line(init_db(GRIDBOT_DB_TYPE="postgresql"), "GRIDBOT_DB_HOST", "GRIDBOT_DB_USER")
+    fails_in_one_line(init_db("--db-url", "nonsense"), "postgresql://")
+
+
+def test_usage_errors_exit_with_two() -> None:
+    """As every command does."""
+    assert init_db("--no-such-flag").returncode == 2
+    assert init_db("--help").returncode == 0
