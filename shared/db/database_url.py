@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 import sqlalchemy
 from sqlalchemy.engine import URL, make_url
@@ -82,14 +83,14 @@ def _normalised(url: URL) -> URL:
 def url_text(url: URL, read: Callable[[str], URL]) -> str:
     """The URL as text with its password, from which `read` (`make_url` or `parse_url`) makes the same URL again."""
     url = _normalised(url)
-    text = url.render_as_string(hide_password=False)
-    try:
-        if read(text) == url:
-            return text
-    except SettingsError:
-        pass  # tried in another form below
-    # SQLAlchemy 2.0 does not encode a database's name; as a parameter of libpq it is.
+    for text in _forms(url):
+        try:
+            if read(text) == url:
+                return text
+        except (ArgumentError, ValueError):
+            continue  # cannot be read in this form
     if url.drivername == POSTGRESQL_DRIVER and url.database is not None:
+        # SQLAlchemy 2.0 does not encode a database's name; as a parameter of libpq it is.
         moved = url.set(database="").update_query_dict({"dbname": url.database})
         return moved.render_as_string(hide_password=False)
     raise SettingsError(
@@ -105,7 +106,16 @@ def safe_text(url: URL) -> str:
         for key in url.query
         if "file" not in key.lower() and any(word in key.lower() for word in _SECRET_WORDS)
     }
-    return url.update_query_dict(hidden).render_as_string(hide_password=True)
+    return _forms(url.update_query_dict(hidden), hide_password=True)[0].replace(quote(MASK), MASK)
+
+
+def _forms(url: URL, hide_password: bool = False) -> list[str]:
+    """The ways to write a URL, the most readable one first."""
+    text = url.render_as_string(hide_password=hide_password)
+    if url.drivername == SQLITE_DRIVER and url.database and not url.query:
+        # SQLAlchemy 2.1 writes even :memory: percent-encoded.
+        return [f"{SQLITE_DRIVER}:///{url.database}", text]
+    return [text]
 
 
 def is_memory(url: URL) -> bool:

@@ -313,12 +313,14 @@ def settings_from(source: DatabaseSettings | URL | str | None) -> DatabaseSettin
         return source
     if source is None:
         return DatabaseSettings()
-    if not isinstance(source, (str, URL)):
+    try:
+        if isinstance(source, URL):
+            return DatabaseSettings(database_url=url_text(source, parse_url))
+        if isinstance(source, str):
+            return DatabaseSettings(database_url=source)
         raise SettingsError(
             f"expected DatabaseSettings, a database URL ({URL_FORMS}) or nothing, got {type(source).__name__}"
         )
-    try:
-        return DatabaseSettings(database_url=source if isinstance(source, str) else url_text(source, parse_url))
     except SettingsError:
         del source  # a traceback that shows local variables would carry it
         raise
