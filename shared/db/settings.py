@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+from collections.abc import Callable
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Self
@@ -20,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from sqlalchemy.engine import URL, make_url
 
 from shared.db.database_url import (
@@ -72,11 +74,8 @@ class DatabaseSettings(BaseSettings):
 
     model_config = SettingsConfigDict(
         alias_generator=AliasGenerator(validation_alias=lambda name: AliasChoices(*environment_names(name))),
-        populate_by_name=True,
-        env_prefix="GRIDBOT_DB_",
         env_file=".env",
         env_file_encoding="utf-8",
-        env_ignore_empty=True,
         extra="ignore",
         validate_assignment=True,
         hide_input_in_errors=True,
@@ -132,9 +131,7 @@ class DatabaseSettings(BaseSettings):
                 f"there is no environment file {str(env_file)!r}; copy .env.example to it, or correct the name"
             )
         try:
-            # By the first alias, which wins over every variable. By its own name a field would lose to a variable
-            # on old versions of pydantic-settings.
-            super().__init__(**{_first_alias(name): value for name, value in values.items()})
+            super().__init__(**{_key(name): value for name, value in values.items()})
         except ValidationError as error:
             details = _details(error)
         except UnicodeDecodeError:
@@ -160,6 +157,21 @@ class DatabaseSettings(BaseSettings):
             return
         del value
         raise SettingsError(_message(details), details)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Constructor, environment and file, in this order; what a source says about others is left out."""
+        # Left to itself pydantic-settings lets the order of the aliases beat the order of the sources in some
+        # versions, and takes the DATABASE_URL of another program's .env for ours.
+        sources = (partial(_told, source) for source in (env_settings, dotenv_settings))
+        return init_settings, *sources  # type: ignore[arg-type] # all that is done with a source is a call
 
     @model_validator(mode="wrap")
     @classmethod
@@ -335,8 +347,19 @@ def read_env_file(path: str | None) -> dict[str, Any]:
 _CONSTRUCTOR_OPTIONS = {name for name in inspect.signature(BaseSettings.__init__).parameters if name.startswith("_")}
 
 
-def _first_alias(name: str) -> str:
+def _key(name: str) -> str:
+    """The one name under which every source tells a field: its first alias."""
     return name if name in _CONSTRUCTOR_OPTIONS else environment_names(name)[0]
+
+
+def _told(source: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    values = source()
+    return {
+        _key(field): values[name]
+        for field in DatabaseSettings.model_fields
+        for name in reversed(environment_names(field))
+        if values.get(name)  # an empty variable is one that is not set
+    }
 
 
 def _refuse_unknown(name: str) -> NoReturn:
