@@ -15,7 +15,6 @@ from pydantic import (
     AliasChoices,
     AliasGenerator,
     Field,
-    ModelWrapValidatorHandler,
     ValidationError,
     field_serializer,
     field_validator,
@@ -175,7 +174,7 @@ class DatabaseSettings(BaseSettings):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _masked(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def _masked(cls, data: Any, handler: Callable[[Any], Self]) -> Self:
         # For whoever validates by model_validate() or as a field of his own model: pydantic's error holds its
         # input, in errors() and json() too.
         try:
