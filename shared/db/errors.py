@@ -245,7 +245,6 @@ _POSTGRESQL_FAILURES: tuple[tuple[str, type[DatabaseFailure]], ...] = (
     ("XX002", DatabaseCorruptError),
     ("28", AuthenticationError),
     ("42501", PermissionDeniedError),
-    ("3D000", DatabaseUnreachableError),
     ("53300", TooManyConnectionsError),
     ("57P0", DatabaseUnreachableError),
     ("08", DatabaseUnreachableError),
@@ -254,7 +253,8 @@ _POSTGRESQL_FAILURES: tuple[tuple[str, type[DatabaseFailure]], ...] = (
 # them ("too many connections for role"): only these two mean that the login was refused.
 _CONNECT_FAILURES: tuple[tuple[re.Pattern[str], type[DatabaseFailure]], ...] = (
     (re.compile(r'FATAL: +role ".*" (does not exist|is not permitted to log in)'), AuthenticationError),
-    (re.compile(r"authentication failed for user|no password supplied|pg_hba\.conf"), AuthenticationError),
+    (re.compile(r"FATAL: +(\S+ authentication failed for user|(no )?pg_hba\.conf )"), AuthenticationError),
+    (re.compile(r"no password supplied$", re.MULTILINE), AuthenticationError),
     (re.compile(r"FATAL: +permission denied for database"), PermissionDeniedError),
     (re.compile(r"FATAL: +(sorry, )?too many (clients|connections)|FATAL: +remaining conn"), TooManyConnectionsError),
     (re.compile(""), DatabaseUnreachableError),
