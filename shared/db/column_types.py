@@ -119,7 +119,7 @@ class Money(CheckedType):
         if not amount.is_finite():
             raise self.refuse(f"{amount} is not an amount of money; use None for no value")
         # The magnitude first: quantizing Decimal("1e999999") would need a million digits.
-        if amount.adjusted() >= MONEY_DIGITS:
+        if amount and amount.adjusted() >= MONEY_DIGITS:
             raise self.refuse("the amount does not fit Numeric(20, 8): it must be below 10**12")
         amount = _EXACT.quantize(amount, _QUANTUM)
         # Not abs(): that rounds in the caller's context.
@@ -136,6 +136,28 @@ class Money(CheckedType):
                 "round it, or use PostgreSQL"
             )
         return stored
+
+
+class MoneyTotal(Money):
+    """What `exact_sum` gives: on SQLite text, which keeps every digit, in an order of numbers by its collation."""
+
+    cache_ok = True
+
+    class comparator_factory(TypeDecorator.Comparator[Any], Numeric.Comparator[Any]):
+        """Arithmetic on a total gives a number again, so what it is compared with must be one too."""
+
+        def _adapt_expression(self, op: Any, other: Any) -> tuple[Any, TypeEngine[Any]]:
+            return op, Money()
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Text on SQLite."""
+        return dialect.type_descriptor(Text() if dialect.name == "sqlite" else Numeric())
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        """The amount to compare a total with."""
+        if value is None:
+            return None
+        return format(self.exact(value), "f") if dialect.name == "sqlite" else self.exact(value)
 
 
 class UTCDateTime(CheckedType):
@@ -385,7 +407,7 @@ class exact_sum(FunctionElement[Decimal]):
     On SQLite it needs a connection that `DatabaseFactory` opened, which brings the function along.
     """
 
-    type = Money()
+    type = MoneyTotal()
     inherit_cache = True
     name = "exact_sum"
 
@@ -424,7 +446,7 @@ def _exact_sum(element: exact_sum, compiler: SQLCompiler, **how: Any) -> str:
 
 @compiles(exact_sum, "sqlite")
 def _exact_sum_sqlite(element: exact_sum, compiler: SQLCompiler, **how: Any) -> str:
-    return f"exact_sum({compiler.process(element.clauses, **how)})"
+    return f"(exact_sum({compiler.process(element.clauses, **how)}) COLLATE exact_money)"
 
 
 class _ExactSum:
@@ -450,3 +472,4 @@ class _ExactSum:
 def register_sqlite_functions(connection: sqlite3.Connection) -> None:
     """Give a SQLite connection the SQL functions that the types here compile to."""
     connection.create_aggregate("exact_sum", 1, _ExactSum)  # type: ignore[arg-type] # finalize() may give NULL
+    connection.create_collation("exact_money", lambda one, other: int(Decimal(one).compare(Decimal(other), _EXACT)))
