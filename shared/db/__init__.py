@@ -22,6 +22,7 @@ from shared.db.errors import (
     TenantError,
     TenantScopeError,
     TenantViolation,
+    TooManyConnectionsError,
     TransactionConflictError,
 )
 from shared.db.models import (
@@ -97,6 +98,7 @@ __all__ = [
     "TenantError",
     "TenantScopeError",
     "TenantViolation",
+    "TooManyConnectionsError",
     "TransactionConflictError",
     "User",
     "UserRepository",

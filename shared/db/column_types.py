@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 import sqlite3
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 from enum import StrEnum
-from typing import Any, Self, SupportsIndex
+from typing import Any, Self
 
 from sqlalchemy import (
     JSON,
@@ -32,12 +32,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.ext.mutable import Mutable
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import ColumnElement, FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from shared.db.errors import InvalidValueError
+from shared.db.tracked_json import tracked
 
 MONEY_DIGITS = 20
 MONEY_PLACES = 8
@@ -50,6 +50,8 @@ _ZERO = Decimal(0).quantize(_QUANTUM)
 _EARLIEST = datetime(1, 1, 2, tzinfo=UTC)
 _LATEST = datetime(9999, 12, 30, tzinfo=UTC)
 _INT64 = 2**63
+# Far more than any document of ours, and far less than the interpreter's stack.
+_JSON_DEPTH = 100
 
 
 class CheckedType(TypeDecorator[Any]):
@@ -117,10 +119,11 @@ class Money(CheckedType):
         if not amount.is_finite():
             raise self.refuse(f"{amount} is not an amount of money; use None for no value")
         # The magnitude first: quantizing Decimal("1e999999") would need a million digits.
-        if amount.adjusted() >= MONEY_DIGITS:
+        if amount and amount.adjusted() >= MONEY_DIGITS:
             raise self.refuse("the amount does not fit Numeric(20, 8): it must be below 10**12")
         amount = _EXACT.quantize(amount, _QUANTUM)
-        if abs(amount) >= _MONEY_LIMIT:
+        # Not abs(): that rounds in the caller's context.
+        if amount.copy_abs() >= _MONEY_LIMIT:
             raise self.refuse("the amount does not fit Numeric(20, 8): it must be below 10**12")
         return amount or _ZERO
 
@@ -133,6 +136,28 @@ class Money(CheckedType):
                 "round it, or use PostgreSQL"
             )
         return stored
+
+
+class MoneyTotal(Money):
+    """What `exact_sum` gives: on SQLite text, which keeps every digit, in an order of numbers by its collation."""
+
+    cache_ok = True
+
+    class comparator_factory(TypeDecorator.Comparator[Any], Numeric.Comparator[Any]):
+        """Arithmetic on a total gives a number again, so what it is compared with must be one too."""
+
+        def _adapt_expression(self, op: Any, other: Any) -> tuple[Any, TypeEngine[Any]]:
+            return op, Money()
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Text on SQLite."""
+        return dialect.type_descriptor(Text() if dialect.name == "sqlite" else Numeric())
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        """The amount to compare a total with."""
+        if value is None:
+            return None
+        return format(self.exact(value), "f") if dialect.name == "sqlite" else self.exact(value)
 
 
 class UTCDateTime(CheckedType):
@@ -271,11 +296,11 @@ class CheckedBoolean(CheckedType):
 
 
 class Json(CheckedType):
-    """A JSON document: JSONB on PostgreSQL, JSON elsewhere. None is SQL NULL.
+    """A JSON document, a dict or a list: JSONB on PostgreSQL, JSON elsewhere. None is SQL NULL.
 
     Decimal, aware datetime, date and UUID are written as strings, tuples as lists. Refuses what one of the
     databases would change or reject: NaN and Infinity, NUL and lone surrogates in text, keys that are not text,
-    floats that JSONB gives back as another number.
+    floats that JSONB gives back as another number, more than 100 levels.
     """
 
     impl = JSON
@@ -295,14 +320,17 @@ class Json(CheckedType):
         """Paths into the document keep JSON's own rules."""
         return self.impl_instance.coerce_compared_value(op, value)
 
+    def tracked(self) -> Self:
+        """The type itself, for a mapped column: its documents notice edits in place, at any depth, and save them."""
+        return tracked(self, self.refuse)
+
     def plain(self, value: Any) -> Any:
         """The document in dict, list, str, int, float, bool and None, or `InvalidValueError`."""
-        try:
-            return self._plain(value)
-        except RecursionError:
-            raise self.refuse("the JSON document is nested too deeply, or contains itself") from None
+        if not isinstance(value, (Mapping, list, tuple)):
+            raise self.refuse(f"a JSON document is a dict or a list, not {type(value).__name__}")
+        return self._plain(value, _JSON_DEPTH)
 
-    def _plain(self, value: Any) -> Any:
+    def _plain(self, value: Any, depth: int) -> Any:
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, str):
@@ -313,13 +341,15 @@ class Json(CheckedType):
             return int(value)
         if isinstance(value, float):
             return self._plain_float(float(value))
+        if isinstance(value, (Mapping, list, tuple)) and depth == 0:
+            raise self.refuse("the JSON document is nested too deeply, or contains itself")
         if isinstance(value, Mapping):
             for key in value:
                 if not isinstance(key, str):
                     raise self.refuse(f"JSON keys are text, not {type(key).__name__}; write str(key)")
-            return {checked_text(self, key): self._plain(item) for key, item in value.items()}
+            return {checked_text(self, key): self._plain(item, depth - 1) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
-            return [self._plain(item) for item in value]
+            return [self._plain(item, depth - 1) for item in value]
         if isinstance(value, Decimal):
             if not value.is_finite():
                 raise self.refuse("JSON has no NaN or Infinity; use null")
@@ -354,164 +384,7 @@ def checked_text(kind: CheckedType, value: Any) -> str:
             raise kind.refuse("the text holds a lone surrogate, which has no UTF-8 form") from None
     if "\0" in value:
         raise kind.refuse("the text holds a NUL character, which PostgreSQL cannot store")
-    return str(value)
-
-
-class TrackedJSON(Mutable):
-    """A JSON container whose changes, at any depth, mark its row as changed.
-
-    The container at the top is what SQLAlchemy knows; one inside it passes the news up to its owner.
-    """
-
-    _owner: TrackedJSON | None = None
-
-    def changed(self) -> None:
-        """Tell the row, and the container this one stands in."""
-        super().changed()
-        if self._owner is not None:
-            self._owner.changed()
-
-    def _adopt(self, value: Any) -> Any:
-        if not isinstance(value, (dict, list)):
-            return value
-        inner = TrackedDict(value) if isinstance(value, dict) else TrackedList(value)
-        inner._owner = self
-        return inner
-
-    @classmethod
-    def coerce(cls, key: str, value: Any) -> Any:
-        """Make what is assigned or loaded a tracked container; refuse anything else."""
-        if value is None or isinstance(value, TrackedJSON):
-            return value
-        if isinstance(value, Mapping):
-            return TrackedDict(value)
-        if isinstance(value, (list, tuple)):
-            return TrackedList(value)
-        raise InvalidValueError(f"a JSON document is a dict or a list, not {type(value).__name__}", key)
-
-
-class TrackedDict(TrackedJSON, dict[str, Any]):
-    """A dict that tells its row of every change."""
-
-    def __init__(self, items: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), **more: Any) -> None:
-        dict.__init__(self)
-        for key, item in dict(items, **more).items():
-            dict.__setitem__(self, key, self._adopt(item))
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        dict.__setitem__(self, key, self._adopt(value))
-        self.changed()
-
-    def __delitem__(self, key: str) -> None:
-        dict.__delitem__(self, key)
-        self.changed()
-
-    def setdefault(self, key: str, default: Any = None) -> Any:
-        """As dict's."""
-        if key not in self:
-            self[key] = default
-        return self[key]
-
-    def update(self, *args: Any, **more: Any) -> None:
-        """As dict's."""
-        for key, value in dict(*args, **more).items():
-            self[key] = value
-
-    def __ior__(self, other: Any) -> Self:  # type: ignore[override,misc] # dict's own overloads
-        self.update(other)
-        return self
-
-    def pop(self, *args: Any) -> Any:
-        """As dict's."""
-        value = dict.pop(self, *args)
-        self.changed()
-        return value
-
-    def popitem(self) -> tuple[str, Any]:
-        """As dict's."""
-        item = dict.popitem(self)
-        self.changed()
-        return item
-
-    def clear(self) -> None:
-        """As dict's."""
-        dict.clear(self)
-        self.changed()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return TrackedDict, (dict(self),)
-
-
-class TrackedList(TrackedJSON, list[Any]):
-    """A list that tells its row of every change."""
-
-    def __init__(self, items: Iterable[Any] = ()) -> None:
-        list.__init__(self)
-        list.extend(self, (self._adopt(item) for item in items))
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        list.__setitem__(
-            self,
-            index,
-            [self._adopt(item) for item in value] if isinstance(index, slice) else self._adopt(value),
-        )
-        self.changed()
-
-    def __delitem__(self, index: SupportsIndex | slice) -> None:
-        list.__delitem__(self, index)
-        self.changed()
-
-    def append(self, item: Any) -> None:
-        """As list's."""
-        list.append(self, self._adopt(item))
-        self.changed()
-
-    def extend(self, items: Iterable[Any]) -> None:
-        """As list's."""
-        list.extend(self, [self._adopt(item) for item in items])
-        self.changed()
-
-    def __iadd__(self, items: Iterable[Any]) -> Self:  # type: ignore[misc] # list's own overloads
-        self.extend(items)
-        return self
-
-    def __imul__(self, times: SupportsIndex) -> Self:
-        self[:] = list(self) * times
-        return self
-
-    def insert(self, index: SupportsIndex, item: Any) -> None:
-        """As list's."""
-        list.insert(self, index, self._adopt(item))
-        self.changed()
-
-    def pop(self, index: SupportsIndex = -1) -> Any:
-        """As list's."""
-        item = list.pop(self, index)
-        self.changed()
-        return item
-
-    def remove(self, item: Any) -> None:
-        """As list's."""
-        list.remove(self, item)
-        self.changed()
-
-    def clear(self) -> None:
-        """As list's."""
-        list.clear(self)
-        self.changed()
-
-    def sort(self, **how: Any) -> None:
-        """As list's."""
-        list.sort(self, **how)
-        self.changed()
-
-    def reverse(self) -> None:
-        """As list's."""
-        list.reverse(self)
-        self.changed()
-
-    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
-        return TrackedList, (list(self),)
+    return str.__str__(value)  # of an enumeration's member its text, not its name
 
 
 class utc_now(FunctionElement[datetime]):
@@ -534,7 +407,7 @@ class exact_sum(FunctionElement[Decimal]):
     On SQLite it needs a connection that `DatabaseFactory` opened, which brings the function along.
     """
 
-    type = Money()
+    type = MoneyTotal()
     inherit_cache = True
     name = "exact_sum"
 
@@ -573,7 +446,7 @@ def _exact_sum(element: exact_sum, compiler: SQLCompiler, **how: Any) -> str:
 
 @compiles(exact_sum, "sqlite")
 def _exact_sum_sqlite(element: exact_sum, compiler: SQLCompiler, **how: Any) -> str:
-    return f"exact_sum({compiler.process(element.clauses, **how)})"
+    return f"(exact_sum({compiler.process(element.clauses, **how)}) COLLATE exact_money)"
 
 
 class _ExactSum:
@@ -599,3 +472,4 @@ class _ExactSum:
 def register_sqlite_functions(connection: sqlite3.Connection) -> None:
     """Give a SQLite connection the SQL functions that the types here compile to."""
     connection.create_aggregate("exact_sum", 1, _ExactSum)  # type: ignore[arg-type] # finalize() may give NULL
+    connection.create_collation("exact_money", lambda one, other: int(Decimal(one).compare(Decimal(other), _EXACT)))

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from typing import Any
 
 import psycopg2
-from sqlalchemy.exc import DatabaseError, DBAPIError, DontWrapMixin, OperationalError, ProgrammingError
+from sqlalchemy.exc import (
+    DatabaseError,
+    DBAPIError,
+    DontWrapMixin,
+    InternalError,
+    OperationalError,
+    ProgrammingError,
+)
 
 
 class SharedDBError(Exception):
     """Base of every error that `shared.db` raises itself."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception's own calls the class with `args`, which are not what the constructors here take: an error of a
+        # worker process would then end its whole pool.
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[SharedDBError], args: tuple[Any, ...], attributes: dict[str, Any]) -> SharedDBError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 class SettingsError(SharedDBError, ValueError):
@@ -137,7 +156,7 @@ class DatabaseFullError(DatabaseFailure, OperationalError):
     remedy = "free disk space and try again; nothing of this transaction was written"
 
 
-class DatabaseReadOnlyError(DatabaseFailure, OperationalError):
+class DatabaseReadOnlyError(DatabaseFailure, OperationalError, InternalError):
     """A write where only reading is allowed: a read-only session, file or server."""
 
     problem = "this session or database is read-only"
@@ -151,7 +170,7 @@ class DatabaseMovedError(DatabaseFailure, OperationalError):
     remedy = "put the file back or restore a backup, then restart this process"
 
 
-class DatabaseCorruptError(DatabaseFailure, DatabaseError):
+class DatabaseCorruptError(DatabaseFailure, InternalError):
     """The database's own checks failed."""
 
     problem = "the database is damaged"
@@ -172,6 +191,16 @@ class DatabaseUnreachableError(DatabaseFailure, OperationalError):
     remedy = "check host, port and database name, and that the server runs and accepts connections"
 
 
+class TooManyConnectionsError(DatabaseUnreachableError):
+    """The server, the database or the role has no connection left."""
+
+    problem = "the server has no connection left"
+    remedy = (
+        "(GRIDBOT_DB_POOL_SIZE + GRIDBOT_DB_MAX_OVERFLOW) times the number of processes must stay below its "
+        "max_connections: lower them, or raise the limit"
+    )
+
+
 class DatabaseFileError(DatabaseFailure, OperationalError):
     """The SQLite file cannot be opened, created or read."""
 
@@ -186,7 +215,7 @@ class AuthenticationError(DatabaseFailure, OperationalError):
     remedy = "check GRIDBOT_DB_USER and GRIDBOT_DB_PASSWORD"
 
 
-class PermissionDeniedError(DatabaseFailure, ProgrammingError):
+class PermissionDeniedError(DatabaseFailure, ProgrammingError, OperationalError):
     """The login may not do this."""
 
     problem = "the login lacks a privilege"
@@ -216,24 +245,32 @@ _POSTGRESQL_FAILURES: tuple[tuple[str, type[DatabaseFailure]], ...] = (
     ("XX002", DatabaseCorruptError),
     ("28", AuthenticationError),
     ("42501", PermissionDeniedError),
-    ("3D000", DatabaseUnreachableError),
-    ("53300", DatabaseUnreachableError),
+    ("53300", TooManyConnectionsError),
     ("57P0", DatabaseUnreachableError),
     ("08", DatabaseUnreachableError),
 )
-# libpq gives no SQLSTATE for a connection that was never made.
-_REFUSED_LOGINS = ("authentication failed", "no password supplied", "role ", "no pg_hba.conf entry")
+# libpq gives no SQLSTATE for a connection that was never made, only the server's words. A role is named in many of
+# them ("too many connections for role"): only these two mean that the login was refused.
+_CONNECT_FAILURES: tuple[tuple[re.Pattern[str], type[DatabaseFailure]], ...] = (
+    (re.compile(r'FATAL: +role ".*" (does not exist|is not permitted to log in)'), AuthenticationError),
+    (re.compile(r"FATAL: +(\S+ authentication failed for user|(no )?pg_hba\.conf )"), AuthenticationError),
+    (re.compile(r"no password supplied$", re.MULTILINE), AuthenticationError),
+    (re.compile(r"FATAL: +permission denied for database"), PermissionDeniedError),
+    (re.compile(r"FATAL: +(sorry, )?too many (clients|connections)|FATAL: +remaining conn"), TooManyConnectionsError),
+    (re.compile(""), DatabaseUnreachableError),
+)
 
 
 def typed_failure(driver_error: BaseException | None) -> DatabaseFailure | None:
     """The named failure for a driver's exception (sqlite3 or psycopg2), or None if it is none of them."""
+    table: tuple[tuple[str, type[DatabaseFailure]], ...]
     if isinstance(driver_error, sqlite3.Error):
         code, table = getattr(driver_error, "sqlite_errorname", None) or "", _SQLITE_FAILURES
     elif isinstance(driver_error, psycopg2.Error):
         code, table = driver_error.pgcode or "", _POSTGRESQL_FAILURES
         if not code and isinstance(driver_error, psycopg2.OperationalError):
             said = str(driver_error)
-            code = "28" if any(sign in said for sign in _REFUSED_LOGINS) else "08"
+            return next(failure for words, failure in _CONNECT_FAILURES if words.search(said))(driver_error)
     else:
         return None
     for prefix, failure in table:

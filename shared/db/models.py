@@ -23,7 +23,6 @@ from shared.db.column_types import (
     CheckedText,
     Json,
     Money,
-    TrackedJSON,
     UTCDateTime,
     Vocabulary,
     new_uuid,
@@ -218,7 +217,7 @@ class Strategy(Base):
     account_id: Mapped[str] = mapped_column(BoundedString(ID_LENGTH), _parent("bybit_accounts.account_id"))
     strategy_type: Mapped[str] = mapped_column(BoundedString(50), comment="Such as GridStrategy")
     symbol: Mapped[str] = mapped_column(BoundedString(20), comment="Trading pair, such as BTCUSDT")
-    config_json: Mapped[dict[str, Any]] = mapped_column(TrackedJSON.as_mutable(Json()), comment="GridConfig")
+    config_json: Mapped[dict[str, Any]] = mapped_column(Json().tracked(), comment="GridConfig")
     is_enabled: Mapped[bool] = mapped_column(CheckedBoolean(), default=True, server_default=true())
     created_at: Mapped[datetime] = _created_column("Creation, UTC")
 
@@ -256,7 +255,7 @@ class Run(Base):
     run_type: Mapped[str] = mapped_column(Vocabulary(RunType, 20))
     gridcore_version: Mapped[str | None] = mapped_column(BoundedString(50), comment="For reproducing the run")
     config_snapshot: Mapped[dict[str, Any] | None] = mapped_column(
-        TrackedJSON.as_mutable(Json()), comment="GridConfig when the run started"
+        Json().tracked(), comment="GridConfig when the run started"
     )
     start_ts: Mapped[datetime] = _created_column("Start, UTC")
     end_ts: Mapped[datetime | None] = mapped_column(UTCDateTime(), comment="End, UTC")
@@ -325,8 +324,6 @@ class PrivateExecution(Base):
     exec_qty: Mapped[Decimal] = mapped_column(Money())
     exec_fee: Mapped[Decimal | None] = mapped_column(Money(), comment="Negative for a rebate")
     closed_pnl: Mapped[Decimal | None] = mapped_column(Money(), comment="Realized profit or loss")
-    raw_json: Mapped[dict[str, Any] | None] = mapped_column(
-        TrackedJSON.as_mutable(Json()), comment="The exchange's full message"
-    )
+    raw_json: Mapped[dict[str, Any] | None] = mapped_column(Json().tracked(), comment="The exchange's full message")
 
     run: Mapped[Run] = relationship(back_populates="executions")

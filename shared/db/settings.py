@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
+from collections.abc import Callable
+from functools import partial
+from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn, Self
 
-import sqlalchemy
 from pydantic import (
     AliasChoices,
     AliasGenerator,
@@ -15,29 +18,28 @@ from pydantic import (
     ValidationError,
     field_serializer,
     field_validator,
+    model_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
 
+from shared.db.database_url import (
+    MASK,
+    POSTGRESQL_DRIVER,
+    SQLITE_DRIVER,
+    URL_FORMS,
+    is_host,
+    is_memory,
+    is_port,
+    parse_url,
+    safe_text,
+    url_text,
+)
 from shared.db.errors import SettingsError
 
-SQLITE_DRIVER = "sqlite+pysqlite"
-POSTGRESQL_DRIVER = "postgresql+psycopg2"
-MASK = "***"
-
-_DRIVERS = {
-    "sqlite": SQLITE_DRIVER,
-    "sqlite+pysqlite": SQLITE_DRIVER,
-    "postgres": POSTGRESQL_DRIVER,
-    "postgresql": POSTGRESQL_DRIVER,
-    "postgresql+psycopg2": POSTGRESQL_DRIVER,
-}
-_URL_FORMS = "sqlite:///path/to/file.db or postgresql://user:password@host:5432/dbname"
-_PERCENT_ENCODE = (
-    "percent-encode special characters in its user and password (@ is %40, : is %3A, / is %2F), "
-    "or use GRIDBOT_DB_USER and GRIDBOT_DB_PASSWORD, which take them as they are"
-)
+# What both drivers' timers can count, with room to spare.
+_LONGEST_WAIT = 86_400.0
 
 
 def environment_names(field: str) -> list[str]:
@@ -71,11 +73,8 @@ class DatabaseSettings(BaseSettings):
 
     model_config = SettingsConfigDict(
         alias_generator=AliasGenerator(validation_alias=lambda name: AliasChoices(*environment_names(name))),
-        populate_by_name=True,
-        env_prefix="GRIDBOT_DB_",
         env_file=".env",
         env_file_encoding="utf-8",
-        env_ignore_empty=True,
         extra="ignore",
         validate_assignment=True,
         hide_input_in_errors=True,
@@ -96,13 +95,15 @@ class DatabaseSettings(BaseSettings):
     db_name: str = Field(default="grid_bot.db", description="PostgreSQL database, or SQLite file path or :memory:")
     pool_size: int = Field(default=5, ge=1, description="Connections kept open by one process")
     max_overflow: int = Field(default=5, ge=0, description="Connections it may open beyond pool_size for a while")
-    pool_timeout: float = Field(default=30.0, gt=0, description="Seconds to wait for a free connection")
+    pool_timeout: float = Field(
+        default=30.0, gt=0, le=_LONGEST_WAIT, description="Seconds to wait for a free connection"
+    )
     pool_recycle: int = Field(
         default=1800, ge=-1, description="Seconds after which a connection is replaced; -1: never"
     )
     pool_pre_ping: bool = Field(default=True, description="Test a connection before use (PostgreSQL)")
     sqlite_busy_timeout: float = Field(
-        default=30.0, ge=0, description="Seconds a SQLite writer waits for another one to finish"
+        default=30.0, ge=0, le=_LONGEST_WAIT, description="Seconds a SQLite writer waits for another one to finish"
     )
     application_name: str = Field(
         default="shared.db", max_length=63, description="Name shown in PostgreSQL's pg_stat_activity"
@@ -117,29 +118,76 @@ class DatabaseSettings(BaseSettings):
     echo_sql: bool = Field(default=False, description="Log SQL statements (never their values)")
 
     def __init__(self, **values: Any) -> None:
-        known = type(self).model_fields
         for name in values:
-            if name not in known and not name.startswith("_"):
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"the settings are {', '.join(known)}"
-                raise SettingsError(f"unknown setting {name!r}; {hint}")
+            if name not in _CONSTRUCTOR_OPTIONS and name not in type(self).model_fields:
+                values.clear()
+                _refuse_unknown(name)
+        env_file = values.get("_env_file")
+        if isinstance(env_file, (str, PathLike)) and not Path(env_file).expanduser().is_file():
+            # Reading nothing would fall back to the default database, which somebody would then trade on.
+            values.clear()
+            raise SettingsError(
+                f"there is no environment file {str(env_file)!r}; copy .env.example to it, or correct the name"
+            )
         try:
-            super().__init__(**values)
+            super().__init__(**{_key(name): value for name, value in values.items()})
         except ValidationError as error:
             details = _details(error)
+        except UnicodeDecodeError:
+            details = None
         else:
             return
-        # Raised outside the except block: a chained ValidationError would carry the rejected values with it.
+        # Raised outside the except block and with the values dropped: a chained error, or a traceback that shows
+        # local variables, would carry the rejected values with it.
+        values.clear()
+        if details is None:
+            raise SettingsError("the environment file is not UTF-8 text; save it as UTF-8")
         raise SettingsError(_message(details), details)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name not in type(self).model_fields and not name.startswith("_"):
+            del value
+            _refuse_unknown(name)
         try:
             super().__setattr__(name, value)
         except ValidationError as error:
             details = _details(error)
         else:
             return
+        del value
         raise SettingsError(_message(details), details)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Constructor, environment and file, in this order; what a source says about others is left out."""
+        # Left to itself pydantic-settings lets the order of the aliases beat the order of the sources in some
+        # versions, and takes the DATABASE_URL of another program's .env for ours.
+        sources = (partial(_told, source) for source in (env_settings, dotenv_settings))
+        return init_settings, *sources  # type: ignore[arg-type] # all that is done with a source is a call
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _masked(cls, data: Any, handler: Callable[[Any], Self]) -> Self:
+        # For whoever validates by model_validate() or as a field of his own model: pydantic's error holds its
+        # input, in errors() and json() too.
+        try:
+            return handler(data)
+        except ValidationError as error:
+            details = _details(error)
+        lines = [
+            InitErrorDetails(
+                type=PydanticCustomError(item["type"], "{msg}", {"msg": item["msg"]}), loc=item["loc"], input=MASK
+            )
+            for item in details
+        ]
+        raise ValidationError.from_exception_data(cls.__name__, lines, hide_input=True)
 
     @field_validator("db_type", mode="before")
     @classmethod
@@ -154,9 +202,23 @@ class DatabaseSettings(BaseSettings):
         if value is None or value == "":
             return None
         text = str(value).strip()
-        if isinstance(value, bool) or not (text.isascii() and text.isdigit() and 1 <= int(text) <= 65535):
+        if isinstance(value, bool) or not (text.isascii() and text.isdigit()) or not is_port(text):
             raise ValueError("must be a port number from 1 to 65535, such as 5432; leave it out for 5432")
         return text
+
+    @field_validator("db_host")
+    @classmethod
+    def _plain_host(cls, value: str | None) -> str | None:
+        host = (value or "").strip()
+        if host.startswith("["):
+            host = host.removeprefix("[").removesuffix("]")
+        if not is_host(host):
+            raise ValueError(
+                "must be a host name, an IP address or the folder of a Unix socket, and nothing else: user, password, "
+                "port and database have settings of their own, a whole URL goes into database_url "
+                f"({environment_names('database_url')[0]})"
+            )
+        return host or None
 
     @field_validator("db_host", "db_user", "db_password", "database_url", mode="before")
     @classmethod
@@ -168,6 +230,9 @@ class DatabaseSettings(BaseSettings):
     def _named(cls, value: str) -> str:
         if not value.strip():
             raise ValueError("must not be empty: a SQLite file path, :memory:, or a PostgreSQL database name")
+        if "://" in value:
+            # Taken as a file path it would be shown, password and all, wherever the path is.
+            raise ValueError(f"is a URL, not a name; give it as database_url ({environment_names('database_url')[0]})")
         return value
 
     @field_validator("database_url", "db_host", "db_user", "db_password", "db_name", "application_name", "tenant_role")
@@ -182,7 +247,7 @@ class DatabaseSettings(BaseSettings):
     def _usable_url(cls, value: str | None) -> str | None:
         if value is not None:
             try:
-                _parse_url(value)
+                parse_url(value)
             except SettingsError as error:
                 raise ValueError(error.problem) from None
         return value
@@ -193,7 +258,7 @@ class DatabaseSettings(BaseSettings):
 
     @field_serializer("database_url")
     def _mask_url(self, value: str | None) -> str | None:
-        return None if value is None else _render_safe(_parse_url(value))
+        return None if value is None else safe_text(parse_url(value))
 
     @property
     def url(self) -> URL:
@@ -202,7 +267,7 @@ class DatabaseSettings(BaseSettings):
         Raises `SettingsError` naming every missing field and its variable.
         """
         if self.database_url is not None:
-            return _parse_url(self.database_url)
+            return parse_url(self.database_url)
         if self.db_type == "sqlite":
             return URL.create(SQLITE_DRIVER, database=self.db_name)
         missing = [name for name in ("db_host", "db_user") if getattr(self, name) is None]
@@ -232,23 +297,12 @@ class DatabaseSettings(BaseSettings):
         characters in user, password and database name survive the way back through SQLAlchemy's `make_url`.
         Raises `SettingsError` naming every missing field and its variable.
         """
-        url = self.url
-        text = url.render_as_string(hide_password=False)
-        if make_url(text) == url:
-            return text
-        # SQLAlchemy 2.0 does not encode "?" in a database name (2.1 does); libpq also takes the name as a parameter.
-        if url.drivername == POSTGRESQL_DRIVER and url.database is not None:
-            moved = url.set(database="").update_query_dict({"dbname": url.database})
-            return moved.render_as_string(hide_password=False)
-        raise SettingsError(
-            f"the SQLite path of db_name has a '?', which SQLAlchemy {sqlalchemy.__version__} cannot write into a "
-            "URL; rename the file, or use SQLAlchemy 2.1 or newer"
-        )
+        return url_text(self.url, make_url)
 
     @property
     def safe_url(self) -> str:
         """The database as a URL string with every secret masked: the only form to print or log."""
-        return _render_safe(self.url)
+        return safe_text(self.url)
 
     @property
     def is_sqlite(self) -> bool:
@@ -258,37 +312,60 @@ class DatabaseSettings(BaseSettings):
     @property
     def is_memory(self) -> bool:
         """Whether the database is an in-memory SQLite, gone when its connection closes."""
-        return self.is_sqlite and _is_memory(self.url)
+        return self.is_sqlite and is_memory(self.url)
 
 
-def settings_from(source: DatabaseSettings | URL | str | None, **overrides: Any) -> DatabaseSettings:
+def settings_from(source: DatabaseSettings | URL | str | None) -> DatabaseSettings:
     """Settings from what a caller may hold: settings, a URL, or nothing (the environment).
 
     Raises `SettingsError` for any other type, and for a value that cannot be used.
     """
     if isinstance(source, DatabaseSettings):
         return source
-    if isinstance(source, URL):
-        source = source.render_as_string(hide_password=False)
-    if isinstance(source, str):
-        return DatabaseSettings(database_url=source, **overrides)
     if source is None:
-        return DatabaseSettings(**overrides)
-    raise SettingsError(
-        f"expected DatabaseSettings, a database URL ({_URL_FORMS}) or nothing, got {type(source).__name__}"
-    )
+        return DatabaseSettings()
+    try:
+        if isinstance(source, URL):
+            return DatabaseSettings(database_url=url_text(source, parse_url))
+        if isinstance(source, str):
+            return DatabaseSettings(database_url=source)
+        raise SettingsError(
+            f"expected DatabaseSettings, a database URL ({URL_FORMS}) or nothing, got {type(source).__name__}"
+        )
+    except SettingsError:
+        del source  # a traceback that shows local variables would carry it
+        raise
 
 
 def read_env_file(path: str | None) -> dict[str, Any]:
-    """Constructor arguments that make `DatabaseSettings` read `path` in place of `.env`; none for None.
+    """Constructor arguments that make `DatabaseSettings` read `path` in place of `.env`; none for None."""
+    return {} if path is None else {"_env_file": path}
 
-    Raises `SettingsError` if the file does not exist: a mistyped name must not fall back to the default database.
-    """
-    if path is None:
-        return {}
-    if not Path(path).is_file():
-        raise SettingsError(f"there is no environment file {path!r}; copy .env.example to it, or correct the name")
-    return {"_env_file": path}
+
+# pydantic-settings's own, such as _env_file: a mistyped one would be ignored.
+_CONSTRUCTOR_OPTIONS = {name for name in inspect.signature(BaseSettings.__init__).parameters if name.startswith("_")}
+
+
+def _key(name: str) -> str:
+    """The one name under which every source tells a field: its first alias."""
+    return name if name in _CONSTRUCTOR_OPTIONS else environment_names(name)[0]
+
+
+def _told(source: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    values = source()
+    return {
+        _key(field): values[name]
+        for field in DatabaseSettings.model_fields
+        for name in reversed(environment_names(field))
+        if values.get(name)  # an empty variable is one that is not set
+    }
+
+
+def _refuse_unknown(name: str) -> NoReturn:
+    known = DatabaseSettings.model_fields
+    close = difflib.get_close_matches(name, [*known, *_CONSTRUCTOR_OPTIONS], n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"the settings are {', '.join(known)}"
+    raise SettingsError(f"unknown setting {name!r}; {hint}")
 
 
 def _details(error: ValidationError) -> list[dict[str, Any]]:
@@ -314,55 +391,6 @@ def _message(details: list[dict[str, Any]]) -> str:
         text = str(item["msg"])
         parts.append(f"{field}{names}: {text[:1].lower()}{text[1:]}")
     return "; ".join(parts)
-
-
-def _parse_url(text: str) -> URL:
-    try:
-        url = make_url(text.strip())
-    except (ArgumentError, ValueError):
-        # The driver's own message quotes the URL, or what it took for the port, which may be half a password.
-        url = None
-    if url is None:
-        raise SettingsError(f"is not a database URL; write {_URL_FORMS}, and {_PERCENT_ENCODE}")
-    drivername = _DRIVERS.get(url.drivername.lower())
-    if drivername is None:
-        raise SettingsError(
-            "names a database or driver that is not supported; use sqlite:/// (driver pysqlite) "
-            "or postgresql:// (driver psycopg2)"
-        )
-    url = url.set(drivername=drivername)
-    if drivername == SQLITE_DRIVER:
-        if url.host or url.username or url.password:
-            raise SettingsError(
-                "is a SQLite URL with a host; a relative path takes three slashes (sqlite:///grid_bot.db), "
-                "an absolute one four (sqlite:////data/grid_bot.db)"
-            )
-        return url
-    # A password with a bare @ leaves its tail in the host, where every log would show it.
-    if url.host is not None and any(sign in url.host for sign in "@/?#"):
-        raise SettingsError(f"has a host with @, /, ? or # in it; {_PERCENT_ENCODE}")
-    query = dict(url.query)
-    for key in [key for key in query if key.lower() in ("password", "user")]:
-        value = query.pop(key)
-        value = value if isinstance(value, str) else value[-1]
-        url = url.set(password=value) if key.lower() == "password" else url.set(username=value)
-    return url.set(query=query)
-
-
-def _render_safe(url: URL) -> str:
-    secret = ("password", "passwd", "pwd", "secret", "token", "key")
-    hidden = {key: MASK for key in url.query if any(word in key.lower() for word in secret) and "file" not in key}
-    return url.update_query_dict(hidden).render_as_string(hide_password=True)
-
-
-def _is_memory(url: URL) -> bool:
-    database = url.database or ""
-    return (
-        database in ("", ":memory:")
-        or "mode=memory" in database
-        or url.query.get("mode") == "memory"
-        or (database.startswith("file::memory:"))
-    )
 
 
 def describe_settings() -> list[dict[str, str]]:
