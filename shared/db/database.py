@@ -14,7 +14,6 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,6 +22,7 @@ from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import QueuePool, StaticPool
 
+from shared.db import forking
 from shared.db.column_types import register_sqlite_functions
 from shared.db.errors import RowSecurityError, typed_failure
 from shared.db.models import Base
@@ -53,6 +53,7 @@ class DatabaseFactory:
         self._lock = threading.Lock()
         self._engine: Engine | None = None
         self._read_only_engine: Engine | None = None
+        self._folder: str | None = None
         self._session_factory: sessionmaker[Session] | None = None
         self._open_sessions = 0
         self._policies_installed: bool | None = None
@@ -75,7 +76,11 @@ class DatabaseFactory:
         if self._engine is None:
             with self._lock:
                 if self._engine is None:
-                    engine = _make_engine(self.settings)
+                    if self._folder is None and self.settings.is_sqlite:
+                        # What a relative path counts from, for good: a later chdir must not open a second, empty
+                        # database, not even after close().
+                        self._folder = os.getcwd()
+                    engine = _make_engine(self.settings, self._folder or "")
                     self._read_only_engine = engine.execution_options(
                         **{_READ_ONLY: True} if engine.dialect.name == "sqlite" else {"postgresql_readonly": True}
                     )
@@ -105,21 +110,24 @@ class DatabaseFactory:
         """
         engine = self.engine
         session = self._new_session(user_id, self._read_only_engine if read_only else engine)
-        if self._open_sessions and isinstance(engine.pool, StaticPool):
-            warnings.warn(
-                "two open sessions on one in-memory SQLite share a single transaction: closing one undoes what the "
-                "other has not committed; use one session at a time, or a file",
-                stacklevel=3,
-            )
-        self._open_sessions += 1
+        with self._lock:
+            overlap = self._open_sessions > 0 and isinstance(engine.pool, StaticPool)
+            self._open_sessions += 1
         try:
+            if overlap:
+                warnings.warn(
+                    "two open sessions on one in-memory SQLite share a single transaction: closing one undoes what "
+                    "the other has not committed; use one session at a time, or a file",
+                    stacklevel=3,
+                )
             yield session
             session.commit()
         except BaseException:
             session.rollback()
             raise
         finally:
-            self._open_sessions -= 1
+            with self._lock:
+                self._open_sessions -= 1
             session.close()
 
     def _new_session(self, user_id: UserId, bind: Engine | None) -> Session:
@@ -194,26 +202,20 @@ class DatabaseFactory:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _SCHEMA_LOCK})
             yield connection
 
-    def _after_fork_in_child(self) -> None:
-        self._lock = threading.Lock()
-        # An in-memory database has no file and no socket to share: the child's copy is its own.
-        if self._engine is not None and not isinstance(self._engine.pool, StaticPool):
-            # close=False leaves the parent's connections alone; closing them here would end them there.
-            self._engine.dispose(close=False)
-
 
 _factories: weakref.WeakSet[DatabaseFactory] = weakref.WeakSet()
 
 
-def _renew_factories_after_fork() -> None:
+def _renew_locks_after_fork() -> None:
+    # Another thread of the parent may have held them, and that thread is not here to let go.
     global _default_lock
     _default_lock = threading.Lock()
     for factory in list(_factories):
-        factory._after_fork_in_child()
+        factory._lock = threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_factories_after_fork)
+    os.register_at_fork(after_in_child=_renew_locks_after_fork)
 
 _default: DatabaseFactory | None = None
 _default_lock = threading.Lock()
@@ -235,7 +237,11 @@ def init_db(settings: DatabaseSettings | URL | str | None = None) -> DatabaseFac
     """
     global _default
     fresh = DatabaseFactory(settings)
-    fresh.create_tables()
+    try:
+        fresh.create_tables()
+    except BaseException:
+        fresh.close()
+        raise
     with _default_lock:
         previous, _default = _default, fresh
     if previous is not None:
@@ -243,7 +249,7 @@ def init_db(settings: DatabaseSettings | URL | str | None = None) -> DatabaseFac
     return fresh
 
 
-def _make_engine(settings: DatabaseSettings) -> Engine:
+def _make_engine(settings: DatabaseSettings, folder: str) -> Engine:
     # hide_parameters: neither echo_sql nor an error text may show a secret that is being stored.
     common: dict[str, Any] = {"echo": settings.echo_sql, "hide_parameters": True}
     pool: dict[str, Any] = {
@@ -259,27 +265,24 @@ def _make_engine(settings: DatabaseSettings) -> Engine:
             **pool,
             pool_recycle=settings.pool_recycle,
             pool_pre_ping=settings.pool_pre_ping,
-            # What stands in the URL's own query wins over these.
-            connect_args={
-                key: value
-                for key, value in {
-                    "application_name": settings.application_name,
-                    "connect_timeout": _CONNECT_TIMEOUT,
-                }.items()
-                if key not in settings.url.query
-            },
+            connect_args=_unless_in_url(
+                settings.url, application_name=settings.application_name, connect_timeout=_CONNECT_TIMEOUT
+            ),
         )
+        forking.protect(engine)
     elif settings.is_memory:
         engine = create_engine(settings.url, **common, poolclass=StaticPool, connect_args={"check_same_thread": False})
         event.listen(engine, "connect", _on_connect_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     else:
         engine = create_engine(
-            _prepared_file(settings.url),
+            _prepared_file(settings.url, folder),
             **common,
             **pool,
-            connect_args={"check_same_thread": False, "timeout": settings.sqlite_busy_timeout},
+            connect_args={"check_same_thread": False}
+            | _unless_in_url(settings.url, timeout=settings.sqlite_busy_timeout),
         )
+        forking.protect(engine)
         event.listen(engine, "connect", _on_connect_sqlite)
         event.listen(engine, "connect", _on_connect_sqlite_file)
         event.listen(engine, "begin", _begin_sqlite)
@@ -287,20 +290,26 @@ def _make_engine(settings: DatabaseSettings) -> Engine:
     return engine
 
 
-def _prepared_file(url: URL) -> URL:
+def _unless_in_url(url: URL, **options: Any) -> dict[str, Any]:
+    """The driver's options, without those that the URL's query sets: that was written for this one database."""
+    return {key: value for key, value in options.items() if key not in url.query}
+
+
+def _prepared_file(url: URL, folder: str) -> URL:
     """The URL with an absolute path, its folder made, and the file readable by its owner alone."""
     assert url.database is not None
     if url.database.startswith("file:"):
         return url  # a SQLite URI says itself where and how to open
-    # Absolute now: a later chdir must not open a second, empty database.
-    path = Path(url.database).expanduser().absolute()
+    path = os.path.abspath(os.path.join(folder, os.path.expanduser(url.database)))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Created here, since SQLite would give it the umask's mode; -wal and -shm take over the file's.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        # Created here, since SQLite would give it the umask's mode; -wal and -shm take over the file's. Never opened
+        # if it is there already: closing it would drop every lock that this process holds on it, and another process
+        # would delete the write-ahead log under our open connections.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     except OSError:
-        pass  # connecting says what is wrong with the path, as SQLite sees it and with a remedy
-    return url.set(database=str(path))
+        pass  # it is there; or connecting says what is wrong with the path, as SQLite sees it and with a remedy
+    return url.set(database=path)
 
 
 def _on_connect_sqlite(connection: sqlite3.Connection, record: Any) -> None:
@@ -316,10 +325,12 @@ def _on_connect_sqlite(connection: sqlite3.Connection, record: Any) -> None:
 def _on_connect_sqlite_file(connection: sqlite3.Connection, record: Any) -> None:
     # WAL: readers and the writer do not block each other. Asked first, since switching takes an exclusive lock.
     # mmap_size is left alone: with it, SQLite's rare WAL-reset race has corrupted files.
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + connection.execute("PRAGMA busy_timeout").fetchone()[0] / 1000
     while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
         try:
+            # Where the file system has no shared memory SQLite keeps the mode it had: slower, as safe.
             connection.execute("PRAGMA journal_mode=WAL")
+            break
         except sqlite3.OperationalError as error:
             # Several processes that open a new file at once switch at once, and SQLite does not wait here.
             if error.sqlite_errorname == "SQLITE_READONLY":
@@ -346,6 +357,8 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def _name_failure(context: ExceptionContext) -> BaseException | None:
+    if context.is_pre_ping:
+        return None  # the pool knows the driver's own error, and replaces the connection
     return row_security.violation_of(context) or typed_failure(context.original_exception)
 
 

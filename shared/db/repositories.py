@@ -11,11 +11,11 @@ from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from typing import Any, Generic, Self, TypeVar
 
-from sqlalchemy import ColumnElement, Select, func, inspect, select
+from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session
 
 from shared.db.bulk import insert_new
-from shared.db.errors import RowNotFoundError, RunEndedError, TenantScopeError, TenantViolation
+from shared.db.errors import InvalidValueError, RowNotFoundError, RunEndedError, TenantScopeError
 from shared.db.models import (
     AccountStatus,
     ApiCredential,
@@ -29,8 +29,18 @@ from shared.db.models import (
     User,
     UserStatus,
 )
-from shared.db.tenancy.guard import UNSET, OwnershipGuard, UserId, acting_for, agreed_user, column_values
-from shared.db.tenancy.ownership import owned_by, ownership_of, primary_key
+from shared.db.tenancy.guard import (
+    UNSET,
+    OwnershipGuard,
+    UserId,
+    acting_for,
+    agreed_user,
+    column_values,
+    discard_changes,
+    discarding_what_is_refused,
+    key_of,
+)
+from shared.db.tenancy.ownership import owned_by, owner_of, ownership_of, primary_key
 from shared.db.tenancy.session_scope import UserSession
 
 T = TypeVar("T", bound=Base)
@@ -71,14 +81,15 @@ class BaseRepository(Generic[T]):
 
     def get_all(self, limit: int | None = None, offset: int = 0, *, user_id: UserId = UNSET) -> list[T]:
         """All rows in order of their primary key: `limit` of them (None: all) after the first `offset`."""
-        return self._all(self._mine(user_id).order_by(self._key).limit(limit).offset(offset))
+        return self._all(_page(self._mine(user_id).order_by(self._key), limit, offset))
 
     def create(self, entity: T, *, user_id: UserId = UNSET) -> T:
         """Insert `entity` and return it, defaults filled in.
 
         Raises `TenantViolation` if it is not the user's own or names a parent that is not.
         """
-        with self._acting_for(self._resolve(user_id), "create", entity):
+        user = self._resolve(user_id)
+        with discarding_what_is_refused(self.session, entity), self._acting_for(user, "create", entity):
             self.session.add(entity)
             self.session.flush()
         return entity
@@ -90,16 +101,15 @@ class BaseRepository(Generic[T]):
         another user or hang it under another user's parent.
         """
         user = self._resolve(user_id)
-        self._require_existing(entity, user)
-        try:
-            with self._acting_for(user, "update", entity):
-                merged = self.session.merge(entity)
+        with discarding_what_is_refused(self.session, entity):
+            owner = self._require_existing(entity, user)
+            with self._acting_for(owner, "update", entity):
+                with self.session.no_autoflush:
+                    merged = self.session.merge(entity)
+                if merged is not entity:
+                    # What it was linked to must not think that it comes along.
+                    discard_changes(self.session, entity)
                 self.session.flush()
-        except TenantViolation:
-            # Whoever catches this must not write the refused change with his next flush.
-            if entity in self.session:
-                self.session.expire(entity)
-            raise
         return merged
 
     def delete(self, entity: T, *, user_id: UserId = UNSET) -> None:
@@ -108,7 +118,7 @@ class BaseRepository(Generic[T]):
         Raises `RowNotFoundError` if the user has no such row.
         """
         self._require_existing(entity, self._resolve(user_id))
-        self.session.delete(entity)
+        self.session.delete(self.session.get_one(self.model, key_of(entity)))
         self.session.flush()
 
     @property
@@ -126,8 +136,10 @@ class BaseRepository(Generic[T]):
         return user
 
     def _acting_for(self, user: str | None, operation: str, entity: T) -> AbstractContextManager[None]:
-        """What checks a write: a user's session does so itself, and tools may write for everybody."""
-        if user is None or isinstance(self.session, UserSession) or ownership_of(self.model) is None:
+        """What checks a write; a user's session does so itself, and users may be made by anybody."""
+        if isinstance(self.session, UserSession) or ownership_of(self.model) is None:
+            return nullcontext()
+        if user is None and not self._every_user:
             return nullcontext()
         return acting_for(self.session, user, operation, entity)
 
@@ -151,15 +163,14 @@ class BaseRepository(Generic[T]):
     def _all(self, statement: Select[tuple[T]]) -> list[T]:
         return list(self.session.scalars(statement))
 
-    def _require_existing(self, entity: T, user: str | None) -> None:
-        key = inspect(entity).mapper.primary_key_from_instance(entity)[0]
-        statement = select(self._key).where(self._key == key)
-        criterion = self._criterion(user)
-        if criterion is not None:
-            statement = statement.where(criterion)
-        with self.session.no_autoflush:
-            if key is None or self.session.scalar(statement) is None:
-                raise RowNotFoundError(self.model.__name__, key)
+    def _require_existing(self, entity: T, user: str | None) -> str | None:
+        """Whose the row is that `entity` is to change; None if it is shared by all."""
+        key = key_of(entity)
+        found = Session.connection(self.session).execute(owner_of(self.model, key)).first()
+        if found is None or (user is not None and found[0] not in (None, user)):
+            raise RowNotFoundError(self.model.__name__, key)
+        owner: str | None = found[0]
+        return owner
 
 
 class UserRepository(BaseRepository[User]):
@@ -241,7 +252,7 @@ class RunRepository(BaseRepository[Run]):
 
     def get_by_user_id(self, user_id: str, limit: int | None = None, offset: int = 0) -> list[Run]:
         """The runs of a user, newest first: `limit` of them (None: all) after the first `offset`."""
-        return self._all(self._newest(user_id).limit(limit).offset(offset))
+        return self._all(_page(self._newest(user_id), limit, offset))
 
     def get_running(self, user_id: UserId = UNSET) -> list[Run]:
         """The runs of a user that are running now, newest first."""
@@ -337,7 +348,7 @@ class PublicTradeRepository(BaseRepository[PublicTrade]):
 
         A trade is the same if symbol, exchange_ts and trade_id are. Part of the caller's transaction.
         """
-        rows = (_values(trade) for trade in trades)
+        rows = (_values(PublicTrade, trade) for trade in trades)
         return insert_new(self.session, PublicTrade.__table__, ("symbol", "exchange_ts", "trade_id"), rows)
 
     def get_by_symbol_range(
@@ -345,7 +356,7 @@ class PublicTradeRepository(BaseRepository[PublicTrade]):
     ) -> list[PublicTrade]:
         """The trades of a symbol from `start` to `end`, both included, in order of time and trade id."""
         in_range = self._mine().where(PublicTrade.symbol == symbol, PublicTrade.exchange_ts.between(start, end))
-        return self._all(in_range.order_by(PublicTrade.exchange_ts, PublicTrade.trade_id).limit(limit))
+        return self._all(_page(in_range.order_by(PublicTrade.exchange_ts, PublicTrade.trade_id), limit))
 
     def get_last_trade_ts(self, symbol: str) -> datetime | None:
         """The time of the newest trade of a symbol, None if there is none."""
@@ -376,8 +387,8 @@ class PrivateExecutionRepository(BaseRepository[PrivateExecution]):
         An execution is the same if run_id and exec_id are. Part of the caller's transaction. Raises
         `TenantViolation`, and writes nothing, if any row's run or account is not the user's.
         """
-        rows = [_values(execution) for execution in executions]
         user = self._resolve(user_id)
+        rows = [_values(PrivateExecution, execution) for execution in executions]
         if user is not None:
             guard = self.session.guard if isinstance(self.session, UserSession) else OwnershipGuard(user)
             guard.check_rows(self.session, "bulk_create", PrivateExecution, rows)
@@ -398,7 +409,7 @@ class PrivateExecutionRepository(BaseRepository[PrivateExecution]):
             in_range = in_range.where(PrivateExecution.exchange_ts >= start)
         if end is not None:
             in_range = in_range.where(PrivateExecution.exchange_ts <= end)
-        return self._all(in_range.order_by(PrivateExecution.exchange_ts, PrivateExecution.exec_id).limit(limit))
+        return self._all(_page(in_range.order_by(PrivateExecution.exchange_ts, PrivateExecution.exec_id), limit))
 
     def get_last_execution_ts(self, run_id: str, *, user_id: UserId = UNSET) -> datetime | None:
         """The time of the newest execution of a run, None if there is none."""
@@ -414,8 +425,23 @@ class PrivateExecutionRepository(BaseRepository[PrivateExecution]):
         return self.session.scalar(self._confined(found, user_id).limit(1)) is not None
 
 
-def _values(row: Mapping[str, Any] | Base) -> dict[str, Any]:
-    """A row's values by column name; of an object, those that are set."""
-    if isinstance(row, Mapping):
-        return dict(row)
-    return {name: value for name, value in column_values(row).items() if value is not None}
+def _page(statement: Select[tuple[T]], limit: int | None, offset: int = 0) -> Select[tuple[T]]:
+    """`limit` rows (None: all) after the first `offset`."""
+    for name, number in (("limit", limit), ("offset", offset)):
+        # SQLite would take -1 for "no limit", PostgreSQL refuses it.
+        if number is not None and number < 0:
+            raise InvalidValueError(f"{name} must be 0 or more, not {number}")
+    return statement.limit(limit).offset(offset)
+
+
+def _values(model: type[Base], row: Mapping[str, Any] | Base) -> dict[str, Any]:
+    """A row's values by column name, every column but the generated id: in one statement all rows have the same."""
+    given = row if isinstance(row, Mapping) else column_values(row)
+    columns = [column for column in model.__table__.columns if not column.primary_key]
+    unknown = given.keys() - {column.name for column in columns} - {primary_key(model)}
+    if unknown:
+        raise InvalidValueError(f"{model.__tablename__} has no column {', '.join(sorted(unknown))}")
+    for column in columns:
+        if not column.nullable and given.get(column.name) is None:
+            raise InvalidValueError("a value is needed", f"{model.__tablename__}.{column.name}")
+    return {column.name: given.get(column.name) for column in columns}

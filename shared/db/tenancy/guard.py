@@ -12,9 +12,16 @@ from sqlalchemy import event, inspect, select
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.util import identity_key
 
-from shared.db.errors import TenantScopeError, TenantViolation
+from shared.db.errors import RowNotFoundError, TenantScopeError, TenantViolation
 from shared.db.models import ID_LENGTH
-from shared.db.tenancy.ownership import Reference, columns_to_agree, owned_keys, ownership_of, primary_key
+from shared.db.tenancy.ownership import (
+    Reference,
+    columns_to_agree,
+    owned_keys,
+    owner_of,
+    ownership_of,
+    primary_key,
+)
 
 _CHUNK = 500
 
@@ -152,23 +159,102 @@ def column_values(entity: object) -> dict[str, Any]:
     return {column.name: loaded.get(mapper.get_property_by_column(column).key) for column in mapper.columns}
 
 
-@contextmanager
-def acting_for(session: Session, user_id: str, operation: str, entity: object) -> Iterator[None]:
-    """Let a plain session write `entity` only as `user_id`'s own; other objects are none of its business.
+def written_values(session: Session, entity: object) -> dict[str, Any]:
+    """The column values of a mapped object just flushed; owner and parents as stored where they are not loaded."""
+    values = column_values(entity)
+    model: type[Any] = type(entity)
+    ownership = ownership_of(model)
+    if ownership is not None:
+        names = [ownership.column, *(reference.column for reference in ownership.parents)]
+        if any(values[name] is None for name in names):
+            table = model.__table__
+            stored = select(*(table.c[name] for name in names)).where(table.c[primary_key(model)] == key_of(entity))
+            values.update(Session.connection(session).execute(stored).mappings().one())
+    return values
 
-    What is known beforehand is refused before anything happens. What only the flush brings to light (a parent
-    given as an object) raises inside it, which leaves the session good for nothing but a rollback.
+
+def key_of(entity: object) -> Any:
+    """The primary key of a mapped object, stored or not."""
+    state = inspect(entity)
+    return (state.identity or state.mapper.primary_key_from_instance(entity))[0]
+
+
+def discard_changes(session: Session, entity: object) -> None:
+    """Take back what was set on `entity` and not flushed, so that no later flush writes it.
+
+    A relationship is taken back at its other end too: each end alone would write the foreign key.
     """
-    guard = OwnershipGuard(user_id)
-    guard.check_rows(session, operation, type(entity), [column_values(entity)], complete=False)
+    state = inspect(entity)
+    for relation in state.mapper.relationships:
+        history = state.attrs[relation.key].history
+        for other in (*(history.added or ()), *(history.deleted or ())):
+            if other is not None and inspect(other).persistent and other in session:
+                session.expire(other, [relation.back_populates])
+    if entity in session:
+        if state.persistent:
+            session.expire(entity)
+        else:
+            session.expunge(entity)
+
+
+@contextmanager
+def discarding_what_is_refused(session: Session, entity: object) -> Iterator[None]:
+    """When the block is refused, leave nothing of `entity` for the next flush of whoever catches that."""
+    try:
+        yield
+    except (TenantViolation, RowNotFoundError):
+        with session.no_autoflush:
+            for refused in {entity, _in_session(session, entity) or entity}:
+                discard_changes(session, refused)
+        raise
+
+
+@contextmanager
+def acting_for(session: Session, user_id: str | None, operation: str, entity: object) -> Iterator[None]:
+    """Let a plain session write `entity`, and what hangs on it, only as `user_id`'s own; other objects are not judged.
+
+    Without `user_id` it may be anybody's, but all of it the same user's. What is known beforehand is refused before
+    anything happens. What only the flush brings to light (a parent given as an object) raises inside it, which leaves
+    the session good for nothing but a rollback.
+    """
+    if user_id is not None:
+        known = [column_values(entity)]
+        OwnershipGuard(user_id).check_rows(session, operation, type(entity), known, complete=False)
 
     def check(session: Session, *args: Any) -> None:
-        # merge() writes the session's own object of the same identity.
-        written = entity if entity in session else session.identity_map.get(identity_key(instance=entity))
-        guard.check_rows(session, operation, type(entity), [column_values(written)])
+        written = _in_session(session, entity)
+        guard = OwnershipGuard(user_id or _owner(session, written))
+        for one in _linked(written):
+            guard.check_rows(session, operation, type(one), [written_values(session, one)])
 
     event.listen(session, "after_flush", check)
     try:
         yield
     finally:
         event.remove(session, "after_flush", check)
+
+
+def _in_session(session: Session, entity: object) -> object:
+    """What a flush writes of `entity`: itself, or what merge() made of it; None if neither is there."""
+    if entity in session:
+        return entity
+    return session.identity_map.get(identity_key(type(entity), key_of(entity)))
+
+
+def _owner(session: Session, entity: object) -> str:
+    owner: str = Session.connection(session).execute(owner_of(type(entity), key_of(entity))).scalar_one()
+    return owner
+
+
+def _linked(entity: object) -> Iterator[object]:
+    """`entity` and what its relationships are about to be linked to, and so on: what one flush writes together."""
+    seen: set[int] = set()
+    found = [entity]
+    while found:
+        one = found.pop()
+        if id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            state = inspect(one)
+            for relation in state.mapper.relationships:
+                found += [other for other in state.attrs[relation.key].history.added or () if other is not None]

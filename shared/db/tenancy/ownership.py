@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, FromClause, Table, select
+from sqlalchemy import ColumnElement, FromClause, Table, null, select
 
 from shared.db.models import (
     ApiCredential,
@@ -110,6 +110,16 @@ def owned_keys(model: type[Any], user_id: Any) -> Any:
     own = column == user_id if ownership.parent is None else column.in_(owned_keys(ownership.parent, user_id))
     # Never correlated: the enclosing query may read the same table, for other rows.
     return select(table.c[primary_key(model)]).where(own).correlate(None)
+
+
+def owner_of(model: type[Any], key: Any) -> Any:
+    """A SELECT of the user who owns the row of `model` with this primary key; NULL if the row is shared by all."""
+    table: Table = model.__table__
+    ownership = ownership_of(model)
+    if ownership is None:
+        return select(null()).where(table.c[primary_key(model)] == key)
+    named = select(table.c[ownership.column]).where(table.c[primary_key(model)] == key)
+    return named if ownership.parent is None else owner_of(ownership.parent, named.scalar_subquery())
 
 
 def primary_key(model: type[Any]) -> str:

@@ -19,7 +19,7 @@ from sqlalchemy.sql.dml import UpdateBase
 from shared.db.errors import TenantScopeError, TenantViolation
 from shared.db.models import Base, User
 from shared.db.tenancy import row_security
-from shared.db.tenancy.guard import OwnershipGuard, column_values
+from shared.db.tenancy.guard import OwnershipGuard, column_values, written_values
 from shared.db.tenancy.ownership import OWNERSHIP, owned_by, ownership_of, primary_key
 from shared.db.tenancy.statement_guard import (
     check_insert,
@@ -189,7 +189,8 @@ def _check_flushed(session: UserSession, *, complete: bool) -> None:
     changed: dict[type[Any], list[dict[str, Any]]] = {}
     for entity in (*session.new, *session.dirty):
         if ownership_of(type(entity)) is not None:
-            changed.setdefault(type(entity), []).append(column_values(entity))
+            values = written_values(session, entity) if complete else column_values(entity)
+            changed.setdefault(type(entity), []).append(values)
     for entity in (*session.dirty, *session.deleted):
         session.guard.forget(type(entity), inspect(entity).identity)
     # A parent that this flush inserts cannot be looked up before it; afterwards it can.
