@@ -79,7 +79,10 @@ class Money(CheckedType):
     Takes `Decimal`, `int` and `str`; gives `Decimal` with 8 places. More than 8 places are rounded half-even,
     on every database alike. Refuses NaN, Infinity, float (write `Decimal(str(x))`) and 10**12 or more. SQLite
     stores 8-byte floats: there, a value that would not come back digit for digit is refused too (none of 15
-    digits or fewer is), so that comparisons, AVG and price * size mean the same in SQL.
+    digits or fewer is), so that comparisons, AVG and price * size mean the same in SQL, up to the rounding of
+    floats. A number beside a money column in SQL is money too, and rounded as such.
+    `func.avg(column, type_=Money())` gives a Decimal everywhere; without the type it is a float on SQLite. For sums
+    see `exact_sum`.
     """
 
     impl = Numeric(MONEY_DIGITS, MONEY_PLACES)

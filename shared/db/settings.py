@@ -187,7 +187,7 @@ class DatabaseSettings(BaseSettings):
             )
             for item in details
         ]
-        raise ValidationError.from_exception_data(cls.__name__, lines, hide_input=True)
+        raise ValidationError.from_exception_data(cls.__name__, lines)
 
     @field_validator("db_type", mode="before")
     @classmethod

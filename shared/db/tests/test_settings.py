@@ -138,6 +138,17 @@ def test_the_constructor_wins_over_the_environment_and_that_over_the_file(
                 assert getattr(DatabaseSettings(**{field: default}), field) == default
 
 
+def test_the_documented_name_wins_over_its_aliases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where several names of a field are set at once, the first one counts."""
+    for name, value in zip(
+        environment_names("database_url"), ("sqlite:///a", "sqlite:///b", "sqlite:///c"), strict=True
+    ):
+        monkeypatch.setenv(name, value)
+    assert settings_of().database_url == "sqlite:///a"
+    monkeypatch.delenv("GRIDBOT_DB_URL")
+    assert settings_of().database_url == "sqlite:///b"
+
+
 def test_a_dot_env_of_the_current_folder_is_read_and_can_be_replaced_or_left_out(tmp_path: Path) -> None:
     """`.env` by default, another file by `_env_file=`, none by `_env_file=None`."""
     Path(".env").write_text("GRIDBOT_DB_NAME=from_dot_env.db\n")
