@@ -9,8 +9,8 @@ import argparse
 from collections.abc import Callable, Sequence
 
 import shared.db.init_db as init_db
-from shared.db.database import DatabaseFactory
 import shared.db.migrations.command as migrate
+from shared.db.database import DatabaseFactory
 
 # A command adds its arguments to its parser and gives the function that runs it and returns the exit code.
 Command = Callable[[argparse.ArgumentParser], Callable[[argparse.Namespace], int]]

@@ -28,14 +28,16 @@ def exclusive_connection(db: DatabaseFactory, lock_timeout: float) -> Iterator[C
                 yield connection
                 _check_rows(connection, before)
         else:
-            # Not given back to the pool: the lock and the timeout end with the server's session.
-            connection.detach()
-            lock_schema(connection, "pg_try_advisory_lock")
-            # Whoever waits for a table makes every later reader of it wait behind him.
-            timeout = f"{int(lock_timeout * 1000)}ms"
-            connection.execute(text("SELECT set_config('lock_timeout', :timeout, false)"), {"timeout": timeout})
-            connection.commit()
-            yield connection
+            try:
+                lock_schema(connection, "pg_try_advisory_lock")
+                # Whoever waits for a table makes every later reader of it wait behind him.
+                timeout = f"{int(lock_timeout * 1000)}ms"
+                connection.execute(text("SELECT set_config('lock_timeout', :timeout, false)"), {"timeout": timeout})
+                connection.commit()
+                yield connection
+            finally:
+                # Not back to the pool: the lock and the timeout end with the server's session.
+                connection.invalidate()
 
 
 def lock_holders(db: DatabaseFactory) -> str:

@@ -82,7 +82,8 @@ class Revisions:
         with engine.begin() as connection:
             driver: Any = connection.connection.dbapi_connection
             assert isinstance(driver, sqlite3.Connection)
-            self.upgrade(connection, start)
+            if start:
+                self.upgrade(connection, start)
             driver.set_trace_callback(statements.append)
             (self.upgrade if target > start else self.downgrade)(connection, target)
         engine.dispose()

