@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 from sqlalchemy import Column, Connection, MetaData, PrimaryKeyConstraint, String, Table, inspect, select, text
@@ -9,12 +10,16 @@ from sqlalchemy import Column, Connection, MetaData, PrimaryKeyConstraint, Strin
 from shared.db.errors import SchemaVersionError
 from shared.db.models import Base
 
+_log = logging.getLogger(__name__)
+
 # The newest file of migrations/versions, which makes what models.py says; `migrate new` moves it.
 SCHEMA_REVISION = "0002_run_heartbeat"
 
 # Any constant will do, as long as every process of the fleet uses the same one.
 _SCHEMA_LOCK = 7_305_510_021
+# Seconds between two questions for it, and until a wait is worth a line in the log.
 _PAUSE = 0.05
+_PATIENCE = 5.0
 
 # As Alembic makes it, so that each finds the other's.
 VERSION_TABLE = Table(
@@ -64,13 +69,29 @@ def must_create(connection: Connection) -> bool:
 
 
 def lock_schema(connection: Connection, function: str = "pg_try_advisory_xact_lock") -> None:
-    """Wait until no other process changes the schema (PostgreSQL).
+    """Wait until no other process changes the schema (PostgreSQL); a long wait is logged, with who is waited for.
 
     Asking again and again, since a blocking call would hold a snapshot, and CREATE INDEX CONCURRENTLY in the
     process that has the lock waits until every older snapshot is gone.
     """
+    started = time.monotonic()
+    told = False
     while not connection.scalar(text(f"SELECT {function}(:key)"), {"key": _SCHEMA_LOCK}):
+        if not told and time.monotonic() - started > _PATIENCE:
+            _log.warning("waiting for %s, which is changing the schema", _lock_holder(connection))
+            told = True
         time.sleep(_PAUSE)
+
+
+def _lock_holder(connection: Connection) -> str:
+    holder = connection.execute(
+        text(
+            "SELECT a.pid, a.application_name FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid "
+            "WHERE l.locktype = 'advisory' AND l.granted AND (l.classid::bigint << 32) + l.objid::bigint = :key"
+        ),
+        {"key": _SCHEMA_LOCK},
+    ).first()
+    return f"process {holder.pid} ({holder.application_name})" if holder else "a process that has ended meanwhile"
 
 
 def _own_tables(connection: Connection) -> set[str]:

@@ -23,8 +23,9 @@ except ModuleNotFoundError as error:
 BASE = "base"
 _LOCATION = "shared.db:migrations"
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,26}")
-# What a step only asks, and the transaction around it, which is written here.
-_NOT_RECORDED = ("select", "pragma", "--", "begin", "commit")
+# What a step only asks, what a trigger does (as a comment), and the transaction around it, which is written here.
+_COMMENTS = re.compile(r"(\s*--[^\n]*(\n|$))*\s*")
+_NOT_RECORDED = ("select", "pragma", "begin", "commit")
 
 
 class Revisions:
@@ -92,7 +93,7 @@ class Revisions:
             for statement in (
                 "PRAGMA foreign_keys=OFF",
                 "BEGIN IMMEDIATE",
-                *(statement for statement in statements if not statement.lstrip().lower().startswith(_NOT_RECORDED)),
+                *filter(_is_step, statements),
                 "COMMIT",
                 "PRAGMA foreign_keys=ON",
                 "PRAGMA foreign_key_check",
@@ -120,6 +121,11 @@ def new_revision(name: str) -> Path:
     source = constant.read_text(encoding="utf-8")
     constant.write_text(source.replace(f'"{revisions.head}"', f'"{revision}"'), encoding="utf-8")
     return Path(script.path)  # type: ignore[union-attr] # one script, since one was asked for
+
+
+def _is_step(statement: str) -> bool:
+    bare = _COMMENTS.sub("", statement, count=1).lower()
+    return bool(bare) and not bare.startswith(_NOT_RECORDED)
 
 
 def _config(connection: Connection | None) -> Config:

@@ -207,8 +207,7 @@ def _move(
                     start = _position(connection, revisions)
                 if attempt == 1:
                     before = start
-                if start != target:
-                    step(connection, start)
+                step(connection, start)
             break
         except DatabaseLockedError as error:
             if attempt >= attempts:

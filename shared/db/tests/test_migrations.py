@@ -17,7 +17,15 @@ from shared.db.migrations import catalog, runner
 from shared.db.migrations.revisions import Revisions
 from shared.db.models import Base
 from shared.db.schema_version import SCHEMA_REVISION
-from shared.db.tests.migration_support import REVISIONS, contents, dumped_schema, run_by_hand, schema_of, seed
+from shared.db.tests.migration_support import (
+    REVISIONS,
+    OwnRevisions,
+    contents,
+    dumped_schema,
+    run_by_hand,
+    schema_of,
+    seed,
+)
 
 _VERSIONS = Path(migrations.__file__).parent / "versions"
 
@@ -142,6 +150,26 @@ def test_offline_sql_does_what_an_upgrade_does(empty_db: DatabaseFactory, start:
     assert contents(empty_db) == rows
     runner.upgrade(empty_db)
     assert schema_of(empty_db) == by_hand
+
+
+def test_offline_sql_for_sqlite_is_every_statement_with_its_values(own_revisions: OwnRevisions) -> None:
+    """A rebuild is spelt out, values stand in their places, questions and a trigger's own steps are left out."""
+    revision = own_revisions.add(
+        """
+        with op.batch_alter_table("strategies", recreate="always"): pass
+        op.execute("CREATE TRIGGER one AFTER INSERT ON users BEGIN DELETE FROM users WHERE username = new.email; END")
+        users = sa.table("users", sa.column("user_id"), sa.column("username"))
+        op.execute("-- Why\\nINSERT INTO users (username) VALUES ('it''s me')")
+        op.execute(users.update().values(username="it's you"))
+        """
+    )
+    script = runner.sql("sqlite", SCHEMA_REVISION, revision)
+    assert "INSERT INTO _alembic_tmp_strategies" in script
+    assert "-- Why\nINSERT INTO users (username) VALUES ('it''s me');" in script
+    assert "UPDATE users SET username='it''s you';" in script
+    assert script.count("DELETE FROM users") == 1
+    assert "table_info" not in script
+    assert (script.count("BEGIN IMMEDIATE"), script.count("COMMIT")) == (1, 1)
 
 
 @pytest.mark.parametrize("revision", REVISIONS[1:])
