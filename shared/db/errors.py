@@ -47,6 +47,20 @@ class InvalidValueError(SharedDBError, ValueError, DontWrapMixin):
         self.column = column
 
 
+class MissingExtraError(SharedDBError, ImportError):
+    """An optional library is needed here and not installed.
+
+    `library` is its name, `extra` the extra of this package that brings it.
+    """
+
+    def __init__(self, library: str, extra: str) -> None:
+        super().__init__(
+            f"{library} is not installed; install the extra {extra!r}: pip install 'shared-db[{extra}]'", name=library
+        )
+        self.library = library
+        self.extra = extra
+
+
 class RowNotFoundError(SharedDBError, LookupError):
     """The row to change does not exist, or belongs to another user (which is not told apart).
 
@@ -98,14 +112,6 @@ class TenantViolation(TenantError):
 
 class RowSecurityError(SharedDBError):
     """PostgreSQL's row-level security cannot be set up here; the message names what an administrator must run."""
-
-
-class MissingExtraError(SharedDBError, ImportError):
-    """A library that comes with an optional extra is not installed; `extra` is the name to install."""
-
-    def __init__(self, extra: str, library: str) -> None:
-        super().__init__(f"{library} is not installed; run: pip install 'shared-db[{extra}]'")
-        self.extra = extra
 
 
 class SchemaVersionError(SharedDBError):

@@ -17,7 +17,7 @@ try:
     from alembic.config import Config
     from alembic.script import ScriptDirectory
 except ModuleNotFoundError as error:
-    raise MissingExtraError("migrations", "Alembic") from error
+    raise MissingExtraError("Alembic", "migrations") from error
 
 # The empty schema, before the first revision.
 BASE = "base"

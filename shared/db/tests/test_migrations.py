@@ -50,7 +50,7 @@ def test_a_revision_goes_up_down_and_up_without_touching_rows(empty_db: Database
     assert contents(empty_db, like=old_rows) == old_rows
 
 
-@pytest.mark.parametrize("revision", REVISIONS[1:])
+@pytest.mark.parametrize("revision", REVISIONS[1:-1])
 def test_an_upgrade_from_each_older_revision_reaches_the_models(empty_db: DatabaseFactory, revision: str) -> None:
     """A database of any age, with rows in it, comes to the schema of this code with every row."""
     runner.upgrade(empty_db, revision)
@@ -90,15 +90,14 @@ def test_every_revision_has_its_note() -> None:
 
 
 @pytest.mark.parametrize("revision", REVISIONS[1:])
-def test_a_revision_names_what_its_downgrade_deletes(empty_db: DatabaseFactory, revision: str) -> None:
+def test_a_revision_names_what_its_downgrade_deletes(revision: str) -> None:
     """`drops` lists exactly the tables and columns that are gone afterwards: the refusal to lose data rests on it."""
     position = REVISIONS.index(revision)
-    with empty_db.engine.connect() as connection:
-        old, new = (
-            catalog.built_by(connection, lambda scratch, place=place: Revisions().upgrade(scratch, place))  # type: ignore[misc] # a default binds the loop's value
-            for place in (position - 1, position)
-        )
-    gone = {entry for entry in new.keys() - old.keys() if entry.kind in ("table", "column")}
+    with DatabaseFactory("sqlite://") as db:
+        runner.upgrade(db, revision)
+        new = schema_of(db)
+        runner.downgrade(db, REVISIONS[position - 1], allow_data_loss=True)
+        gone = {entry for entry in new.keys() - schema_of(db).keys() if entry.kind in ("table", "column")}
     tables = {entry.table for entry in gone if entry.kind == "table"}
     columns = {f"{entry.table}.{entry.name}" for entry in gone if entry.table not in tables}
     assert set(Revisions().drops(position, position - 1)) == tables | columns

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from sqlalchemy import URL, text
 
 from shared.db import DatabaseFactory
@@ -83,6 +84,7 @@ class _Reader:
             assert self.revision.is_relative_to(self.checkout)
 
 
+@pytest.mark.slow
 def test_every_how_to_works_as_written(tmp_path: Path, postgresql_url: URL) -> None:
     """A column, a table, a status value and an index, added one after the other on both databases with rows in them.
 
