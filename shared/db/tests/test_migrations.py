@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -182,10 +184,7 @@ def test_the_sql_for_postgresql_has_no_known_risk(tmp_path: Path, revision: str)
     meant |= runpy.run_path(str(_VERSIONS / f"{revision}.py")).get("accepted", {})
     script = tmp_path / f"{revision}.sql"
     script.write_text(runner.sql("postgresql", REVISIONS[REVISIONS.index(revision) - 1], revision), encoding="utf-8")
-    squawk = Path(sys.executable).with_name("squawk")
-    done = subprocess.run(
-        [squawk, "--reporter", "gcc", "--exclude", ",".join(meant), script], capture_output=True, text=True
-    )
+    done = _linted(script, "--exclude", ",".join(meant))
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
 
 
@@ -193,8 +192,7 @@ def test_squawk_would_find_a_risk(tmp_path: Path) -> None:
     """The linter is there and at work: an index built in the way of writers is a finding."""
     script = tmp_path / "risky.sql"
     script.write_text("CREATE INDEX ix_users_status ON users (status);", encoding="utf-8")
-    squawk = Path(sys.executable).with_name("squawk")
-    done = subprocess.run([squawk, "--reporter", "gcc", script], capture_output=True, text=True)
+    done = _linted(script)
     assert done.returncode == 1
     assert "require-concurrent-index-creation" in done.stdout
 
@@ -212,6 +210,13 @@ def test_a_failed_check_leaves_no_scratch_schema_behind(empty_db: DatabaseFactor
         catalog.built_by(connection, fail)
     assert runner.check(empty_db) == []
     assert _schemas(empty_db) == before
+
+
+def _linted(script: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    # Beside this Python, or in the environment that it is layered upon.
+    squawk = shutil.which("squawk", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    assert squawk is not None
+    return subprocess.run([squawk, "--reporter", "gcc", *options, script], capture_output=True, text=True)
 
 
 def _schemas(db: DatabaseFactory) -> list[str]:
