@@ -1,6 +1,6 @@
 """`python -m shared.db COMMAND`: thin, one function an operation, all the work elsewhere.
 
-Exit codes: 0 done, 1 failed (one line on stderr names cause and remedy), 2 usage.
+Exit codes: 0 done, 1 failed (one line on stderr names cause and remedy), 2 usage, 3 the schema is not the code's.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Callable, Sequence
 
 import shared.db.init_db as init_db
+import shared.db.migrations.command as migrate
 from shared.db.database import DatabaseFactory
 
 # A command adds its arguments to its parser and gives the function that runs it and returns the exit code.
@@ -56,4 +57,5 @@ COMMANDS: dict[str, tuple[str, Command]] = {
         "PostgreSQL's row-level security for users' sessions: turn it on, off, or check it",
         _row_security,
     ),
+    "migrate": ("change the schema by revisions, or say where it stands", migrate.add_arguments),
 }

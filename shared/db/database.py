@@ -17,12 +17,12 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import QueuePool, StaticPool
 
-from shared.db import forking
+from shared.db import forking, schema_version
 from shared.db.column_types import register_sqlite_functions
 from shared.db.errors import RowSecurityError, typed_failure
 from shared.db.models import Base
@@ -33,8 +33,6 @@ from shared.db.tenancy.row_security import RowSecurityStatus
 from shared.db.tenancy.session_scope import TenantRequiredSession, UserSession
 
 _READ_ONLY = "shared_db_read_only"
-# Any constant will do, as long as every process of the fleet uses the same one.
-_SCHEMA_LOCK = 7_305_510_021
 _CONNECT_TIMEOUT = 10
 
 
@@ -174,16 +172,34 @@ class DatabaseFactory:
         self._policies_installed = None
 
     def create_tables(self) -> bool:
-        """Create what is missing of the schema; True if anything was. Any number of processes may call it at once."""
+        """Create what is missing of the schema; True if anything was. Any number of processes may call it at once.
+
+        Raises `SchemaVersionError` for a database with the tables of an older, newer or unknown schema.
+        """
         with self._schema_transaction() as connection:
-            before = set(_table_names(connection))
+            if not schema_version.must_create(connection):
+                return False
             Base.metadata.create_all(connection)
-            return before != set(_table_names(connection))
+            schema_version.stamp(connection, schema_version.SCHEMA_REVISION)
+            return True
+
+    def check_schema(self) -> None:
+        """Make sure, at start-up, that the schema is the one this code was written for.
+
+        Raises `SchemaVersionError`, which names both revisions and the command to run, if it is older, newer,
+        unknown or not there. Needs no Alembic.
+        """
+        engine = self.engine
+        with (self._read_only_engine or engine).connect() as connection:
+            problem = schema_version.difference(connection)
+        if problem is not None:
+            raise problem
 
     def drop_tables(self) -> None:
         """Drop every table of this library, with all rows (for tests)."""
         with self._schema_transaction() as connection:
             Base.metadata.drop_all(connection)
+            schema_version.VERSION_TABLE.drop(connection, checkfirst=True)
 
     def close(self) -> None:
         """Close every pooled connection. The factory stays usable and opens new ones when asked."""
@@ -199,7 +215,7 @@ class DatabaseFactory:
         # SQLite needs no lock of its own here, its transactions begin IMMEDIATE.
         with self.engine.begin() as connection:
             if connection.dialect.name == "postgresql":
-                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _SCHEMA_LOCK})
+                schema_version.lock_schema(connection)
             yield connection
 
 
@@ -360,7 +376,3 @@ def _name_failure(context: ExceptionContext) -> BaseException | None:
     if context.is_pre_ping:
         return None  # the pool knows the driver's own error, and replaces the connection
     return row_security.violation_of(context) or typed_failure(context.original_exception)
-
-
-def _table_names(connection: Connection) -> list[str]:
-    return inspect(connection).get_table_names()

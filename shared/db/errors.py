@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import psycopg2
 from sqlalchemy.exc import (
@@ -65,6 +66,20 @@ class InvalidValueError(SharedDBError, ValueError, DontWrapMixin):
         self.column = column
 
 
+class MissingExtraError(SharedDBError, ImportError):
+    """An optional library is needed here and not installed.
+
+    `library` is its name, `extra` the extra of this package that brings it.
+    """
+
+    def __init__(self, library: str, extra: str) -> None:
+        super().__init__(
+            f"{library} is not installed; install the extra {extra!r}: pip install 'shared-db[{extra}]'", name=library
+        )
+        self.library = library
+        self.extra = extra
+
+
 class RowNotFoundError(SharedDBError, LookupError):
     """The row to change does not exist, or belongs to another user (which is not told apart).
 
@@ -116,6 +131,62 @@ class TenantViolation(TenantError):
 
 class RowSecurityError(SharedDBError):
     """PostgreSQL's row-level security cannot be set up here; the message names what an administrator must run."""
+
+
+class SchemaVersionError(SharedDBError):
+    """The schema in the database is not the one that this code was written for.
+
+    `state` is "empty" (no tables), "unversioned" (tables of unknown age), "behind" or "ahead";
+    `database_revision` (None in the first two) and `code_revision` say what is there and what is needed.
+    """
+
+    _MESSAGES: ClassVar[dict[str, str]] = {
+        "empty": "the database has no tables yet, and this code needs revision {1}; run: python -m shared.db init",
+        "unversioned": "the database's tables carry no revision, and this code needs {1}; "
+        "run: python -m shared.db migrate adopt",
+        "behind": "the database's schema is at revision {0}, older than this code's {1}; "
+        "run: python -m shared.db migrate up",
+        "ahead": "the database's schema is at revision {0}, newer than this code's {1}; install the shared-db that "
+        "made it, or run with that one: python -m shared.db migrate down {1}",
+    }
+
+    def __init__(self, state: str, database_revision: str | None, code_revision: str) -> None:
+        super().__init__(self._MESSAGES[state].format(database_revision, code_revision))
+        self.state = state
+        self.database_revision = database_revision
+        self.code_revision = code_revision
+
+
+class MigrationError(SharedDBError):
+    """A migration was not started, or was undone; the message says why and what to do."""
+
+
+class UnknownRevisionError(MigrationError):
+    """No revision has this name, or several begin with it; `name` is what was asked for."""
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        super().__init__(f"there is no single revision {name!r}; use head or one of {', '.join(known)}")
+        self.name = name
+
+
+class DataLossError(MigrationError):
+    """A downgrade would delete data; `losses` names the tables and columns."""
+
+    def __init__(self, losses: Sequence[str]) -> None:
+        super().__init__(
+            f"this downgrade deletes {', '.join(losses)} with all contents; make a backup, "
+            "then repeat it with --allow-data-loss (allow_data_loss=True)"
+        )
+        self.losses = tuple(losses)
+
+
+class SchemaDriftError(MigrationError):
+    """The schema in the database is not what the code's revisions make; `differences` lists how it differs."""
+
+    def __init__(self, differences: Sequence[Any]) -> None:
+        listed = "; ".join(map(str, differences))
+        super().__init__(f"the schema differs from every revision of this code; mend it and try again: {listed}")
+        self.differences = tuple(differences)
 
 
 class DatabaseFailure(SharedDBError, DBAPIError):

@@ -1,4 +1,7 @@
-"""`python -m shared.db.init_db`: create the schema and say what is there. Exit codes: 0 done, 1 failed, 2 usage."""
+"""`python -m shared.db.init_db`: create the schema and say what is there. Exit codes: 0 done, 1 failed, 2 usage.
+
+3 is a failure that has its own remedy: the schema is older or newer than this code.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,13 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from shared.db.database import DatabaseFactory
-from shared.db.errors import SharedDBError
+from shared.db.errors import SchemaVersionError, SharedDBError
 from shared.db.models import Base
 from shared.db.settings import DatabaseSettings, read_env_file
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_OTHER_REVISION = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +49,7 @@ def initialize(options: argparse.Namespace) -> int:
     width = max(map(len, counts))
     for name, count in counts.items():
         print(f"  {name:<{width}}  {count:>12,} rows")
-    return 0
+    return EXIT_DONE
 
 
 def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,14 +76,19 @@ def settings_from_arguments(options: argparse.Namespace) -> DatabaseSettings:
     return DatabaseSettings(**read_env_file(options.env_file), **given)
 
 
+def exit_code(error: Exception) -> int:
+    """The exit code for an error."""
+    return EXIT_OTHER_REVISION if isinstance(error, SchemaVersionError) else EXIT_FAILED
+
+
 def report_failure(program: str, run: Callable[[], int]) -> int:
-    """What `run` returns; an expected failure becomes one line on stderr, without a traceback, and exit code 1."""
+    """What `run` returns; an expected failure becomes one line on stderr, without a traceback, and its exit code."""
     try:
         return run()
     except (SharedDBError, SQLAlchemyError) as error:
         # Of a message of several lines the rest is the driver's own detail.
         print(f"{program}: {str(error).strip().splitlines()[0]}", file=sys.stderr)
-        return 1
+        return exit_code(error)
 
 
 if __name__ == "__main__":

@@ -262,6 +262,8 @@ class Run(Base):
     status: Mapped[str] = mapped_column(
         Vocabulary(RunStatus, 20), default=RunStatus.RUNNING.value, server_default=RunStatus.RUNNING.value
     )
+    heartbeat_ts: Mapped[datetime | None] = mapped_column(UTCDateTime(), comment="Last sign of life, UTC")
+    host: Mapped[str | None] = mapped_column(BoundedString(255), comment="Machine that runs it")
 
     user: Mapped[User] = relationship(back_populates="runs")
     account: Mapped[BybitAccount] = relationship(back_populates="runs")

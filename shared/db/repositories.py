@@ -301,32 +301,53 @@ class RunRepository(BaseRepository[Run]):
         """
         return self._end(run_id, RunStatus.FAILED, user_id)
 
+    def heartbeat(self, run_id: str, *, host: str | None = None, user_id: UserId = UNSET) -> Run:
+        """Note that a running run is alive, now, and on which machine if `host` is given.
+
+        Raises `RowNotFoundError` if the user has no such run, `RunEndedError` if it has ended: a bot that is told
+        so was taken for dead by a later one, and must stop.
+        """
+        run = self._current(run_id, user_id)
+        if run.status != RunStatus.RUNNING:
+            raise RunEndedError(run_id, run.status)
+        run.heartbeat_ts = datetime.now(UTC)
+        if host is not None:
+            run.host = host
+        self.session.flush()
+        return run
+
     def close_orphans(self, strategy_id: str, run_type: str, *, user_id: UserId = UNSET) -> int:
         """End as failed what still counts as running of one strategy and type; the number of runs closed.
 
-        Their end is the time of their last execution, or their start if they have none: that is when they were
-        last known to be alive.
+        Their end is the time of their last execution or heartbeat, whichever is later, or their start if they
+        have neither: that is when they were last known to be alive.
         """
         return self._close(Run.strategy_id == strategy_id, Run.run_type == run_type, user_id=user_id)
 
     def _close(self, *orphaned: ColumnElement[bool], user_id: UserId) -> int:
-        orphans = self._all(self._mine(user_id).where(Run.status == RunStatus.RUNNING, *orphaned))
+        running = self._mine(user_id).where(Run.status == RunStatus.RUNNING, *orphaned)
+        orphans = self._all(running.execution_options(populate_existing=True))
         for run in orphans:
             last = self.session.scalar(
                 select(func.max(PrivateExecution.exchange_ts)).where(PrivateExecution.run_id == run.run_id)
             )
             run.status = RunStatus.FAILED.value
-            run.end_ts = max(last or run.start_ts, run.start_ts)
+            run.end_ts = max(seen for seen in (last, run.heartbeat_ts, run.start_ts) if seen is not None)
         self.session.flush()
         return len(orphans)
+
+    def _current(self, run_id: str, user_id: UserId) -> Run:
+        # As the database has it now, also where this session has read it before: another process may have ended it.
+        run = self._first(self._mine(user_id).where(Run.run_id == run_id).execution_options(populate_existing=True))
+        if run is None:
+            raise RowNotFoundError("Run", run_id)
+        return run
 
     def _newest(self, user_id: UserId) -> Select[tuple[Run]]:
         return self._mine(user_id).order_by(Run.start_ts.desc(), Run.run_id.desc())
 
     def _end(self, run_id: str, status: RunStatus, user_id: UserId) -> Run:
-        run = self.get_by_id(run_id, user_id=user_id)
-        if run is None:
-            raise RowNotFoundError("Run", run_id)
+        run = self._current(run_id, user_id)
         if run.status == status:
             return run
         if run.status != RunStatus.RUNNING:

@@ -22,6 +22,7 @@ from shared.db import (
     Strategy,
     User,
 )
+from shared.db.tests.migration_support import OwnRevisions
 from shared.db.tests.support import new_run, new_strategy, run_on_server, stored
 
 _numbers = itertools.count()
@@ -106,6 +107,23 @@ def db(db_settings: DatabaseSettings) -> Iterator[DatabaseFactory]:
         if db_settings.is_sqlite:
             factory.create_tables()  # PostgreSQL's came with the template
         yield factory
+
+
+@pytest.fixture(params=("file", "postgresql"))
+def empty_db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DatabaseFactory]:
+    """A factory on a database with nothing in it: file SQLite and PostgreSQL in turn."""
+    if request.param == "postgresql":
+        url: URL | str = request.getfixturevalue("empty_postgresql_url")
+    else:
+        url = f"sqlite:///{tmp_path / 'grid_bot.db'}"
+    with DatabaseFactory(url) as factory:
+        yield factory
+
+
+@pytest.fixture
+def own_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OwnRevisions:
+    """A copy of the migrations, in use in place of the package's, to which a test adds revisions of its own."""
+    return OwnRevisions(tmp_path, monkeypatch)
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ def python_files(project: Path) -> set[str]:
         for path in project.rglob(pattern)
         if path.relative_to(project).parts[0] not in ("tests", "benchmarks", ".venv")
     }
-    return files | {"py.typed"}
+    return files | {"py.typed", "migrations/NOTES.md"}
 
 
 def second_member(workspace: Path) -> Path:
@@ -175,6 +175,19 @@ def test_the_wheel_works_in_a_clean_environment(wheel: Path, clean: CleanEnviron
     assert first.startswith("Database initialized successfully\n")
     assert "nothing changed" in clean.python("-m", "shared.db", "init", where=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["grid_bot.db"]
+
+
+@pytest.mark.slow
+def test_the_wheel_brings_its_migrations(wheel: Path, clean: CleanEnvironment, tmp_path: Path) -> None:
+    """With the extra `migrations` the installed package upgrades a database from its own revisions."""
+    clean.install(wheel)
+    run(
+        *("uv", "sync", "--quiet", "--frozen", "--no-dev", "--no-install-workspace", "--inexact"),
+        *("--all-extras", "--python", sys.executable),
+        UV_PROJECT_ENVIRONMENT=str(clean.folder),
+    )
+    assert "is now at" in clean.python("-m", "shared.db", "migrate", "up", where=tmp_path)
+    assert clean.python("-m", "shared.db", "migrate", "check", where=tmp_path) == "the schema is what the code says\n"
 
 
 @pytest.mark.slow

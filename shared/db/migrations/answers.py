@@ -1,0 +1,107 @@
+"""What each `migrate` command does and says."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from shared.db.database import DatabaseFactory
+from shared.db.init_db import EXIT_DONE, EXIT_FAILED, EXIT_OTHER_REVISION, settings_from_arguments
+from shared.db.migrations import runner
+from shared.db.migrations.revisions import new_revision
+from shared.db.migrations.runner import Change
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """The text for people, the same for machines, and the exit code."""
+
+    text: str
+    found: Mapping[str, Any]
+    exit_code: int = EXIT_DONE
+
+
+def _status(options: argparse.Namespace) -> Answer:
+    with _database(options) as db:
+        status = runner.status(db)
+    lines = [
+        f"database: {status.database_revision or 'no revision'} ({status.state})",
+        f"code:     {status.code_revision}",
+        *(f"pending:  {revision}" for revision in status.pending),
+    ]
+    code = EXIT_DONE if status.state == "current" else EXIT_OTHER_REVISION
+    return Answer("\n".join(lines), dataclasses.asdict(status), code)
+
+
+def _up(options: argparse.Namespace) -> Answer:
+    with _database(options) as db:
+        return _changed(runner.upgrade(db, options.revision))
+
+
+def _down(options: argparse.Namespace) -> Answer:
+    with _database(options) as db:
+        return _changed(runner.downgrade(db, options.revision, allow_data_loss=options.allow_data_loss))
+
+
+def _adopt(options: argparse.Namespace) -> Answer:
+    with _database(options) as db:
+        change = runner.adopt(db)
+        status = runner.status(db)
+    if change.before == change.after:
+        return _changed(change)
+    text = f"adopted at {change.after}"
+    if status.pending:
+        text += f"; {len(status.pending)} pending, run: python -m shared.db migrate up"
+    return Answer(text, dataclasses.asdict(change))
+
+
+def _check(options: argparse.Namespace) -> Answer:
+    with _database(options) as db:
+        differences = runner.check(db)
+    text = "\n".join(map(str, differences)) or "the schema is what the code says"
+    found = {"differences": [difference.as_json() for difference in differences]}
+    return Answer(text, found, EXIT_FAILED if differences else EXIT_DONE)
+
+
+def _sql(options: argparse.Namespace) -> Answer:
+    settings = settings_from_arguments(options)
+    # Host and user may be missing: nothing is connected to.
+    sqlite = settings.is_sqlite if settings.database_url else settings.db_type == "sqlite"
+    script = runner.sql("sqlite" if sqlite else "postgresql", options.start, options.revision)
+    return Answer(script.rstrip(), {"sql": script})
+
+
+def _new(options: argparse.Namespace) -> Answer:
+    path = new_revision(options.name)
+    return Answer(
+        f"wrote {path}\nnow fill in upgrade() and downgrade(), and give it an entry in migrations/NOTES.md",
+        {"path": str(path)},
+    )
+
+
+def _changed(change: Change) -> Answer:
+    if change.before == change.after:
+        text = f"nothing to do: the database is at {change.after}"
+    else:
+        text = f"the database was at {change.before} and is now at {change.after}"
+    return Answer(text, dataclasses.asdict(change))
+
+
+@contextmanager
+def _database(options: argparse.Namespace) -> Iterator[DatabaseFactory]:
+    with DatabaseFactory(settings_from_arguments(options)) as db:
+        yield db
+
+
+ANSWERS: Mapping[str, Callable[[argparse.Namespace], Answer]] = {
+    "status": _status,
+    "up": _up,
+    "down": _down,
+    "adopt": _adopt,
+    "check": _check,
+    "sql": _sql,
+    "new": _new,
+}

@@ -1,0 +1,94 @@
+"""One process at a time changes the schema, and none of them harms the data or holds up the bots."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Connection, inspect, text
+
+from shared.db.database import DatabaseFactory
+from shared.db.errors import MigrationError
+from shared.db.schema_version import VERSION_TABLE, lock_schema
+
+
+@contextmanager
+def exclusive_connection(db: DatabaseFactory, lock_timeout: float) -> Iterator[Connection]:
+    """A connection of its own, on which nobody else changes the schema until the block ends.
+
+    On SQLite the block is one transaction, committed only if no row has been lost and every foreign key still
+    points at one. On PostgreSQL the block commits by itself; a statement that waits longer than `lock_timeout`
+    seconds for a table raises `DatabaseLockedError`.
+    """
+    with db.engine.connect() as connection:
+        if connection.dialect.name == "sqlite":
+            with _without_foreign_keys(connection), connection.begin():
+                before = _row_counts(connection)
+                yield connection
+                _check_rows(connection, before)
+        else:
+            try:
+                lock_schema(connection, "pg_try_advisory_lock")
+                # Whoever waits for a table makes every later reader of it wait behind him.
+                timeout = f"{int(lock_timeout * 1000)}ms"
+                connection.execute(text("SELECT set_config('lock_timeout', :timeout, false)"), {"timeout": timeout})
+                connection.commit()
+                yield connection
+            finally:
+                # Not back to the pool: the lock and the timeout end with the server's session.
+                connection.invalidate()
+
+
+def lock_holders(db: DatabaseFactory) -> str:
+    """Who holds locks on the tables of a PostgreSQL schema: for the message of a migration that waited in vain.
+
+    Without the text of their statements, which may hold secrets.
+    """
+    query = text("""
+        SELECT DISTINCT a.pid, a.application_name, a.state, age(clock_timestamp(), a.xact_start) AS age
+        FROM pg_locks l
+        JOIN pg_class c ON c.oid = l.relation AND c.relnamespace = to_regnamespace(quote_ident(current_schema()))
+        JOIN pg_stat_activity a ON a.pid = l.pid
+        WHERE l.granted AND c.relkind IN ('r', 'p') AND l.pid <> pg_backend_pid()
+          AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    """)
+    with db.engine.connect() as connection:
+        holders = connection.execute(query).all() if connection.dialect.name == "postgresql" else []
+    return "; ".join(f"process {row.pid} ({row.application_name}, {row.state}, for {row.age})" for row in holders)
+
+
+@contextmanager
+def _without_foreign_keys(connection: Connection) -> Iterator[None]:
+    # SQLite changes a table by making a new one and dropping the old: with foreign keys on, that deletes every row
+    # below it and says nothing. The pragma only works outside of a transaction, hence before BEGIN.
+    driver = connection.connection.dbapi_connection
+    assert isinstance(driver, sqlite3.Connection)
+    driver.execute("PRAGMA foreign_keys=OFF")
+    if driver.execute("PRAGMA foreign_keys").fetchone()[0]:
+        raise MigrationError("a session on this in-memory database is still open; close it before migrating")
+    try:
+        yield
+    finally:
+        driver.execute("PRAGMA foreign_keys=ON")
+
+
+def _row_counts(connection: Connection) -> dict[str, int]:
+    quoted = connection.dialect.identifier_preparer.quote
+    return {
+        table: connection.execute(text(f"SELECT count(*) FROM {quoted(table)}")).scalar_one()
+        for table in inspect(connection).get_table_names()
+        if table != VERSION_TABLE.name
+    }
+
+
+def _check_rows(connection: Connection, before: dict[str, int]) -> None:
+    problems = [
+        f"{table} had {before[table]} rows and would have {count}"
+        for table, count in _row_counts(connection).items()
+        if count != before.get(table, count)
+    ]
+    broken = connection.execute(text("PRAGMA foreign_key_check")).all()
+    problems += sorted({f"{row.table} has rows that name no row of {row.parent}" for row in broken})
+    if problems:
+        raise MigrationError(f"undone, the database is as it was: {'; '.join(problems)}")

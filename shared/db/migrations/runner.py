@@ -1,0 +1,250 @@
+"""Bringing a database's schema to a revision, and saying where it stands.
+
+Alembic does the steps; its configuration is made here, so there is no ini file. Raises `MissingExtraError` on
+import where Alembic is not installed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+from sqlalchemy import Connection
+from sqlalchemy.orm import Session
+
+from shared.db import schema_version
+from shared.db.database import DatabaseFactory
+from shared.db.errors import (
+    DatabaseLockedError,
+    DataLossError,
+    MigrationError,
+    SchemaDriftError,
+    SchemaVersionError,
+)
+from shared.db.migrations import catalog
+from shared.db.migrations.catalog import Difference
+from shared.db.migrations.catalog.entry import ROW_SECURITY
+from shared.db.migrations.exclusive import exclusive_connection, lock_holders
+from shared.db.migrations.revisions import BASE, Revisions
+from shared.db.models import Base
+from shared.db.tenancy import row_security
+
+LOCK_TIMEOUT = 2.0
+ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a database stands: `state` is "current", "behind", "ahead", "unversioned" or "empty".
+
+    `pending` lists the revisions that an upgrade would run, oldest first.
+    """
+
+    state: str
+    database_revision: str | None
+    code_revision: str
+    pending: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Change:
+    """The revisions before and after; "base" is the empty schema."""
+
+    before: str
+    after: str
+
+
+def status(db: DatabaseFactory) -> Status:
+    """Where the database stands. Takes no lock."""
+    revisions = Revisions()
+    with _reading(db) as connection:
+        problem = schema_version.difference(connection, revisions.head)
+    if problem is None:
+        return Status("current", revisions.head, revisions.head, ())
+    pending: tuple[str, ...] = ()
+    if problem.state in ("empty", "behind"):
+        pending = revisions.names[revisions.position(problem.database_revision or BASE) + 1 :]
+    return Status(problem.state, problem.database_revision, revisions.head, pending)
+
+
+def upgrade(
+    db: DatabaseFactory, revision: str = "head", *, lock_timeout: float = LOCK_TIMEOUT, attempts: int = ATTEMPTS
+) -> Change:
+    """Bring the database forward to `revision`; nothing happens if it is there. Any number of processes may call it.
+
+    On SQLite all steps are one transaction; on PostgreSQL each is one of its own, which waits at most
+    `lock_timeout` seconds for a table and is tried `attempts` times. Row-level security, where it is enabled, is
+    extended to what is new.
+
+    Raises `SchemaVersionError` for a database that is newer than the code or carries no revision,
+    `UnknownRevisionError`, and `MigrationError` when the database is past `revision` or stays locked.
+    """
+    revisions = Revisions()
+    target = revisions.position(revision)
+
+    def step(connection: Connection, start: int) -> None:
+        if start > target:
+            raise MigrationError(
+                f"the database is at {revisions.names[start]}, past {revisions.names[target]}; use down to go back"
+            )
+        revisions.upgrade(connection, target)
+
+    change = _move(db, revisions, target, step, lock_timeout, attempts)
+    if change.before != change.after == revisions.head and db.row_security_status().problems:
+        # Where policies are in force, a table that has just been made needs its own.
+        db.enable_row_security()
+    return change
+
+
+def downgrade(
+    db: DatabaseFactory,
+    revision: str,
+    *,
+    allow_data_loss: bool = False,
+    lock_timeout: float = LOCK_TIMEOUT,
+    attempts: int = ATTEMPTS,
+) -> Change:
+    """Bring the database back to `revision` ("base": no tables); nothing happens if it is there.
+
+    Raises `DataLossError`, before anything is changed, if a step deletes tables or columns and
+    `allow_data_loss` is not given; otherwise as `upgrade`.
+    """
+    revisions = Revisions()
+    target = revisions.position(revision)
+
+    def step(connection: Connection, start: int) -> None:
+        if start < target:
+            raise MigrationError(
+                f"the database is at {revisions.names[start]}, before {revisions.names[target]}; use up to go forward"
+            )
+        losses = revisions.drops(start, target)
+        if losses and not allow_data_loss:
+            raise DataLossError(losses)
+        revisions.downgrade(connection, target)
+
+    return _move(db, revisions, target, step, lock_timeout, attempts)
+
+
+def adopt(db: DatabaseFactory) -> Change:
+    """Write down the revision of a database whose tables carry none, after comparing them with the code's.
+
+    The newest revision that makes exactly these tables is taken; an upgrade goes on from there. Nothing happens if
+    the database carries the newest one already.
+
+    Raises `SchemaDriftError`, which lists how the schema differs from the models, if no revision fits, and
+    `SchemaVersionError` for a database that is empty, behind or ahead.
+    """
+    revisions = Revisions()
+    with exclusive_connection(db, LOCK_TIMEOUT) as connection, _transaction(connection):
+        problem = schema_version.difference(connection, revisions.head)
+        if problem is None:
+            return Change(revisions.head, revisions.head)
+        if problem.state != "unversioned":
+            raise problem
+        # Policies are no revision's work.
+        found = {entry: text for entry, text in catalog.read(connection).items() if entry.kind not in ROW_SECURITY}
+        for position in range(len(revisions.names) - 1, 0, -1):
+            expected = catalog.built_by(connection, partial(revisions.upgrade, target=position))
+            if not catalog.compare(expected, found):
+                schema_version.stamp(connection, revisions.names[position])
+                return Change(BASE, revisions.names[position])
+        raise SchemaDriftError(catalog.compare(catalog.built_by(connection, _create_all), found))
+
+
+def check(db: DatabaseFactory) -> list[Difference]:
+    """Every difference between the live schema and the models, in both directions; none is an empty list.
+
+    Tables, columns with types and defaults, constraints, indexes, triggers, and, where row-level security has been
+    enabled, policies. Changes nothing. Raises
+    `SchemaVersionError` for a database that is empty, behind or ahead: its differences are the pending revisions.
+    """
+    # On PostgreSQL the expected schema is built for comparison and rolled back, which a read-only one cannot do.
+    with _reading(db, read_only=db.settings.is_sqlite) as connection:
+        problem = schema_version.difference(connection, Revisions().head)
+        if problem is not None and problem.state != "unversioned":
+            raise problem
+        found = catalog.read(connection)
+        secured = any(entry.kind == "policy" and entry.name == row_security.POLICY_NAME for entry in found)
+
+        def build(scratch: Connection) -> None:
+            _create_all(scratch)
+            if secured:
+                row_security.enable(scratch, db.settings.tenant_role)
+
+        return catalog.compare(catalog.built_by(connection, build), found)
+
+
+def sql(dialect: str, start: str = BASE, revision: str = "head") -> str:
+    """The SQL that brings a database ("sqlite" or "postgresql") from `start` to `revision`, for review.
+
+    Backward if `revision` is the older one. No database is needed. Steps that read rows and decide by them are
+    written as for empty tables.
+    """
+    revisions = Revisions()
+    return revisions.sql(dialect, revisions.position(start), revisions.position(revision), LOCK_TIMEOUT)
+
+
+def _move(
+    db: DatabaseFactory,
+    revisions: Revisions,
+    target: int,
+    step: Callable[[Connection, int], None],
+    lock_timeout: float,
+    attempts: int,
+) -> Change:
+    with _reading(db) as connection:
+        before = _position(connection, revisions)
+    attempt = 0
+    while before != target:
+        attempt += 1
+        try:
+            with exclusive_connection(db, lock_timeout) as connection:
+                # Read again: somebody else may have done it while this process waited.
+                with _transaction(connection):
+                    start = _position(connection, revisions)
+                if attempt == 1:
+                    before = start
+                step(connection, start)
+            break
+        except DatabaseLockedError as error:
+            if attempt >= attempts:
+                holders = lock_holders(db) or "sessions that have ended meanwhile, or of another program"
+                raise MigrationError(
+                    f"the database stayed locked through {attempts} attempts, by {holders}; the step that waited was "
+                    "undone: end what holds the lock, or try again later"
+                ) from error
+            # Those who queued up behind the attempt go first.
+            time.sleep(lock_timeout)
+    return Change(revisions.names[before], revisions.names[target])
+
+
+def _position(connection: Connection, revisions: Revisions) -> int:
+    problem = schema_version.difference(connection, revisions.head)
+    if problem is None:
+        return len(revisions.names) - 1
+    if problem.state in ("unversioned", "ahead"):
+        raise problem
+    name = problem.database_revision or BASE
+    if name not in revisions.names:
+        raise SchemaVersionError("ahead", name, revisions.head)
+    return revisions.names.index(name)
+
+
+def _create_all(scratch: Connection) -> None:
+    Base.metadata.create_all(scratch, checkfirst=False)
+
+
+@contextmanager
+def _reading(db: DatabaseFactory, *, read_only: bool = True) -> Iterator[Connection]:
+    with db.get_session(read_only=read_only) as session:
+        yield Session.connection(session)
+
+
+@contextmanager
+def _transaction(connection: Connection) -> Iterator[None]:
+    # SQLite's exclusive connection comes with one, PostgreSQL's without.
+    with nullcontext() if connection.in_transaction() else connection.begin():
+        yield

@@ -1,0 +1,98 @@
+"""Which revision of the schema a database has, and which one this code needs. Works without Alembic."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from sqlalchemy import Column, Connection, MetaData, PrimaryKeyConstraint, String, Table, inspect, select, text
+
+from shared.db.errors import SchemaVersionError
+from shared.db.models import Base
+
+_log = logging.getLogger(__name__)
+
+# The newest file of migrations/versions, which makes what models.py says; `migrate new` moves it.
+SCHEMA_REVISION = "0002_run_heartbeat"
+
+# Any constant will do, as long as every process of the fleet uses the same one.
+_SCHEMA_LOCK = 7_305_510_021
+# Seconds between two questions for it, and until a wait is worth a line in the log.
+_PAUSE = 0.05
+_PATIENCE = 5.0
+
+# As Alembic makes it, so that each finds the other's.
+VERSION_TABLE = Table(
+    "alembic_version",
+    MetaData(),
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+)
+
+
+def read_revision(connection: Connection) -> str | None:
+    """The revision that the database carries; None if it carries none."""
+    if not inspect(connection).has_table(VERSION_TABLE.name):
+        return None
+    return max(connection.scalars(select(VERSION_TABLE.c.version_num)), default=None)
+
+
+def stamp(connection: Connection, revision: str) -> None:
+    """Write down that the schema is at `revision`."""
+    VERSION_TABLE.create(connection, checkfirst=True)
+    connection.execute(VERSION_TABLE.delete())
+    connection.execute(VERSION_TABLE.insert().values(version_num=revision))
+
+
+def difference(connection: Connection, needed: str = SCHEMA_REVISION) -> SchemaVersionError | None:
+    """The error that says how the database's revision differs from `needed`; None if it does not."""
+    revision = read_revision(connection)
+    if revision == needed:
+        return None
+    if revision is None:
+        return SchemaVersionError("unversioned" if _own_tables(connection) else "empty", None, needed)
+    # Revision ids begin with their number.
+    return SchemaVersionError("behind" if revision < needed else "ahead", revision, needed)
+
+
+def must_create(connection: Connection) -> bool:
+    """Whether tables are missing. Raises `SchemaVersionError` unless there are none or they are this code's.
+
+    Creating the missing tables of an older schema would leave the old ones without their new columns.
+    """
+    problem = difference(connection)
+    if problem is None:
+        return _own_tables(connection) < set(Base.metadata.tables)
+    if problem.state == "empty":
+        return True
+    raise problem
+
+
+def lock_schema(connection: Connection, function: str = "pg_try_advisory_xact_lock") -> None:
+    """Wait until no other process changes the schema (PostgreSQL); a long wait is logged, with who is waited for.
+
+    Asking again and again, since a blocking call would hold a snapshot, and CREATE INDEX CONCURRENTLY in the
+    process that has the lock waits until every older snapshot is gone.
+    """
+    started = time.monotonic()
+    told = False
+    while not connection.scalar(text(f"SELECT {function}(:key)"), {"key": _SCHEMA_LOCK}):
+        if not told and time.monotonic() - started > _PATIENCE:
+            _log.warning("waiting for %s, which is changing the schema", _lock_holder(connection))
+            told = True
+        time.sleep(_PAUSE)
+
+
+def _lock_holder(connection: Connection) -> str:
+    holder = connection.execute(
+        text(
+            "SELECT a.pid, a.application_name FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid "
+            "WHERE l.locktype = 'advisory' AND l.granted AND (l.classid::bigint << 32) + l.objid::bigint = :key"
+        ),
+        {"key": _SCHEMA_LOCK},
+    ).first()
+    return f"process {holder.pid} ({holder.application_name})" if holder else "a process that has ended meanwhile"
+
+
+def _own_tables(connection: Connection) -> set[str]:
+    return set(inspect(connection).get_table_names()) & set(Base.metadata.tables)

@@ -1,0 +1,236 @@
+"""Revisions: each goes up, down and up with rows in it, and together they make what the models say."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sqlalchemy import URL, Connection, text
+
+import shared.db.migrations as migrations
+from shared.db import DatabaseFactory
+from shared.db.migrations import catalog, runner
+from shared.db.migrations.revisions import Revisions
+from shared.db.models import Base
+from shared.db.schema_version import SCHEMA_REVISION
+from shared.db.tests.migration_support import (
+    REVISIONS,
+    OwnRevisions,
+    contents,
+    dumped_schema,
+    run_by_hand,
+    schema_of,
+    seed,
+)
+
+_VERSIONS = Path(migrations.__file__).parent / "versions"
+
+
+@pytest.mark.parametrize("revision", REVISIONS[1:])
+def test_a_revision_goes_up_down_and_up_without_touching_rows(empty_db: DatabaseFactory, revision: str) -> None:
+    """What a revision adds, its way back takes away, and every row that was there before is there after each way."""
+    before = REVISIONS[REVISIONS.index(revision) - 1]
+    runner.upgrade(empty_db, before)
+    if before != "base":
+        seed(empty_db)
+    old_schema, old_rows = schema_of(empty_db), contents(empty_db)
+
+    assert runner.upgrade(empty_db, revision) == runner.Change(before, revision)
+    new_schema = schema_of(empty_db)
+    assert contents(empty_db, like=old_rows) == old_rows
+    runner.downgrade(empty_db, before, allow_data_loss=True)
+    assert schema_of(empty_db) == old_schema
+    assert contents(empty_db) == old_rows
+    runner.upgrade(empty_db, revision)
+    assert schema_of(empty_db) == new_schema != old_schema
+    assert contents(empty_db, like=old_rows) == old_rows
+
+
+@pytest.mark.parametrize("revision", REVISIONS[1:-1])
+def test_an_upgrade_from_each_older_revision_reaches_the_models(empty_db: DatabaseFactory, revision: str) -> None:
+    """A database of any age, with rows in it, comes to the schema of this code with every row."""
+    runner.upgrade(empty_db, revision)
+    seed(empty_db)
+    rows = contents(empty_db)
+    runner.upgrade(empty_db)
+    empty_db.check_schema()
+    assert runner.check(empty_db) == []
+    assert contents(empty_db, like=rows) == rows
+
+
+def test_the_whole_way_down_leaves_nothing(empty_db: DatabaseFactory) -> None:
+    """From the newest revision with rows back to the empty schema, and up again."""
+    runner.upgrade(empty_db)
+    seed(empty_db)
+    assert runner.downgrade(empty_db, "base", allow_data_loss=True).after == "base"
+    assert schema_of(empty_db) == {}
+    runner.upgrade(empty_db)
+    seed(empty_db)
+
+
+def test_history_is_one_line_and_the_constant_is_its_end() -> None:
+    """One first revision, one last one, no branches; ids are numbered, fit the column, and name their files."""
+    names = Revisions().names[1:]
+    assert names[-1] == SCHEMA_REVISION
+    for number, name in enumerate(names, start=1):
+        assert re.fullmatch(f"{number:04}_[a-z0-9_]+", name)
+        assert len(name) <= 32
+    files = {path.stem for path in _VERSIONS.glob("*.py")}
+    assert files == set(names)
+
+
+def test_every_revision_has_its_note() -> None:
+    """NOTES.md has one entry a revision, in order, and no others."""
+    notes = (_VERSIONS.parent / "NOTES.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (\S+)", notes, re.MULTILINE) == list(Revisions().names[:0:-1])
+
+
+@pytest.mark.parametrize("revision", REVISIONS[1:])
+def test_a_revision_names_what_its_downgrade_deletes(revision: str) -> None:
+    """`drops` lists exactly the tables and columns that are gone afterwards: the refusal to lose data rests on it."""
+    position = REVISIONS.index(revision)
+    with DatabaseFactory("sqlite://") as db:
+        runner.upgrade(db, revision)
+        new = schema_of(db)
+        runner.downgrade(db, REVISIONS[position - 1], allow_data_loss=True)
+        gone = {entry for entry in new.keys() - schema_of(db).keys() if entry.kind in ("table", "column")}
+    tables = {entry.table for entry in gone if entry.kind == "table"}
+    columns = {f"{entry.table}.{entry.name}" for entry in gone if entry.table not in tables}
+    assert set(Revisions().drops(position, position - 1)) == tables | columns
+
+
+def test_the_newest_revision_is_what_create_tables_makes(empty_db: DatabaseFactory) -> None:
+    """Both ways to a new database lead to the same one, by its own catalog."""
+    runner.upgrade(empty_db)
+    upgraded = schema_of(empty_db)
+    empty_db.drop_tables()
+    assert schema_of(empty_db) == {}
+    empty_db.create_tables()
+    assert schema_of(empty_db) == upgraded
+    assert {entry.table for entry in upgraded} == set(Base.metadata.tables)
+
+
+def test_the_newest_revision_is_what_create_tables_makes_in_every_word(tmp_path: Path) -> None:
+    """On SQLite the two files' CREATE statements are the same text, apart from the order of the parts."""
+    with DatabaseFactory(f"sqlite:///{tmp_path}/upgraded.db") as upgraded:
+        runner.upgrade(upgraded)
+        with DatabaseFactory(f"sqlite:///{tmp_path}/created.db") as created:
+            created.create_tables()
+            assert _statements(upgraded) == _statements(created)
+
+
+def test_the_newest_revision_is_what_create_tables_makes_by_pg_dump(
+    empty_postgresql_url: URL, postgresql_url: URL
+) -> None:
+    """On PostgreSQL the server's own dump tool sees no difference either, comments and sequences included."""
+    with DatabaseFactory(empty_postgresql_url) as db:
+        runner.upgrade(db)
+    assert dumped_schema(empty_postgresql_url) == dumped_schema(postgresql_url)
+
+
+@pytest.mark.parametrize("start", REVISIONS[:-1])
+def test_offline_sql_does_what_an_upgrade_does(empty_db: DatabaseFactory, start: str) -> None:
+    """The printed SQL, run by hand on a database with rows, gives the same schema, rows and revision."""
+    runner.upgrade(empty_db, start)
+    if start != "base":
+        seed(empty_db)
+    rows = contents(empty_db)
+    run_by_hand(empty_db, runner.sql(empty_db.engine.dialect.name, start))
+    by_hand = schema_of(empty_db)
+    assert contents(empty_db, like=rows) == rows
+    empty_db.check_schema()
+
+    run_by_hand(empty_db, runner.sql(empty_db.engine.dialect.name, "head", start))
+    assert runner.status(empty_db).database_revision == (None if start == "base" else start)
+    assert contents(empty_db) == rows
+    runner.upgrade(empty_db)
+    assert schema_of(empty_db) == by_hand
+
+
+def test_offline_sql_for_sqlite_is_every_statement_with_its_values(own_revisions: OwnRevisions) -> None:
+    """A rebuild is spelt out, values stand in their places, questions and a trigger's own steps are left out."""
+    revision = own_revisions.add(
+        """
+        with op.batch_alter_table("strategies", recreate="always"): pass
+        op.execute("CREATE TRIGGER one AFTER INSERT ON users BEGIN DELETE FROM users WHERE username = new.email; END")
+        users = sa.table("users", sa.column("user_id"), sa.column("username"))
+        op.execute("-- Why\\nINSERT INTO users (username) VALUES ('it''s me')")
+        op.execute(users.update().values(username="it's you"))
+        """
+    )
+    script = runner.sql("sqlite", SCHEMA_REVISION, revision)
+    assert "INSERT INTO _alembic_tmp_strategies" in script
+    assert "-- Why\nINSERT INTO users (username) VALUES ('it''s me');" in script
+    assert "UPDATE users SET username='it''s you';" in script
+    assert script.count("DELETE FROM users") == 1
+    assert "table_info" not in script
+    assert (script.count("BEGIN IMMEDIATE"), script.count("COMMIT")) == (1, 1)
+
+
+@pytest.mark.parametrize("revision", REVISIONS[1:])
+def test_the_sql_for_postgresql_has_no_known_risk(tmp_path: Path, revision: str) -> None:
+    """Squawk, which knows what locks or rewrites a big table, finds nothing in any revision that is not meant."""
+    meant = {
+        "prefer-identity": "BIGSERIAL is what create_tables() makes of a key that counts up",
+        "prefer-text-field": "the specification gives the lengths",
+        "require-statement-timeout": "lock_timeout bounds the waiting; building a big index must be able to finish",
+    }
+    meant |= runpy.run_path(str(_VERSIONS / f"{revision}.py")).get("accepted", {})
+    script = tmp_path / f"{revision}.sql"
+    script.write_text(runner.sql("postgresql", REVISIONS[REVISIONS.index(revision) - 1], revision), encoding="utf-8")
+    done = _linted(script, "--exclude", ",".join(meant))
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+
+
+def test_squawk_would_find_a_risk(tmp_path: Path) -> None:
+    """The linter is there and at work: an index built in the way of writers is a finding."""
+    script = tmp_path / "risky.sql"
+    script.write_text("CREATE INDEX ix_users_status ON users (status);", encoding="utf-8")
+    done = _linted(script)
+    assert done.returncode == 1
+    assert "require-concurrent-index-creation" in done.stdout
+
+
+def test_a_failed_check_leaves_no_scratch_schema_behind(empty_db: DatabaseFactory) -> None:
+    """Whatever happens while the expected schema is built, nothing of it stays in the database."""
+    runner.upgrade(empty_db)
+    before = _schemas(empty_db)
+
+    def fail(scratch: Connection) -> None:
+        scratch.execute(text("CREATE TABLE half_done (id INTEGER)"))
+        raise RuntimeError
+
+    with empty_db.engine.begin() as connection, pytest.raises(RuntimeError):
+        catalog.built_by(connection, fail)
+    assert runner.check(empty_db) == []
+    assert _schemas(empty_db) == before
+
+
+def _linted(script: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    # Beside this Python, or in the environment that it is layered upon.
+    squawk = shutil.which("squawk", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    assert squawk is not None
+    return subprocess.run([squawk, "--reporter", "gcc", *options, script], capture_output=True, text=True)
+
+
+def _schemas(db: DatabaseFactory) -> list[str]:
+    if db.settings.is_sqlite:
+        return []
+    with db.engine.connect() as connection:
+        return sorted(connection.scalars(text("SELECT nspname FROM pg_namespace WHERE nspname NOT LIKE 'pg_%'")))
+
+
+def _statements(db: DatabaseFactory) -> dict[str, set[str]]:
+    with db.engine.connect() as connection:
+        rows = connection.execute(text("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")).all()
+    # A table that was rebuilt has its name in quotes; a column that was added stands in the same line.
+    return {
+        name: {part.strip(" ,\t") for part in re.split(r"\n|, (?=CONSTRAINT|\w+ [A-Z])", sql.replace('"', ""))}
+        for name, sql in rows
+    }

@@ -1,0 +1,315 @@
+"""The comparison of a live schema with the code sees every difference, and adopting rests on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import URL, text
+
+from shared.db import Base, DatabaseFactory
+from shared.db.errors import SchemaDriftError, SchemaVersionError
+from shared.db.migrations import catalog, runner
+from shared.db.schema_version import SCHEMA_REVISION
+from shared.db.tests.migration_support import REVISIONS, contents, run_by_hand, schema_of, seed
+
+# What somebody does to a PostgreSQL database by hand, and what the comparison calls it: kind, name, which side.
+_BY_HAND_POSTGRESQL = {
+    "column dropped": ("ALTER TABLE runs DROP COLUMN host", "column runs.host", "missing"),
+    "column added": ("ALTER TABLE runs ADD COLUMN colour text", "column runs.colour", "extra"),
+    "fewer decimals": (
+        "ALTER TABLE public_trades ALTER COLUMN price TYPE numeric(20, 6)",
+        "column public_trades.price",
+        "differs",
+    ),
+    "another type": ("ALTER TABLE users ALTER COLUMN email TYPE text", "column users.email", "differs"),
+    "another collation": (
+        'ALTER TABLE runs ALTER COLUMN host TYPE varchar(255) COLLATE "default"',
+        "column runs.host",
+        "differs",
+    ),
+    "zone lost": ("ALTER TABLE runs ALTER COLUMN end_ts TYPE timestamp", "column runs.end_ts", "differs"),
+    "null allowed": ("ALTER TABLE users ALTER COLUMN username DROP NOT NULL", "column users.username", "differs"),
+    "default dropped": ("ALTER TABLE users ALTER COLUMN status DROP DEFAULT", "column users.status", "differs"),
+    "check dropped": (
+        "ALTER TABLE users DROP CONSTRAINT ck_users_status",
+        "constraint users.ck_users_status",
+        "missing",
+    ),
+    "check widened": (
+        "ALTER TABLE users DROP CONSTRAINT ck_users_status, "
+        "ADD CONSTRAINT ck_users_status CHECK (status IN ('active', 'suspended', 'deleted', 'locked'))",
+        "constraint users.ck_users_status",
+        "differs",
+    ),
+    "check not validated": (
+        "ALTER TABLE users DROP CONSTRAINT ck_users_status, "
+        "ADD CONSTRAINT ck_users_status CHECK (status IN ('active', 'suspended', 'deleted')) NOT VALID",
+        "constraint users.ck_users_status",
+        "differs",
+    ),
+    "unique dropped": (
+        "ALTER TABLE users DROP CONSTRAINT uq_users_email",
+        "constraint users.uq_users_email",
+        "missing",
+    ),
+    "cascade lost": (
+        "ALTER TABLE runs DROP CONSTRAINT fk_runs_user_id_users, "
+        "ADD CONSTRAINT fk_runs_user_id_users FOREIGN KEY (user_id) REFERENCES users (user_id)",
+        "constraint runs.fk_runs_user_id_users",
+        "differs",
+    ),
+    "index dropped": ("DROP INDEX ix_runs_status", "index runs.ix_runs_status", "missing"),
+    "index made partial": (
+        "DROP INDEX ix_runs_status; CREATE INDEX ix_runs_status ON runs (status) WHERE status = 'running'",
+        "index runs.ix_runs_status",
+        "differs",
+    ),
+    "index added": ("CREATE INDEX ix_mine ON runs (end_ts)", "index runs.ix_mine", "extra"),
+    "trigger added": (
+        "CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; "
+        "CREATE TRIGGER no_trades BEFORE INSERT ON public_trades FOR EACH ROW EXECUTE FUNCTION nothing()",
+        "trigger public_trades.no_trades",
+        "extra",
+    ),
+    "policy added": ("CREATE POLICY everyone ON users USING (true)", "policy users.everyone", "extra"),
+    "row security on": (
+        "ALTER TABLE users ENABLE ROW LEVEL SECURITY",
+        "row-level security of users.users",
+        "extra",
+    ),
+    "table dropped": ("DROP TABLE private_executions", "table private_executions", "missing"),
+    "table added": ("CREATE TABLE mine (id integer PRIMARY KEY)", "table mine", "extra"),
+    "not logged": ("ALTER TABLE public_trades SET UNLOGGED", "table public_trades", "differs"),
+}
+# SQLite has no ALTER for these; what a table was made with is kept as text.
+_REWRITE = "PRAGMA writable_schema=ON; UPDATE sqlite_master SET sql = replace(sql, {}) WHERE name = {}"
+_BY_HAND_SQLITE = {
+    "column dropped": ("ALTER TABLE runs DROP COLUMN host", "column runs.host", "missing"),
+    "column added": ("ALTER TABLE runs ADD COLUMN colour TEXT", "column runs.colour", "extra"),
+    "another type": (
+        _REWRITE.format("'price REAL', 'price NUMERIC'", "'public_trades'"),
+        "column public_trades.price",
+        "differs",
+    ),
+    "null allowed": (
+        _REWRITE.format("'username VARCHAR(100) NOT NULL', 'username VARCHAR(100)'", "'users'"),
+        "column users.username",
+        "differs",
+    ),
+    "default changed": (
+        _REWRITE.format("'''active'' NOT', '''deleted'' NOT'", "'users'"),
+        "column users.status",
+        "differs",
+    ),
+    "check widened": (
+        _REWRITE.format("'''deleted'')', '''deleted'', ''locked'')'", "'users'"),
+        "constraint users.ck_users_status",
+        "differs",
+    ),
+    "case of a word": (
+        _REWRITE.format("'''Buy''', '''buy'''", "'public_trades'"),
+        "constraint public_trades.ck_public_trades_side",
+        "differs",
+    ),
+    "cascade lost": (
+        _REWRITE.format(
+            "'REFERENCES runs (run_id) ON DELETE CASCADE', 'REFERENCES runs (run_id)'", "'private_executions'"
+        ),
+        "constraint private_executions.fk_private_executions_run_id_runs",
+        "differs",
+    ),
+    "index dropped": ("DROP INDEX ix_runs_status", "index runs.ix_runs_status", "missing"),
+    "index made partial": (
+        "DROP INDEX ix_runs_status; CREATE INDEX ix_runs_status ON runs (status) WHERE status = 'running'",
+        "index runs.ix_runs_status",
+        "differs",
+    ),
+    "index made unique": (
+        "DROP INDEX ix_runs_status; CREATE UNIQUE INDEX ix_runs_status ON runs (status)",
+        "index runs.ix_runs_status",
+        "differs",
+    ),
+    "trigger added": (
+        "CREATE TRIGGER no_trades BEFORE INSERT ON public_trades BEGIN SELECT RAISE(IGNORE); END",
+        "trigger public_trades.no_trades",
+        "extra",
+    ),
+    "table dropped": ("DROP TABLE private_executions", "table private_executions", "missing"),
+    "table added": ("CREATE TABLE mine (id INTEGER PRIMARY KEY)", "table mine", "extra"),
+}
+
+
+def _sides(db: DatabaseFactory) -> dict[str, str]:
+    return {
+        str(difference.entry): "missing"
+        if difference.found is None
+        else "extra"
+        if difference.expected is None
+        else "differs"
+        for difference in runner.check(db)
+    }
+
+
+@pytest.mark.parametrize("deed", _BY_HAND_POSTGRESQL)
+def test_a_change_by_hand_is_seen_on_postgresql(postgresql_url: URL, deed: str) -> None:
+    """Whatever was changed behind the revisions' back is named, and nothing else is."""
+    script, entry, side = _BY_HAND_POSTGRESQL[deed]
+    with DatabaseFactory(postgresql_url) as db:
+        run_by_hand(db, script)
+        assert _sides(db) == {entry: side}
+
+
+@pytest.mark.parametrize("deed", _BY_HAND_SQLITE)
+def test_a_change_by_hand_is_seen_on_sqlite(tmp_path: Path, deed: str) -> None:
+    """Whatever was changed behind the revisions' back is named, and nothing else is."""
+    script, entry, side = _BY_HAND_SQLITE[deed]
+    with DatabaseFactory(f"sqlite:///{tmp_path}/grid_bot.db") as db:
+        db.create_tables()
+        run_by_hand(db, script)
+        assert _sides(db) == {entry: side}
+
+
+def test_an_index_that_failed_to_build_is_seen(postgresql_url: URL) -> None:
+    """What a failed CREATE INDEX CONCURRENTLY leaves behind has the name of the index and is not used."""
+    with DatabaseFactory(postgresql_url) as db:
+        seed(db)
+        run_by_hand(db, "DROP INDEX ix_runs_status")
+        with pytest.raises(AssertionError, match="could not create unique index"):
+            run_by_hand(db, "CREATE UNIQUE INDEX CONCURRENTLY ix_runs_status ON runs (status)")
+        (difference,) = runner.check(db)
+        assert str(difference.entry) == "index runs.ix_runs_status"
+        assert difference.found is not None
+        assert difference.found.endswith("INVALID")
+
+
+def test_a_difference_says_what_is_and_what_should_be(postgresql_url: URL) -> None:
+    """A person can mend the schema from the message alone."""
+    with DatabaseFactory(postgresql_url) as db:
+        run_by_hand(
+            db, "ALTER TABLE users ALTER COLUMN email TYPE text; DROP INDEX ix_runs_status; CREATE TABLE mine ()"
+        )
+        assert list(map(str, runner.check(db))) == [
+            "table mine is not the code's",
+            "index runs.ix_runs_status is missing",
+            "column users.email is 'text' and should be 'character varying(255) COLLATE \"C\"'",
+        ]
+
+
+def test_policies_are_the_codes_while_row_security_is_on(postgresql_url: URL) -> None:
+    """Enabled by the code they are expected, as the code has them: altered, dropped or added by hand they are named."""
+    with DatabaseFactory(postgresql_url) as db:
+        db.enable_row_security()
+        assert runner.check(db) == []
+        run_by_hand(db, "ALTER POLICY shared_db_own_rows ON runs USING (true)")
+        run_by_hand(db, "DROP POLICY shared_db_own_rows ON users")
+        run_by_hand(db, "CREATE POLICY everyone ON strategies USING (true)")
+        run_by_hand(db, "ALTER TABLE bybit_accounts DISABLE ROW LEVEL SECURITY")
+        run_by_hand(db, "ALTER TABLE runs FORCE ROW LEVEL SECURITY")
+        assert _sides(db) == {
+            "policy runs.shared_db_own_rows": "differs",
+            "policy users.shared_db_own_rows": "missing",
+            "policy strategies.everyone": "extra",
+            "row-level security of bybit_accounts.bybit_accounts": "missing",
+            "row-level security of runs.runs": "differs",
+        }
+        db.disable_row_security()
+        run_by_hand(db, "DROP POLICY everyone ON strategies; ALTER TABLE runs NO FORCE ROW LEVEL SECURITY")
+        assert runner.check(db) == []
+
+
+def test_an_upgrade_extends_row_security_to_what_is_new(postgresql_url: URL) -> None:
+    """Where policies are in force, an upgrade leaves none missing; where they are not, it adds none."""
+    with DatabaseFactory(postgresql_url) as db:
+        runner.downgrade(db, "base", allow_data_loss=True)
+        runner.upgrade(db)
+        assert not db.row_security_status().enabled
+        db.enable_row_security()
+        runner.downgrade(db, "0001", allow_data_loss=True)
+        run_by_hand(db, "DROP POLICY shared_db_own_rows ON runs")
+        runner.upgrade(db)
+        assert db.row_security_status().enabled
+
+
+def test_checking_writes_nothing_and_waits_for_nobody(empty_db: DatabaseFactory) -> None:
+    """A writer in the middle of a transaction neither stops a check nor is stopped by it."""
+    runner.upgrade(empty_db)
+    seed(empty_db)
+    rows = contents(empty_db)
+    with empty_db.get_session() as writer:
+        writer.execute(text("UPDATE runs SET host = 'here'"))
+        assert runner.check(empty_db) == []
+        assert runner.status(empty_db).state == "current"
+        writer.rollback()
+    assert contents(empty_db) == rows
+
+
+@pytest.mark.parametrize("revision", REVISIONS[1:])
+def test_a_database_without_a_revision_is_adopted_at_the_one_it_is_at(empty_db: DatabaseFactory, revision: str) -> None:
+    """The tables tell their age; upgrades go on from there, and every row stays."""
+    runner.upgrade(empty_db, revision)
+    seed(empty_db)
+    run_by_hand(empty_db, "DROP TABLE alembic_version")
+    rows = contents(empty_db)
+    assert runner.status(empty_db).state == "unversioned"
+    assert runner.adopt(empty_db) == runner.Change("base", revision)
+    runner.upgrade(empty_db)
+    assert runner.check(empty_db) == []
+    assert contents(empty_db, like=rows) == rows
+
+
+def test_a_database_made_by_the_models_alone_is_adopted(empty_db: DatabaseFactory) -> None:
+    """`Base.metadata.create_all`, as people write it, makes what the newest revision makes."""
+    Base.metadata.create_all(empty_db.engine)
+    assert runner.check(empty_db) == []
+    assert runner.adopt(empty_db).after == SCHEMA_REVISION
+    assert runner.adopt(empty_db) == runner.Change(SCHEMA_REVISION, SCHEMA_REVISION)
+    empty_db.check_schema()
+
+
+def test_row_security_does_not_stand_in_the_way_of_adopting(postgresql_url: URL) -> None:
+    """Policies are no revision's work: a database that has them is adopted all the same."""
+    with DatabaseFactory(postgresql_url) as db:
+        db.enable_row_security()
+        run_by_hand(db, "DROP TABLE alembic_version")
+        assert runner.adopt(db).after == SCHEMA_REVISION
+
+
+def test_a_database_that_differs_is_not_adopted(empty_db: DatabaseFactory) -> None:
+    """What differs is listed, and no revision is written down."""
+    Base.metadata.create_all(empty_db.engine)
+    run_by_hand(empty_db, "DROP INDEX ix_runs_status; ALTER TABLE users ADD COLUMN nickname VARCHAR(20)")
+    with pytest.raises(SchemaDriftError) as refused:
+        runner.adopt(empty_db)
+    assert [str(difference) for difference in refused.value.differences] == [
+        "index runs.ix_runs_status is missing",
+        "column users.nickname is not the code's",
+    ]
+    assert "ix_runs_status is missing; column users.nickname" in str(refused.value)
+    assert runner.status(empty_db).state == "unversioned"
+
+
+@pytest.mark.parametrize(("start", "state"), [("base", "empty"), ("0001", "behind")])
+def test_only_a_schema_of_this_age_is_compared_or_adopted(empty_db: DatabaseFactory, start: str, state: str) -> None:
+    """An older schema differs by its pending revisions, which is said in place of a list of differences."""
+    runner.upgrade(empty_db, start)
+    for question in (runner.check, runner.adopt):
+        with pytest.raises(SchemaVersionError) as refused:
+            question(empty_db)
+        assert refused.value.state == state
+
+
+def test_spelling_is_no_difference_on_sqlite(tmp_path: Path) -> None:
+    """Case, quotes, white space and comments of a hand-written CREATE TABLE say nothing; a text's case does."""
+    with DatabaseFactory(f"sqlite:///{tmp_path}/grid_bot.db") as db:
+        run_by_hand(db, "CREATE TABLE a (id INTEGER NOT NULL, word VARCHAR(9) DEFAULT 'x', CHECK (word <> 'y, (z'))")
+        plain = schema_of(db)
+        run_by_hand(
+            db,
+            """DROP TABLE a; create table "a"(`id` integer not null, -- its number, (the)
+            [word] varchar ( 9 ) default 'x' /* , ( */ , check("word"<>'y, (z'))""",
+        )
+        assert schema_of(db) == plain
+        run_by_hand(db, "DROP TABLE a; CREATE TABLE a (id INTEGER NOT NULL, word VARCHAR(9) DEFAULT 'X')")
+        differences = catalog.compare(plain, schema_of(db))
+        assert {difference.entry.kind for difference in differences} == {"column", "constraint"}
