@@ -56,13 +56,16 @@ class SettingsError(SharedDBError, ValueError):
 class InvalidValueError(SharedDBError, ValueError, DontWrapMixin):
     """A value does not fit its column: refused before it reaches the database, the same on every one.
 
-    `column` names the place ("public_trades.price"), or is None where the value stood alone.
+    `column` names the place ("public_trades.price"), or is None where the value stood alone. `position` is the
+    row's place, from 0, in the rows given to a bulk call.
     """
 
-    def __init__(self, problem: str, column: str | None = None) -> None:
-        super().__init__(f"{column}: {problem}" if column else problem)
+    def __init__(self, problem: str, column: str | None = None, position: int | None = None) -> None:
+        place = "" if position is None else f"row {position}: "
+        super().__init__(f"{place}{column}: {problem}" if column else f"{place}{problem}")
         self.problem = problem
         self.column = column
+        self.position = position
 
 
 class RowNotFoundError(SharedDBError, LookupError):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+OnConflict = Literal["skip", "update", "error"]
+OnBadRow = Literal["raise", "collect"]
 
 
 class RejectedRow(NamedTuple):
@@ -16,7 +19,7 @@ class RejectedRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BulkResult:
-    """How many rows a bulk call inserted, skipped, updated and rejected; together, the rows it was given.
+    """How many rows a bulk call inserted, skipped, updated and rejected; their sum is the rows it was given.
 
     `errors` has one entry a rejected row, in the order given.
     """
@@ -24,9 +27,5 @@ class BulkResult:
     inserted: int = 0
     skipped: int = 0
     updated: int = 0
+    rejected: int = 0
     errors: tuple[RejectedRow, ...] = ()
-
-    @property
-    def rejected(self) -> int:
-        """The number of rows in `errors`."""
-        return len(self.errors)
