@@ -16,8 +16,9 @@ from shared.db.bulk.rows import CHUNK, Batch, batches
 from shared.db.bulk.sqlite import SQLiteWriter
 from shared.db.bulk.writer import Writer, conflict_key
 from shared.db.errors import InvalidValueError
-from shared.db.tenancy.ownership import ownership_of
 from shared.db.tenancy.guard import OwnershipGuard
+from shared.db.tenancy.ownership import ownership_of
+from shared.db.tenancy.session_scope import UserSession
 
 BATCH_SIZE = 5000
 
@@ -51,10 +52,15 @@ def bulk_create(
             raise InvalidValueError(f"{value!r} is not one of {', '.join(map(repr, get_args(choices)))}")
     if batch_size < 1:
         raise InvalidValueError(f"a batch has at least one row, not {batch_size}")
-    session.flush()
-    creation = _Creation(session, model, on_conflict, guard if guard is not None else getattr(session, "guard", None))
-    take = creation.take if errors == "raise" else creation.take_what_fits
+    if guard is None and isinstance(session, UserSession):
+        guard = session.guard
     table: Table = model.__table__
+    ownership = None if guard is None else ownership_of(model)
+    if guard and ownership and on_conflict == "update" and ownership.column not in conflict_key(table):
+        raise guard.violation("bulk_create", model, "the row to change may be another user's; use bulk_update()")
+    session.flush()
+    creation = _Creation(session, model, on_conflict, guard)
+    take = creation.take if errors == "raise" else creation.take_what_fits
     optional = () if on_conflict == "update" else (c.name for c in table.columns if c.nullable and c.default is None)
     given = batches(model, rows, batch_size, fillable=frozenset(optional), by_shape=on_conflict == "update")
     first = next(given, None)
@@ -89,8 +95,11 @@ class _Creation:
         numbered = self._table.autoincrement_column
         layout = layout_of(self._table, dialect, numbered is not None and numbered.name in first.names())
         if dialect == "postgresql":
-            through_stage = "user_id" in self._session.info
-            self._writer: Writer = PostgreSQLWriter(connection, layout, self._on_conflict, through_stage=through_stage)
+            as_tenant = isinstance(self._session, UserSession) and self._session.confined_by_server
+            through_stage = as_tenant and ownership_of(self._model) is not None
+            self._writer: Writer = PostgreSQLWriter(
+                connection, layout, self._on_conflict, as_tenant=as_tenant, through_stage=through_stage
+            )
         else:
             self._writer = SQLiteWriter(connection, layout, self._on_conflict)
         self._owners = [layout.names.index(name) for name in self._owner_names()]

@@ -34,14 +34,17 @@ class _Memory:
 class PostgreSQLWriter(Writer):
     """Writes batches through COPY.
 
-    `through_stage` is needed in a user's session: the server refuses COPY into a table with row-level security.
+    `as_tenant` says that the transaction runs as the role of users' sessions. The server refuses COPY into a table
+    with policies for that role (`through_stage`).
     """
 
-    def __init__(self, connection: Connection, layout: Layout, on_conflict: OnConflict, *, through_stage: bool) -> None:
+    def __init__(
+        self, connection: Connection, layout: Layout, on_conflict: OnConflict, *, as_tenant: bool, through_stage: bool
+    ) -> None:
         super().__init__(connection, layout, on_conflict)
         self._through_stage = through_stage
-        # A temporary table belongs to the role that made it, and a user's session has another one.
-        self._stage = self.quote(f"shared_db_stage_{layout.table.name}{'_of_user' if through_stage else ''}")
+        # A temporary table belongs to the role that made it.
+        self._stage = self.quote(f"shared_db_stage_{layout.table.name}{'_of_tenant' if as_tenant else ''}")
         self._memory: _Memory = connection.info.setdefault("shared_db_bulk", _Memory())
 
     def write(self, source: Source, changing: list[str]) -> tuple[int, int]:

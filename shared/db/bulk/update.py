@@ -11,8 +11,9 @@ from sqlalchemy.orm import Session
 from shared.db.bulk.cells import Layout, layout_of
 from shared.db.bulk.rows import Chunk, Row, mapping_of
 from shared.db.errors import InvalidValueError, RowNotFoundError
-from shared.db.tenancy.ownership import owned_by, primary_key
 from shared.db.tenancy.guard import OwnershipGuard, column_values
+from shared.db.tenancy.ownership import owned_by, primary_key
+from shared.db.tenancy.session_scope import UserSession
 
 # Well below the number of variables that any database takes in one statement.
 _KEYS_AT_ONCE = 500
@@ -34,7 +35,8 @@ def bulk_update(
     would give a row or hang it under a parent to another user, `InvalidValueError` with the mapping's position for a
     value that does not fit; then nothing of the call is written.
     """
-    guard = guard if guard is not None else getattr(session, "guard", None)
+    if guard is None and isinstance(session, UserSession):
+        guard = session.guard
     table: Table = model.__table__
     key = primary_key(model)
     session.flush()

@@ -12,7 +12,6 @@ from sqlalchemy.exc import DBAPIError
 
 from shared.db.bulk.cells import Cells, Layout
 from shared.db.bulk.result import OnConflict
-from shared.db.errors import typed_failure
 
 Source = Callable[[], Iterable[list[Cells]]]
 
@@ -70,16 +69,11 @@ class Writer(ABC):
     @contextmanager
     def named_errors(self) -> Iterator[None]:
         """What the driver raises in the block, as SQLAlchemy and `errors.py` name it."""
-        dialect = self.connection.dialect
-        driver_error = dialect.loaded_dbapi.Error
         try:
             yield
-        except driver_error as error:
-            if dialect.is_disconnect(error, self.driver, None):
-                self.connection.invalidate(error)
-            raise typed_failure(error) or DBAPIError.instance(
-                None, None, error, driver_error, hide_parameters=True, dialect=dialect
-            ) from error
+        except self.connection.dialect.loaded_dbapi.Error as error:
+            # There is no public way to what SQLAlchemy does with a driver's error, the engine's own handler included.
+            self.connection._handle_dbapi_exception(error, None, None, None, None)
 
     def assignments(self, changing: list[str]) -> str:
         """The SET list of an upsert."""
