@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from sqlalchemy import Column, Dialect, Table
@@ -275,26 +276,28 @@ def _bounded(length: int) -> Shortcut:
 
 
 _SCALARS = {str, int, bool, _NONE}
+_CONTAINERS = {dict, list}
 
 
 def _documents(kinds: set[type], values: Values) -> Cells | None:
-    if not kinds <= {dict, list}:
+    if not kinds <= _CONTAINERS:
         return None
     try:
-        if not all(map(_is_plain, values)):
+        if not _are_plain(values):
             return None
         texts = [orjson.dumps(value).decode() for value in values]
     except (TypeError, RecursionError):  # keys that are not text, numbers above 64 bits, lone surrogates, too deep
         return None
-    return None if any("\\u0000" in text for text in texts) else texts
+    # The first test is much the faster one, and mostly enough.
+    return None if any("\\" in text and "\\u0000" in text for text in texts) else texts
 
 
-def _is_plain(document: Any) -> bool:
-    """Whether it holds text, whole numbers, true, false, null, dicts and lists, exactly of these types."""
-    items = document.values() if type(document) is dict else document
-    kinds = set(map(type, items))
+def _are_plain(documents: Iterable[Any]) -> bool:
+    """Whether they hold text, whole numbers, true, false, null, dicts and lists, and exactly these types."""
+    items = [document.values() if type(document) is dict else document for document in documents]
+    kinds = set(map(type, chain.from_iterable(items)))
     if kinds <= _SCALARS:
         return True
-    if not kinds <= _SCALARS | {dict, list}:
-        return False
-    return all(_is_plain(item) for item in items if type(item) in (dict, list))
+    return kinds <= _SCALARS | _CONTAINERS and _are_plain(
+        item for item in chain.from_iterable(items) if type(item) in _CONTAINERS
+    )

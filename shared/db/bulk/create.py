@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, get_args
 
-from sqlalchemy import Table
+from sqlalchemy import Engine, Table
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import StaticPool
 
 from shared.db.bulk.cells import Cells, cells_of_row, layout_of, prepared
 from shared.db.bulk.postgresql import PostgreSQLWriter
@@ -90,6 +91,11 @@ class _Creation:
 
     def open(self, first: Batch) -> Writer:
         """Make the writer, for rows that are numbered as those of the first batch are."""
+        bind = self._session.get_bind(self._model)
+        # Sessions on one memory database share their connection and its transaction.
+        alone = (
+            not self._session.in_transaction() and isinstance(bind, Engine) and not isinstance(bind.pool, StaticPool)
+        )
         connection = Session.connection(self._session)
         dialect = connection.dialect.name
         numbered = self._table.autoincrement_column
@@ -101,7 +107,7 @@ class _Creation:
                 connection, layout, self._on_conflict, as_tenant=as_tenant, through_stage=through_stage
             )
         else:
-            self._writer = SQLiteWriter(connection, layout, self._on_conflict)
+            self._writer = SQLiteWriter(connection, layout, self._on_conflict, alone=alone)
         self._owners = [layout.names.index(name) for name in self._owner_names()]
         return self._writer
 

@@ -142,12 +142,14 @@ class _CopyStream:
 
 
 def _copy_texts(column: CellColumn, cells: Cells) -> Cells:
-    if column.nullable and None in cells:
-        return ["\\N" if cell is None else _escaped(cell) for cell in cells]
-    if column.is_text:
+    if not (column.is_text or column.nullable):
+        return cells
+    try:
         together = "".join(cells)
-        if "\\" in together or "\t" in together or "\n" in together or "\r" in together:
-            return list(map(_escaped, cells))
+    except TypeError:  # one of them is None
+        return ["\\N" if cell is None else _escaped(cell) for cell in cells]
+    if "\\" in together or "\t" in together or "\n" in together or "\r" in together:
+        return list(map(_escaped, cells))
     return cells
 
 
