@@ -19,7 +19,7 @@ from shared.db.bulk.writer import Writer, conflict_key
 from shared.db.errors import InvalidValueError
 from shared.db.tenancy.guard import OwnershipGuard
 from shared.db.tenancy.ownership import ownership_of
-from shared.db.tenancy.session_scope import UserSession
+from shared.db.tenancy.session_scope import TenantRequiredSession, UserSession
 
 BATCH_SIZE = 5000
 
@@ -56,7 +56,9 @@ def bulk_create(
     if guard is None and isinstance(session, UserSession):
         guard = session.guard
     table: Table = model.__table__
-    ownership = None if guard is None else ownership_of(model)
+    ownership = ownership_of(model)
+    if ownership and isinstance(session, TenantRequiredSession):
+        session.connection()  # refuses, and says why
     if guard and ownership and on_conflict == "update" and ownership.column not in conflict_key(table):
         raise guard.violation("bulk_create", model, "the row to change may be another user's; use bulk_update()")
     session.flush()

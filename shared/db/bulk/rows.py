@@ -101,6 +101,7 @@ def batches(
         for columns, height in frames:
             yield FrameBatch(model, columns, height, position)
             position += height
+            columns.clear()
         return
     if isinstance(rows, (Mapping, str, bytes)) or not isinstance(rows, Iterable):
         raise InvalidValueError(
@@ -112,6 +113,9 @@ def batches(
         for part in _by_shape(taken, model) if by_shape else [taken]:
             yield Batch(model, part, position, fillable)
             position += len(part)
+            # Whoever still holds the batch must not hold its rows while the next ones are made.
+            part.clear()
+        taken.clear()
 
 
 def mapping_of(row: Any, model: type[Any]) -> Row:
@@ -181,6 +185,6 @@ def _frames(rows: Any, size: int) -> Iterator[tuple[dict[str, list[Any]], int]] 
 def _polars_columns(frame: Any) -> tuple[dict[str, list[Any]], int]:
     for series in frame:
         # Its conversion to Python cuts nanoseconds off without a word.
-        if getattr(series.dtype, "time_unit", None) == "ns" and (series.dt.nanosecond() % 1000).any():
+        if getattr(series.dtype, "time_unit", None) == "ns" and (series.dt.nanosecond() % 1000 != 0).any():
             raise InvalidValueError("nanoseconds would be lost; round to microseconds first", series.name)
     return frame.to_dict(as_series=False), frame.height

@@ -72,7 +72,8 @@ def _checked(layout: Layout, key: str, row: Row, position: int) -> Row:
 def _load(session: Session, model: type[Any], keys: list[Any], guard: OwnershipGuard | None) -> dict[Any, Any]:
     """The user's objects with these primary keys."""
     column = getattr(model, primary_key(model))
-    criterion = None if guard is None else owned_by(model, guard.user_id)
+    # A user's session adds the criterion by itself.
+    criterion = None if guard is None or isinstance(session, UserSession) else owned_by(model, guard.user_id)
     found = {}
     for start in range(0, len(keys), _KEYS_AT_ONCE):
         statement = select(model).where(column.in_(keys[start : start + _KEYS_AT_ONCE]))
