@@ -481,7 +481,7 @@ def test_ids_may_be_given_in_every_row_or_in_none(session: Session) -> None:
 
 def test_any_text_survives(session: Session, parents: Any) -> None:
     """COPY's own special characters, and those of other scripts, are nothing special in a value."""
-    special = ["\\N", "\\.", "a\tb", "a\nb", "a\rb", "a\\", "", " ", "наïve", "\u2028", "😀", "'\";--", "{}", "NULL"]
+    special = ["\\N", "\\.", "a\tb", "a\nb", "a\rb", "a\\", "", " ", "наïve", "\u2028", "😀", "'\";--", "{}", "NULL"]" ", "na\u00efve", "\u2028", "😀", "'\";--", "{}", "NULL"]
     rows = [execution_values(parents, number, order_link_id=text) for number, text in enumerate(special)]
     bulk_create(session, PrivateExecution, rows)
     found = session.scalars(select(PrivateExecution.order_link_id).order_by(PrivateExecution.exchange_ts))
