@@ -61,8 +61,8 @@ class InvalidValueError(SharedDBError, ValueError, DontWrapMixin):
     """
 
     def __init__(self, problem: str, column: str | None = None, position: int | None = None) -> None:
-        place = "" if position is None else f"row {position}: "
-        super().__init__(f"{place}{column}: {problem}" if column else f"{place}{problem}")
+        where = "" if position is None else f" (row {position})"
+        super().__init__(f"{column}: {problem}{where}" if column else f"{problem}{where}")
         self.problem = problem
         self.column = column
         self.position = position

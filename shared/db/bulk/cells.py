@@ -27,7 +27,6 @@ from shared.db.column_types import (
     CheckedType,
     Json,
     Money,
-    TrackedJSON,
     UTCDateTime,
     Vocabulary,
 )
@@ -130,7 +129,6 @@ class CellColumn:
         """What the ORM's own way would hand to the driver, in the form in which the driver would send it."""
         kind = self._column.type
         if isinstance(kind, Json):
-            TrackedJSON.coerce(self._place, value)
             return json.dumps(kind.plain(value), ensure_ascii=False, separators=(",", ":"))
         bound = kind.process_bind_param(value, self._dialect) if isinstance(kind, CheckedType) else value
         if isinstance(bound, datetime):
@@ -286,18 +284,20 @@ def _documents(kinds: set[type], values: Values) -> Cells | None:
         if not _are_plain(values):
             return None
         texts = [orjson.dumps(value).decode() for value in values]
-    except (TypeError, RecursionError):  # keys that are not text, numbers above 64 bits, lone surrogates, too deep
+    except TypeError:  # keys that are not text, numbers above 64 bits, lone surrogates
         return None
     # The first test is much the faster one, and mostly enough.
     return None if any("\\" in text and "\\u0000" in text for text in texts) else texts
 
 
-def _are_plain(documents: Iterable[Any]) -> bool:
+def _are_plain(documents: Iterable[Any], levels: int = 10) -> bool:
     """Whether they hold text, whole numbers, true, false, null, dicts and lists, and exactly these types."""
     items = [document.values() if type(document) is dict else document for document in documents]
     kinds = set(map(type, chain.from_iterable(items)))
     if kinds <= _SCALARS:
         return True
-    return kinds <= _SCALARS | _CONTAINERS and _are_plain(
-        item for item in chain.from_iterable(items) if type(item) in _CONTAINERS
+    return (
+        kinds <= _SCALARS | _CONTAINERS
+        and levels > 0
+        and _are_plain((item for item in chain.from_iterable(items) if type(item) in _CONTAINERS), levels - 1)
     )
