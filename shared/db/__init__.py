@@ -1,5 +1,6 @@
 """`shared.db`: the multi-tenant data layer of a fleet of grid bots, on SQLite and PostgreSQL."""
 
+from shared.db.bulk import BulkResult, RejectedRow
 from shared.db.database import DatabaseFactory, get_db
 from shared.db.errors import (
     AuthenticationError,
@@ -68,6 +69,7 @@ __all__ = [
     "AuthenticationError",
     "Base",
     "BaseRepository",
+    "BulkResult",
     "BybitAccount",
     "BybitAccountRepository",
     "DataLossError",
@@ -91,6 +93,7 @@ __all__ = [
     "PrivateExecutionRepository",
     "PublicTrade",
     "PublicTradeRepository",
+    "RejectedRow",
     "RowNotFoundError",
     "RowSecurityError",
     "RowSecurityStatus",

@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
+import shared.db.commands.migrate as migrate
 import shared.db.init_db as init_db
-import shared.db.migrations.command as migrate
 from shared.db.database import DatabaseFactory
 
 # A command adds its arguments to its parser and gives the function that runs it and returns the exit code.

@@ -57,13 +57,16 @@ class SettingsError(SharedDBError, ValueError):
 class InvalidValueError(SharedDBError, ValueError, DontWrapMixin):
     """A value does not fit its column: refused before it reaches the database, the same on every one.
 
-    `column` names the place ("public_trades.price"), or is None where the value stood alone.
+    `column` names the place ("public_trades.price"), or is None where the value stood alone. `position` is the
+    row's place, from 0, in the rows given to a bulk call.
     """
 
-    def __init__(self, problem: str, column: str | None = None) -> None:
-        super().__init__(f"{column}: {problem}" if column else problem)
+    def __init__(self, problem: str, column: str | None = None, position: int | None = None) -> None:
+        where = "" if position is None else f" (row {position})"
+        super().__init__(f"{column}: {problem}{where}" if column else f"{problem}{where}")
         self.problem = problem
         self.column = column
+        self.position = position
 
 
 class MissingExtraError(SharedDBError, ImportError):

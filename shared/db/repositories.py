@@ -14,7 +14,7 @@ from typing import Any, Generic, Self, TypeVar
 from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session
 
-from shared.db.bulk import insert_new
+from shared.db.bulk import BATCH_SIZE, BulkResult, OnBadRow, OnConflict, bulk_create, bulk_update
 from shared.db.errors import InvalidValueError, RowNotFoundError, RunEndedError, TenantScopeError
 from shared.db.models import (
     AccountStatus,
@@ -35,7 +35,6 @@ from shared.db.tenancy.guard import (
     UserId,
     acting_for,
     agreed_user,
-    column_values,
     discard_changes,
     discarding_what_is_refused,
     key_of,
@@ -112,6 +111,14 @@ class BaseRepository(Generic[T]):
                 self.session.flush()
         return merged
 
+    def bulk_update(self, mappings: Iterable[Mapping[str, Any]], *, user_id: UserId = UNSET) -> int:
+        """Write the columns that each mapping names to the row with its primary key; the number of rows.
+
+        Raises `RowNotFoundError` if the user has no such row, `TenantViolation` if the change would give it to
+        another user or hang it under another user's parent; then nothing is written.
+        """
+        return bulk_update(self.session, self.model, mappings, guard=self._guard(user_id))
+
     def delete(self, entity: T, *, user_id: UserId = UNSET) -> None:
         """Delete the row and, by the database's cascade, everything below it.
 
@@ -142,6 +149,13 @@ class BaseRepository(Generic[T]):
         if user is None and not self._every_user:
             return nullcontext()
         return acting_for(self.session, user, operation, entity)
+
+    def _guard(self, user_id: UserId) -> OwnershipGuard | None:
+        """What checks the rows of a bulk write; None for tools, and for a table shared by all."""
+        user = self._resolve(user_id)
+        if user is None:
+            return None
+        return self.session.guard if isinstance(self.session, UserSession) else OwnershipGuard(user)
 
     def _mine(self, user_id: UserId = UNSET) -> Select[tuple[T]]:
         """SELECT of the user's rows."""
@@ -364,13 +378,21 @@ class PublicTradeRepository(BaseRepository[PublicTrade]):
     model = PublicTrade
     _needs_user = False
 
-    def bulk_create(self, trades: Iterable[Mapping[str, Any] | PublicTrade]) -> int:
-        """Insert trades, mappings or objects, skipping those already stored; the number of rows really inserted.
+    def bulk_create(
+        self,
+        trades: Iterable[Any],
+        *,
+        on_conflict: OnConflict = "skip",
+        errors: OnBadRow = "raise",
+        batch_size: int = BATCH_SIZE,
+    ) -> BulkResult:
+        """Insert trades by the million: `shared.db.bulk.bulk_create` says what is taken, refused and counted.
 
         A trade is the same if symbol, exchange_ts and trade_id are. Part of the caller's transaction.
         """
-        rows = (_values(PublicTrade, trade) for trade in trades)
-        return insert_new(self.session, PublicTrade.__table__, ("symbol", "exchange_ts", "trade_id"), rows)
+        return bulk_create(
+            self.session, self.model, trades, on_conflict=on_conflict, errors=errors, batch_size=batch_size
+        )
 
     def get_by_symbol_range(
         self, symbol: str, start: datetime, end: datetime, *, limit: int | None = None
@@ -401,19 +423,28 @@ class PrivateExecutionRepository(BaseRepository[PrivateExecution]):
     model = PrivateExecution
 
     def bulk_create(
-        self, executions: Iterable[Mapping[str, Any] | PrivateExecution], *, user_id: UserId = UNSET
-    ) -> int:
-        """Insert executions, mappings or objects, skipping those already stored; the number really inserted.
+        self,
+        executions: Iterable[Any],
+        *,
+        on_conflict: OnConflict = "skip",
+        errors: OnBadRow = "raise",
+        batch_size: int = BATCH_SIZE,
+        user_id: UserId = UNSET,
+    ) -> BulkResult:
+        """Insert executions by the thousand: `shared.db.bulk.bulk_create` says what is taken, refused and counted.
 
         An execution is the same if run_id and exec_id are. Part of the caller's transaction. Raises
         `TenantViolation`, and writes nothing, if any row's run or account is not the user's.
         """
-        user = self._resolve(user_id)
-        rows = [_values(PrivateExecution, execution) for execution in executions]
-        if user is not None:
-            guard = self.session.guard if isinstance(self.session, UserSession) else OwnershipGuard(user)
-            guard.check_rows(self.session, "bulk_create", PrivateExecution, rows)
-        return insert_new(self.session, PrivateExecution.__table__, ("run_id", "exec_id"), rows)
+        return bulk_create(
+            self.session,
+            self.model,
+            executions,
+            on_conflict=on_conflict,
+            errors=errors,
+            batch_size=batch_size,
+            guard=self._guard(user_id),
+        )
 
     def get_by_run_range(
         self,
@@ -453,16 +484,3 @@ def _page(statement: Select[tuple[T]], limit: int | None, offset: int = 0) -> Se
         if number is not None and number < 0:
             raise InvalidValueError(f"{name} must be 0 or more, not {number}")
     return statement.limit(limit).offset(offset)
-
-
-def _values(model: type[Base], row: Mapping[str, Any] | Base) -> dict[str, Any]:
-    """A row's values by column name, every column but the generated id: in one statement all rows have the same."""
-    given = row if isinstance(row, Mapping) else column_values(row)
-    columns = [column for column in model.__table__.columns if not column.primary_key]
-    unknown = given.keys() - {column.name for column in columns} - {primary_key(model)}
-    if unknown:
-        raise InvalidValueError(f"{model.__tablename__} has no column {', '.join(sorted(unknown))}")
-    for column in columns:
-        if not column.nullable and given.get(column.name) is None:
-            raise InvalidValueError("a value is needed", f"{model.__tablename__}.{column.name}")
-    return {column.name: given.get(column.name) for column in columns}

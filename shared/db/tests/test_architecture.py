@@ -36,6 +36,7 @@ ROOMS = (
     "migrations",
     "operations",
     "init_db",
+    "commands",
     "cli",
     "__main__",
 )

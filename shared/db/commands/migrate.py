@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespa
 def _run(options: argparse.Namespace) -> int:
     try:
         # Late: every other command works without Alembic.
-        from shared.db.migrations.answers import ANSWERS
+        from shared.db.commands.migrate_answers import ANSWERS
 
         answer = ANSWERS[options.command](options)
     except (SharedDBError, SQLAlchemyError) as error:

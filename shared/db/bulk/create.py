@@ -1,0 +1,240 @@
+"""`bulk_create`: any number of rows into one table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, get_args
+
+from sqlalchemy import Engine, Table
+from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import StaticPool
+
+from shared.db.bulk.cells import Cells, cells_of_row, layout_of, prepared
+from shared.db.bulk.postgresql import PostgreSQLWriter
+from shared.db.bulk.result import BulkResult, OnBadRow, OnConflict, RejectedRow
+from shared.db.bulk.rows import CHUNK, Batch, batches
+from shared.db.bulk.sqlite import SQLiteWriter
+from shared.db.bulk.writer import Writer, conflict_key
+from shared.db.errors import InvalidValueError
+from shared.db.tenancy.guard import OwnershipGuard
+from shared.db.tenancy.ownership import ownership_of
+from shared.db.tenancy.session_scope import TenantRequiredSession, UserSession
+
+BATCH_SIZE = 5000
+
+
+def bulk_create(
+    session: Session,
+    model: type[Any],
+    rows: Iterable[Any],
+    *,
+    on_conflict: OnConflict = "skip",
+    errors: OnBadRow = "raise",
+    batch_size: int = BATCH_SIZE,
+    guard: OwnershipGuard | None = None,
+) -> BulkResult:
+    """Insert any number of rows as one unit of the caller's transaction, and say what became of them.
+
+    `rows`: mappings, objects of the model or named tuples, from any iterable, of which at most `batch_size` are in
+    memory at a time; or a pyarrow Table or RecordBatch, or a polars DataFrame. Columns that may be NULL or have a
+    default may be missing.
+
+    A row whose unique key is stored already, or came earlier in `rows`, is left out with `on_conflict="skip"`; gives
+    the stored row the columns it names with "update"; raises `IntegrityError` with "error".
+
+    A row that does not fit raises `InvalidValueError` with its position and column, one that the database refuses
+    SQLAlchemy's `IntegrityError`; with `errors="collect"` both are left out and told in the result. A row that is not
+    the guarded user's own raises `TenantViolation` either way. Whatever is raised, also by the iterable itself,
+    nothing of the call is written.
+    """
+    for value, choices in ((on_conflict, OnConflict), (errors, OnBadRow)):
+        if value not in get_args(choices):
+            raise InvalidValueError(f"{value!r} is not one of {', '.join(map(repr, get_args(choices)))}")
+    if batch_size < 1:
+        raise InvalidValueError(f"a batch has at least one row, not {batch_size}")
+    if guard is None and isinstance(session, UserSession):
+        guard = session.guard
+    table: Table = model.__table__
+    ownership = ownership_of(model)
+    if ownership and isinstance(session, TenantRequiredSession):
+        session.connection()  # refuses, and says why
+    if guard and ownership and on_conflict == "update" and ownership.column not in conflict_key(table):
+        raise guard.violation("bulk_create", model, "the row to change may be another user's; use bulk_update()")
+    session.flush()
+    creation = _Creation(session, model, on_conflict, guard)
+    take = creation.take if errors == "raise" else creation.take_what_fits
+    optional = () if on_conflict == "update" else (c.name for c in table.columns if c.nullable and c.default is None)
+    given = batches(model, rows, batch_size, fillable=frozenset(optional), by_shape=on_conflict == "update")
+    first = next(given, None)
+    if first is not None:
+        writer = creation.open(first)
+        with writer.savepoint("shared_db_bulk"):
+            take(first)
+            for batch in given:
+                take(batch)
+    return creation.result()
+
+
+class _Creation:
+    """One call: where its rows go and what became of them."""
+
+    def __init__(
+        self, session: Session, model: type[Any], on_conflict: OnConflict, guard: OwnershipGuard | None
+    ) -> None:
+        self._session = session
+        self._model = model
+        self._table: Table = model.__table__
+        self._on_conflict = on_conflict
+        self._guard = guard
+        self._proved: set[tuple[Any, ...]] = set()
+        self._new = self._written = 0
+        self._rejected: list[RejectedRow] = []
+
+    def open(self, first: Batch) -> Writer:
+        """Make the writer, for rows that are numbered as those of the first batch are."""
+        bind = self._session.get_bind(self._model)
+        # Sessions on one memory database share their connection and its transaction.
+        alone = (
+            not self._session.in_transaction() and isinstance(bind, Engine) and not isinstance(bind.pool, StaticPool)
+        )
+        connection = Session.connection(self._session)
+        dialect = connection.dialect.name
+        numbered = self._table.autoincrement_column
+        layout = layout_of(self._table, dialect, numbered is not None and numbered.name in first.names())
+        if dialect == "postgresql":
+            as_tenant = isinstance(self._session, UserSession) and self._session.confined_by_server
+            through_stage = as_tenant and ownership_of(self._model) is not None
+            self._writer: Writer = PostgreSQLWriter(
+                connection, layout, self._on_conflict, as_tenant=as_tenant, through_stage=through_stage
+            )
+        else:
+            self._writer = SQLiteWriter(connection, layout, self._on_conflict, alone=alone)
+        self._owners = [layout.names.index(name) for name in self._owner_names()]
+        return self._writer
+
+    def take(self, batch: Batch) -> None:
+        """Write a batch; the first bad row raises."""
+        self._prove_batch(batch)
+        self._write(lambda: self._owned(prepared(self._writer.layout, batch)), batch)
+
+    def take_what_fits(self, batch: Batch) -> None:
+        """Write the rows of a batch that can be written, and keep the reason for every other one."""
+        positions: list[int] = []
+        columns: list[list[Any]] = [[] for _ in self._writer.layout.columns]
+        for start in range(0, len(batch), CHUNK):
+            for numbers, cells in self._sifted(batch, start, min(start + CHUNK, len(batch))):
+                positions += numbers
+                for column, more in zip(columns, cells, strict=True):
+                    column += more
+        self._prove(set(zip(*(columns[index] for index in self._owners), strict=True)))
+        if positions:
+            self._salvage(batch, positions, columns)
+
+    def result(self) -> BulkResult:
+        """What became of the rows so far."""
+        known = self._written - self._new
+        if known and self._on_conflict == "update":
+            for entity in list(self._session.identity_map.values()):
+                if isinstance(entity, self._model):
+                    self._session.expire(entity)
+        return BulkResult(
+            inserted=self._new,
+            skipped=known if self._on_conflict == "skip" else 0,
+            updated=known if self._on_conflict == "update" else 0,
+            rejected=len(self._rejected),
+            errors=tuple(sorted(self._rejected, key=lambda row: row.position)),
+        )
+
+    def _write(self, source: Any, batch: Batch) -> None:
+        new, count = self._writer.write(source, self._changing(batch))
+        self._new += new
+        self._written += count
+
+    def _changing(self, batch: Batch) -> list[str]:
+        """The columns that a stored row takes over: those that the rows name, and what changes with every update."""
+        if self._on_conflict != "update":
+            return []
+        fixed = {*conflict_key(self._table), *self._table.primary_key.columns.keys()}
+        named = batch.names()
+        return [
+            column.name
+            for column in self._table.columns
+            if column.name not in fixed and (column.name in named or column.onupdate is not None)
+        ]
+
+    def _sifted(self, batch: Batch, start: int, stop: int) -> Iterator[tuple[Iterable[int], list[Cells]]]:
+        try:
+            chunks = [self._writer.layout.cells(chunk) for chunk in batch.chunks(start, stop)]
+        except InvalidValueError:
+            for index in range(start, stop):
+                try:
+                    yield (index,), cells_of_row(self._writer.layout, batch, index)
+                except InvalidValueError as error:
+                    self._reject(batch, index, str(InvalidValueError(error.problem, error.column)))
+        else:
+            for cells in chunks:
+                yield range(start, start + len(cells[0])), cells
+                start += len(cells[0])
+
+    def _salvage(self, batch: Batch, positions: list[int], columns: list[list[Any]]) -> None:
+        """Write what the database takes, by halves around each row that it refuses."""
+
+        def source() -> Iterator[list[Cells]]:
+            for start in range(0, len(positions), CHUNK):
+                yield [column[start : start + CHUNK] for column in columns]
+
+        try:
+            with self._writer.savepoint("shared_db_part"):
+                self._write(source, batch)
+        except (IntegrityError, DataError) as error:
+            if len(positions) == 1:
+                self._reject(batch, positions[0], str(error.orig).partition("\n")[0])
+                return
+            half = len(positions) // 2
+            for part in (slice(None, half), slice(half, None)):
+                self._salvage(batch, positions[part], [column[part] for column in columns])
+
+    def _reject(self, batch: Batch, index: int, reason: str) -> None:
+        self._rejected.append(RejectedRow(batch.position + index, reason, batch.row(index)))
+
+    def _owner_names(self) -> list[str]:
+        """The columns that say whose a row is; none if nobody asks."""
+        ownership = ownership_of(self._model)
+        if self._guard is None or ownership is None:
+            return []
+        named = {ownership.column}.union(*({reference.column, *reference.agrees} for reference in ownership.parents))
+        return sorted(named)
+
+    def _prove_batch(self, batch: Batch) -> None:
+        """Check whose the rows are, before COPY begins: it leaves no room for a question to the server."""
+        if not self._owners:
+            return
+        names = self._owner_names()
+        found: set[tuple[Any, ...]] = set()
+        try:
+            for start in range(0, len(batch), CHUNK):
+                for chunk in batch.chunks(start, start + CHUNK):
+                    given = dict(zip(chunk.names, chunk.columns, strict=True))
+                    found.update(zip(*(given.get(name, [None] * chunk.size) for name in names), strict=True))
+        except (InvalidValueError, TypeError):
+            for _ in prepared(self._writer.layout, batch):
+                pass  # raises, with the row's position
+            raise
+        self._prove(found)
+
+    def _prove(self, found: set[tuple[Any, ...]]) -> None:
+        if self._guard is not None and (unknown := found - self._proved):
+            names = self._owner_names()
+            self._guard.check_rows(
+                self._session, "bulk_create", self._model, [dict(zip(names, row, strict=True)) for row in unknown]
+            )
+            self._proved |= unknown
+
+    def _owned(self, chunks: Iterator[list[Cells]]) -> Iterator[list[Cells]]:
+        """The same chunks; what is written must be what was proved, whatever objects the values were."""
+        for cells in chunks:
+            if self._owners and not self._proved.issuperset(zip(*(cells[i] for i in self._owners), strict=True)):
+                assert self._guard is not None
+                raise self._guard.violation("bulk_create", self._model, "its owner was not proved")
+            yield cells

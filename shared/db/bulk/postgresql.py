@@ -1,0 +1,157 @@
+"""Many rows into PostgreSQL: COPY, streamed, so that the server stores some rows while we convert the next.
+
+Straight into the table as long as nothing collides, which the server finds out by itself: a collision undoes the
+batch, and it goes again through a temporary table and INSERT ... SELECT ... ON CONFLICT, which costs half as much
+again. As one batch collided or not, so probably will the next; that is remembered with the connection.
+
+INSERT ... SELECT FROM unnest(...) was measured for small batches: it is not faster than the temporary table.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg2.errors
+from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
+
+from shared.db.bulk.cells import CellColumn, Cells, Layout
+from shared.db.bulk.result import OnConflict
+from shared.db.bulk.writer import Source, Writer
+
+
+@dataclass
+class _Memory:
+    """What is known of one pooled connection: tables with collisions, and the transaction that filled each stage."""
+
+    colliding: set[str] = field(default_factory=set)
+    filled_in: dict[str, weakref.ref[Any]] = field(default_factory=dict)
+
+
+class PostgreSQLWriter(Writer):
+    """Writes batches through COPY.
+
+    `as_tenant` says that the transaction runs as the role of users' sessions. The server refuses COPY into a table
+    with policies for that role (`through_stage`).
+    """
+
+    def __init__(
+        self, connection: Connection, layout: Layout, on_conflict: OnConflict, *, as_tenant: bool, through_stage: bool
+    ) -> None:
+        super().__init__(connection, layout, on_conflict)
+        self._through_stage = through_stage
+        # A temporary table belongs to the role that made it.
+        self._stage = self.quote(f"shared_db_stage_{layout.table.name}{'_of_tenant' if as_tenant else ''}")
+        self._memory: _Memory = connection.info.setdefault("shared_db_bulk", _Memory())
+
+    def write(self, source: Source, changing: list[str]) -> tuple[int, int]:
+        """How many rows were new, and how many there were."""
+        if not self._through_stage and (self.on_conflict == "error" or self.table not in self._memory.colliding):
+            rows = _CopyStream(source(), self.layout)
+            self._unsent.append("SAVEPOINT shared_db_copy")
+            try:
+                self._copy(self.table, rows, "RELEASE SAVEPOINT shared_db_copy")
+            except IntegrityError as error:
+                if self.on_conflict == "error" or not isinstance(error.orig, psycopg2.errors.UniqueViolation):
+                    raise
+                self.run("ROLLBACK TO SAVEPOINT shared_db_copy", "RELEASE SAVEPOINT shared_db_copy")
+                self._memory.colliding.add(self.table)
+            else:
+                return rows.count, rows.count
+        return self._write_staged(source, changing)
+
+    def run(self, *statements: str) -> None:
+        """Run what is still unsent and then `statements`, none of which gives rows, in one round trip."""
+        with self.named_errors(), self.driver.cursor() as cursor:
+            cursor.execute(self._with_unsent(*statements))
+
+    def _write_staged(self, source: Source, changing: list[str]) -> tuple[int, int]:
+        rows = _CopyStream(source(), self.layout)
+        self._empty_stage()
+        self._copy(self._stage, rows)
+        with self.named_errors(), self.driver.cursor() as cursor:
+            cursor.execute(self._from_stage(changing))
+            new = cursor.fetchone()[0] if cursor.description else cursor.rowcount
+        if new == rows.count:
+            self._memory.colliding.discard(self.table)
+        return new, rows.count
+
+    def _empty_stage(self) -> None:
+        self._unsent.append(
+            f"CREATE TEMPORARY TABLE IF NOT EXISTS {self._stage} ON COMMIT DELETE ROWS "
+            f"AS SELECT {self.names} FROM {self.table} WITH NO DATA"
+        )
+        # TRUNCATE costs as much as a thousand rows, and the end of a transaction empties the table anyway.
+        transaction = self.connection.get_transaction()
+        filled_in = self._memory.filled_in.get(self._stage)
+        if filled_in is not None and filled_in() is transaction:
+            self._unsent.append(f"TRUNCATE {self._stage}")
+        self._memory.filled_in[self._stage] = weakref.ref(transaction)
+
+    def _from_stage(self, changing: list[str]) -> str:
+        insert = f"INSERT INTO {self.table} ({self.names})"
+        if self.on_conflict == "error":
+            return f"{insert} SELECT {self.names} FROM {self._stage}"
+        if self.on_conflict == "skip" or not changing:
+            return f"{insert} SELECT {self.names} FROM {self._stage} ON CONFLICT ({self.key}) DO NOTHING"
+        # One statement must not change a row twice: of those with the same key, the last one given. A row that
+        # was there before carries the lock of this transaction in xmax; a new one carries nothing.
+        return (
+            f"WITH written AS ({insert} SELECT DISTINCT ON ({self.key}) {self.names} FROM {self._stage} "
+            f"ORDER BY {self.key}, ctid DESC ON CONFLICT ({self.key}) DO UPDATE SET {self.assignments(changing)} "
+            "RETURNING (xmax = 0) AS is_new) SELECT count(*) FILTER (WHERE is_new) FROM written"
+        )
+
+    def _copy(self, table: str, rows: _CopyStream, *afterwards: str) -> None:
+        copy = f"COPY {table} ({self.names}) FROM STDIN WITH (ENCODING 'UTF8')"
+        with self.named_errors(), self.driver.cursor() as cursor:
+            cursor.copy_expert(self._with_unsent(copy, *afterwards), rows)
+        if rows.failure is not None:
+            raise rows.failure
+
+    def _with_unsent(self, *statements: str) -> str:
+        together = "; ".join((*self._unsent, *statements))
+        self._unsent.clear()
+        return together
+
+
+class _CopyStream:
+    """The file that COPY reads: a chunk of rows a read, in its text format."""
+
+    def __init__(self, chunks: Any, layout: Layout) -> None:
+        self.count = 0
+        self.failure: BaseException | None = None
+        self._chunks: Iterator[list[Cells]] = iter(chunks)
+        self._columns = layout.columns
+
+    def read(self, size: int = -1) -> bytes:
+        """The next rows; nothing at the end, and after a failure, which must not pass through the driver."""
+        try:
+            columns = next(self._chunks, None)
+            if columns is None:
+                return b""
+            self.count += len(columns[0])
+            texts = map(_copy_texts, self._columns, columns)
+            return ("\n".join(map("\t".join, zip(*texts, strict=True))) + "\n").encode()
+        except BaseException as error:  # noqa: BLE001 # kept, and raised as soon as COPY has ended
+            self.failure = error
+            return b""
+
+
+def _copy_texts(column: CellColumn, cells: Cells) -> Cells:
+    if not (column.is_text or column.nullable):
+        return cells
+    try:
+        together = "".join(cells)
+    except TypeError:  # one of them is None
+        return ["\\N" if cell is None else _escaped(cell) for cell in cells]
+    if "\\" in together or "\t" in together or "\n" in together or "\r" in together:
+        return list(map(_escaped, cells))
+    return cells
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")

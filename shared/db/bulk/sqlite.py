@@ -1,0 +1,81 @@
+"""Many rows into SQLite: one prepared statement, run by the driver for every row.
+
+A statement has as many bound variables as the table has columns, whatever the number of rows: the limit of 32,766
+that stock builds have is never near.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+from sqlalchemy import Connection
+
+from shared.db.bulk.cells import Layout
+from shared.db.bulk.result import OnConflict
+from shared.db.bulk.writer import Source, Writer
+
+
+class SQLiteWriter(Writer):
+    """Writes batches through `executemany`.
+
+    `alone` says that the transaction began with this call. As long as nothing is written in it, undoing needs no
+    savepoint, under which SQLite copies every page before its first change: a quarter of the time for executions.
+    """
+
+    def __init__(self, connection: Connection, layout: Layout, on_conflict: OnConflict, *, alone: bool) -> None:
+        super().__init__(connection, layout, on_conflict)
+        self._untouched = alone
+
+    @contextmanager
+    def savepoint(self, name: str) -> Iterator[None]:
+        """Undo what was written in the block if it raises."""
+        if not self._untouched:
+            with super().savepoint(name):
+                yield
+            return
+        try:
+            yield
+        except BaseException:
+            if self.driver.in_transaction:
+                self.run("ROLLBACK")
+            self.run("BEGIN")  # SQLAlchemy believes that its transaction goes on
+            self._untouched = True
+            raise
+
+    def write(self, source: Source, changing: list[str]) -> tuple[int, int]:
+        """How many rows were new, and how many there were."""
+        into = f"INSERT INTO {self.table} ({self.names}) VALUES ({', '.join('?' * len(self.layout.names))})"
+        if self.on_conflict == "error":
+            return self._run_for_each(into, source)
+        new, count = self._run_for_each(f"{into} ON CONFLICT ({self.key}) DO NOTHING", source)
+        if self.on_conflict == "update" and new < count and changing:
+            # An upsert counts a changed row like a new one, hence two passes, the second one only if it is needed.
+            self._run_for_each(f"{into} ON CONFLICT ({self.key}) DO UPDATE SET {self.assignments(changing)}", source)
+        return new, count
+
+    def run(self, *statements: str) -> None:
+        """Run what is still unsent and then `statements`, none of which gives rows."""
+        due = [*self._unsent, *statements]
+        self._unsent.clear()
+        with self.named_errors():
+            for statement in due:
+                self.driver.execute(statement)
+
+    def _run_for_each(self, statement: str, source: Source) -> tuple[int, int]:
+        self.run()
+        self._untouched = False
+        count = 0
+
+        def rows() -> Iterator[Iterable[tuple[Any, ...]]]:
+            nonlocal count
+            for columns in source():
+                count += len(columns[0])
+                yield zip(*columns, strict=True)
+
+        before = self.driver.total_changes
+        with self.named_errors():
+            self.driver.executemany(statement, chain.from_iterable(rows()))
+        return self.driver.total_changes - before, count

@@ -1,0 +1,87 @@
+"""What the dialects' writers share: one call's rows going through the driver inside the session's transaction."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from sqlalchemy import Connection, Table, UniqueConstraint
+from sqlalchemy.exc import DBAPIError
+
+from shared.db.bulk.cells import Cells, Layout
+from shared.db.bulk.result import OnConflict
+
+Source = Callable[[], Iterable[list[Cells]]]
+
+
+class Writer(ABC):
+    """Writes batches of cells to one table.
+
+    `source()` gives the batch's chunks of cells anew each time it is called, so that a second attempt needs no copy
+    of the first. `changing` names the columns that a stored row takes from a new one.
+    """
+
+    def __init__(self, connection: Connection, layout: Layout, on_conflict: OnConflict) -> None:
+        self.connection = connection
+        self.layout = layout
+        self.on_conflict = on_conflict
+        self.quote = connection.dialect.identifier_preparer.quote
+        self.table = self.quote(layout.table.name)
+        self.names = ", ".join(map(self.quote, layout.names))
+        self.key = ", ".join(map(self.quote, conflict_key(layout.table)))
+        self._unsent: list[str] = []
+        driver = connection.connection.dbapi_connection
+        assert driver is not None
+        self.driver: Any = driver
+
+    @abstractmethod
+    def write(self, source: Source, changing: list[str]) -> tuple[int, int]:
+        """How many rows were new, and how many there were."""
+
+    @abstractmethod
+    def run(self, *statements: str) -> None:
+        """Run what is still unsent and then `statements`, none of which gives rows."""
+
+    @contextmanager
+    def savepoint(self, name: str) -> Iterator[None]:
+        """Undo what was written in the block if it raises.
+
+        The opening statement waits for the first one that has to be sent anyway: a round trip saved.
+        """
+        opening = f"SAVEPOINT {name}"
+        self._unsent.append(opening)
+        try:
+            yield
+        except BaseException:
+            if opening in self._unsent:
+                self._unsent.remove(opening)
+            else:
+                with suppress(DBAPIError):  # a dead connection undoes everything; the first error says why
+                    self.run(f"ROLLBACK TO SAVEPOINT {name}", f"RELEASE SAVEPOINT {name}")
+            raise
+        if opening in self._unsent:
+            self._unsent.remove(opening)
+        else:
+            self.run(f"RELEASE SAVEPOINT {name}")
+
+    @contextmanager
+    def named_errors(self) -> Iterator[None]:
+        """What the driver raises in the block, as SQLAlchemy and `errors.py` name it."""
+        try:
+            yield
+        except self.connection.dialect.loaded_dbapi.Error as error:
+            # There is no public way to what SQLAlchemy does with a driver's error, the engine's own handler included.
+            self.connection._handle_dbapi_exception(error, None, None, None, None)
+
+    def assignments(self, changing: list[str]) -> str:
+        """The SET list of an upsert."""
+        return ", ".join(f"{name} = excluded.{name}" for name in map(self.quote, changing))
+
+
+def conflict_key(table: Table) -> list[str]:
+    """The columns by which two rows are the same: the only unique constraint, or else the primary key."""
+    unique = [constraint for constraint in table.constraints if isinstance(constraint, UniqueConstraint)]
+    same = unique[0] if len(unique) == 1 else table.primary_key
+    return [column.name for column in same.columns]
