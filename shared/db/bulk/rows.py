@@ -6,6 +6,7 @@ Columns, because a check or a conversion of 250 values at once is one call into 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from itertools import chain, groupby, islice
 from operator import itemgetter
@@ -45,8 +46,11 @@ class Batch:
         return self._rows[index]
 
     def names(self) -> tuple[str, ...]:
-        """The columns that the first row names."""
-        return tuple(mapping_of(self._rows[0], self._model))
+        """The columns that the first of its rows names that is one."""
+        for row in self._rows:
+            with suppress(InvalidValueError):
+                return tuple(mapping_of(row, self._model))
+        return ()
 
     def chunks(self, start: int, stop: int) -> list[Chunk]:
         """The rows from `start` to before `stop`, in order; `InvalidValueError` for one that is none."""
@@ -119,12 +123,13 @@ def batches(
 
 
 def mapping_of(row: Any, model: type[Any]) -> Row:
-    """A row's values by column name; of an object, those that are set, without a number the database gave it."""
+    """A row's values by column name; of an object, those that are set, without the number that a database gave it."""
     if isinstance(row, Mapping):
         return dict(row)
     if isinstance(row, model):
-        loaded = inspect(row).dict
-        numbered = model.__table__.autoincrement_column
+        state = inspect(row)
+        loaded = state.dict
+        numbered = model.__table__.autoincrement_column if state.has_identity else None
         return {
             attribute.columns[0].name: loaded[attribute.key]
             for attribute in inspect(model).column_attrs

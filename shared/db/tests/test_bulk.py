@@ -95,11 +95,12 @@ def calls(draw: st.DrawFn) -> tuple[list[dict[str, Any]], OnConflict, OnBadRow, 
     row = st.fixed_dictionaries(
         {"exec_id": st.sampled_from("abcdef"), "exec_qty": st.integers(1, 9)},
         optional={
-            "exec_fee": st.sampled_from((None, Decimal(1), Decimal(2), 0.5)),
+            "exec_fee": st.sampled_from((None, Decimal(1), Decimal(2), Decimal(3), Decimal(4), 0.5)),
             "order_link_id": st.sampled_from((None, "x", "y")),
         },
     )
-    rows = draw(st.lists(row, max_size=12))
+    alike = st.fixed_dictionaries({"exec_id": st.sampled_from("ab"), "exec_qty": st.integers(1, 9)})
+    rows = draw(st.one_of(st.lists(row, max_size=12), st.lists(alike, max_size=6)))
     return rows, draw(st.sampled_from(CHOICES)), draw(st.sampled_from(("raise", "collect"))), draw(st.integers(1, 13))
 
 
@@ -557,6 +558,11 @@ def test_an_iterable_that_raises_takes_the_whole_call_with_it(
         with pytest.raises(RuntimeError, match="the feed broke"):
             PublicTradeRepository(session).bulk_create(breaking(), batch_size=200, on_conflict=on_conflict)
         PublicTradeRepository(session).bulk_create(trades(9001))
+    with suppress(RuntimeError), db.get_session() as session:
+        with suppress(RuntimeError):
+            PublicTradeRepository(session).bulk_create(breaking(), on_conflict=on_conflict)
+        PublicTradeRepository(session).bulk_create(trades(9002))
+        raise RuntimeError
     with db.get_session() as session:
         assert stored_ids(session) == (ids(9000, 9001) if begun else ids(9001))
 
@@ -593,11 +599,11 @@ def test_rows_that_only_the_database_refuses_are_isolated(session: Session, pare
 
 def test_things_that_are_no_rows_are_isolated(session: Session) -> None:
     """Whatever stands among the rows is reported with its position."""
-    rows: list[Any] = [*trades(0), None, "BTCUSDT", 7, User(username="x"), *trades(1), {}, {"price": []}]
+    rows: list[Any] = [None, *trades(0), "BTCUSDT", 7, User(username="x"), *trades(1), {}, {"price": []}]
     result = PublicTradeRepository(session).bulk_create(rows, errors="collect")
-    assert (result.inserted, [error.position for error in result.errors]) == (2, [1, 2, 3, 4, 6, 7])
+    assert (result.inserted, [error.position for error in result.errors]) == (2, [0, 2, 3, 4, 6, 7])
     assert result.errors[0].reason == "public_trades: a row is a mapping or a PublicTrade, not a NoneType"
-    with pytest.raises(InvalidValueError, match=r"^public_trades: a row is a mapping.* \(row 1\)$"):
+    with pytest.raises(InvalidValueError, match=r"^public_trades: a row is a mapping.* \(row 0\)$"):
         PublicTradeRepository(session).bulk_create(rows)
 
 
