@@ -88,8 +88,11 @@ def execution_values(run: Run, number: int = 0, **values: Any) -> dict[str, Any]
     } | values
 
 
-def in_children(count: int, work: Callable[[int], Any]) -> list[Any]:
-    """What `work(number)` gives in each of `count` forked processes, which all begin at the same moment."""
+def in_children(count: int, work: Callable[[int], Any], meanwhile: Callable[[], Any] = lambda: None) -> list[Any]:
+    """What `work(number)` gives in each of `count` forked processes, which all begin at the same moment.
+
+    `meanwhile` runs in this one.
+    """
     context = multiprocessing.get_context("fork")
     start = context.Barrier(count)
 
@@ -108,6 +111,7 @@ def in_children(count: int, work: Callable[[int], Any]) -> list[Any]:
         sender.close()
         answers.append(receiver)
         children.append(child)
+    meanwhile()
     results = [answer.recv() for answer in answers]
     for child, answer in zip(children, answers, strict=True):
         child.join()

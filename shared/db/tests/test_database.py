@@ -134,6 +134,15 @@ def test_drop_tables_removes_rows_and_tables(db: DatabaseFactory) -> None:
     assert usernames(db) == []
 
 
+def test_tables_of_others_are_left_alone(db: DatabaseFactory) -> None:
+    """A database may hold more than this library's tables."""
+    with db.engine.begin() as connection:
+        connection.execute(text("CREATE TABLE somebody_elses (x INTEGER)"))
+    db.drop_tables()
+    db.create_tables()
+    assert inspect(db.engine).has_table("somebody_elses")
+
+
 def test_nothing_is_opened_at_import_nor_by_a_new_factory(tmp_path: Path) -> None:
     """No file and no connection before the first use."""
     code = """
@@ -778,21 +787,27 @@ def test_init_db_again_closes_the_earlier_factory(tmp_path: Path) -> None:
 
 
 def test_forked_children_have_connections_of_their_own(lasting: DatabaseFactory) -> None:
-    """Four children query and write at once, on the factory they inherited, and get their own answers."""
+    """Four children and their parent query at once on one factory; each gets his own answers."""
     with lasting.get_session() as session:
         session.add(User(username="parent"))
 
-    def work(number: int) -> tuple[list[int], int]:
+    def ask(number: int) -> list[int]:
         answers = []
         for count in range(50):
             with lasting.get_session(read_only=True) as session:
                 answers.append(session.scalar(select(text(str(number * 1000 + count)))))
+        return answers
+
+    def work(number: int) -> tuple[list[int], int]:
+        answers = ask(number)
         with lasting.get_session() as session:
             session.add(User(username=f"child-{number}"))
             backend = 0 if lasting.settings.is_sqlite else _backend(session)
         return answers, backend
 
-    found = in_children(4, work)
+    asked_meanwhile: list[int] = []
+    found = in_children(4, work, meanwhile=lambda: asked_meanwhile.extend(ask(9)))
+    assert asked_meanwhile == [9000 + count for count in range(50)]
     assert [answers for answers, _ in found] == [[n * 1000 + count for count in range(50)] for n in range(4)]
     if not lasting.settings.is_sqlite:
         with lasting.get_session() as session:
