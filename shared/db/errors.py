@@ -110,6 +110,10 @@ class RunEndedError(SharedDBError):
         self.status = status
 
 
+class ForkError(SharedDBError, DontWrapMixin):
+    """A connection, or an SQLite file, that was in use when this process was forked was asked for again in it."""
+
+
 class TenantError(SharedDBError):
     """Base of the errors that keep users apart."""
 

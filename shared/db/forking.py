@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Engine, event
 
-from shared.db.errors import SharedDBError
+from shared.db.errors import ForkError
 
 _FILE = "shared_db_file"
 
@@ -38,7 +38,7 @@ def _note_connection(connection: Any, record: Any) -> None:
         record.info[_FILE] = file.st_dev, file.st_ino
         if record.info[_FILE] in _files_in_use:
             connection.close()
-            raise SharedDBError(
+            raise ForkError(
                 "this process was forked while a session was open on its SQLite file, and what it wrote there could "
                 "get lost; fork between sessions, or start processes with multiprocessing's 'spawn'"
             )
@@ -77,7 +77,7 @@ class _ParentsConnection:
         """Nothing to do: the connection is the parent's."""
 
     def __getattr__(self, name: str) -> Any:
-        raise SharedDBError(
+        raise ForkError(
             "this session was opened before the fork and belongs to the parent process; open one in the child"
         )
 

@@ -54,15 +54,25 @@ def initialize(options: argparse.Namespace) -> int:
 
 def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that say which database, the same for every command."""
-    parser.add_argument("--db-type", metavar="TYPE", help="sqlite or postgresql")
+    kinds = ("sqlite", "postgresql")
+    parser.add_argument("--db-type", metavar="TYPE", type=str.lower, choices=kinds, help="sqlite or postgresql")
     parser.add_argument("--db-name", metavar="NAME", help="SQLite file path or PostgreSQL database name")
     parser.add_argument("--db-url", metavar="URL", help="whole database URL, in place of the other settings")
     parser.add_argument("--env-file", metavar="FILE", help="read this file in place of .env")
     parser.add_argument("--echo-sql", action="store_true", help="log SQL statements (never their values)")
+    parser.set_defaults(refuse=parser.error)
 
 
 def settings_from_arguments(options: argparse.Namespace) -> DatabaseSettings:
-    """Settings from those arguments, what is not given from the environment. Raises `SettingsError`."""
+    """Settings from those arguments, what is not given from the environment. Raises `SettingsError`.
+
+    Arguments that contradict each other end the program as a usage error.
+    """
+    if options.db_url == "":
+        # As from --db-url "$URL" with URL not set: must not fall back to the default database.
+        options.refuse("argument --db-url: is empty; leave it out for the other settings")
+    if options.db_url is not None and (options.db_type is not None or options.db_name is not None):
+        options.refuse("argument --db-url: is the whole address; leave out --db-type and --db-name")
     given: dict[str, Any] = {
         "db_type": options.db_type,
         "db_name": options.db_name,

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from decimal import Decimal
+from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 import psycopg2
@@ -77,3 +86,58 @@ def execution_values(run: Run, number: int = 0, **values: Any) -> dict[str, Any]
         "closed_pnl": Decimal("-12.5"),
         "raw_json": {"execId": f"exec-{number}"},
     } | values
+
+
+def in_children(count: int, work: Callable[[int], Any], meanwhile: Callable[[], Any] = lambda: None) -> list[Any]:
+    """What `work(number)` gives in each of `count` forked processes, which all begin at the same moment.
+
+    `meanwhile` runs in this one.
+    """
+    context = multiprocessing.get_context("fork")
+    start = context.Barrier(count)
+
+    def report(number: int, answer: Connection) -> None:
+        try:
+            start.wait(30)
+            answer.send((work(number), None))
+        except BaseException:  # noqa: BLE001 # the parent raises it
+            answer.send((None, traceback.format_exc()))
+
+    answers, children = [], []
+    for number in range(count):
+        receiver, sender = context.Pipe(duplex=False)
+        child = context.Process(target=report, args=(number, sender))
+        child.start()
+        sender.close()
+        answers.append(receiver)
+        children.append(child)
+    meanwhile()
+    results = [answer.recv() for answer in answers]
+    for child, answer in zip(children, answers, strict=True):
+        child.join()
+        answer.close()
+    problems = [problem for _, problem in results if problem is not None]
+    assert not problems, "\n".join(problems)
+    return [result for result, _ in results]
+
+
+def in_threads(count: int, work: Callable[[int], T]) -> list[T]:
+    """What `work(number)` gives in each of `count` threads, which all begin at the same moment."""
+    start = threading.Barrier(count)
+
+    def run(number: int) -> T:
+        start.wait(30)
+        return work(number)
+
+    with ThreadPoolExecutor(count) as executor:
+        return list(executor.map(run, range(count)))
+
+
+def run_script(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a process of its own, in the current folder; warnings are errors there too."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )

@@ -54,6 +54,7 @@ KNOWS_DIALECTS = {
     "migrations",
     "operations",
 }
+DRIVERS = ("sqlite3", "psycopg2", "sqlalchemy.dialects")
 
 
 def modules() -> Iterator[tuple[Path, str, ast.Module]]:
@@ -88,6 +89,17 @@ def test_imports_point_one_way() -> None:
             )
 
 
+def test_no_import_hides_in_a_function() -> None:
+    """There it would hide a cycle. Other people's optional libraries may be imported late."""
+    for path, _, tree in modules():
+        for function in ast.walk(tree):
+            for node in ast.walk(function) if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)) else ():
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                late = [name for name in names if name.startswith("shared.db")]
+                assert not late, f"{path}: import {late[0]} at the top of the module, or move what needs it down"
+
+
 def test_only_the_database_room_commits() -> None:
     """Repositories flush; the session's context commits."""
     for path, room, tree in modules():
@@ -110,8 +122,11 @@ def test_models_and_repositories_know_no_dialect() -> None:
         for node in () if room in KNOWS_DIALECTS else ast.walk(tree):
             if isinstance(node, ast.Attribute) and node.attr == "dialect":
                 raise AssertionError(f"{path}:{node.lineno} looks at the dialect; put that into bulk/ or column_types")
-            if isinstance(node, ast.ImportFrom):
-                assert "dialects" not in (node.module or ""), f"{path}:{node.lineno} imports a dialect"
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [name for name in names if name.startswith(DRIVERS)], (
+                f"{path}:{getattr(node, 'lineno', 0)} imports a driver or dialect; put that into bulk/ or database"
+            )
 
 
 def test_no_module_shadows_the_standard_library() -> None:
@@ -134,6 +149,16 @@ def test_every_public_name_has_a_docstring(name: str) -> None:
     assert inspect.getdoc(public), f"{name} needs a docstring"
     if inspect.isclass(public):
         assert public.__doc__, f"{name} needs a docstring of its own"
+
+
+@pytest.mark.parametrize("name", shared.db.__all__)
+def test_every_public_name_is_in_the_documents(name: str) -> None:
+    """Somebody who reads the README and docs/ comes across it."""
+    documents = [*PACKAGE.parents[1].glob("README.md"), *PACKAGE.glob("README.md"), *PACKAGE.glob("docs/*.md")]
+    assert len(documents) >= 3
+    assert any(re.search(rf"\b{name}\b", document.read_text(encoding="utf-8")) for document in documents), (
+        f"say in shared/db/docs/reference.md what {name} is for, or take it out of __all__"
+    )
 
 
 def test_the_public_names_are_what_the_package_offers() -> None:

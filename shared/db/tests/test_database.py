@@ -1,4 +1,4 @@
-"""The factory: engines, sessions, who commits, and what happens to files, threads and processes."""
+"""What the factory and its sessions promise."""
 
 from __future__ import annotations
 
@@ -9,447 +9,915 @@ import sqlite3
 import stat
 import subprocess
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, func, insert, inspect, make_url, select, text, update
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy import URL, func, insert, inspect, select, text
+from sqlalchemy.exc import IntegrityError, PendingRollbackError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool, StaticPool
 
-import shared.db.database as database
 from shared.db import (
     ApiCredential,
     Base,
     BybitAccount,
     DatabaseFactory,
+    DatabaseFileError,
+    DatabaseLockedError,
     DatabaseReadOnlyError,
     DatabaseSettings,
-    PublicTrade,
+    DatabaseUnreachableError,
+    ForkError,
+    NotADatabaseError,
     SettingsError,
     User,
-    get_db,
+    database,
 )
-from shared.db.tests.support import trade_values
+from shared.db.tests.support import in_children, in_threads, new_strategy, run_on_server, run_script, stored
 
-TABLES = {"users", "bybit_accounts", "api_credentials", "strategies", "runs", "public_trades", "private_executions"}
+TABLES = set(Base.metadata.tables)
+
+
+def url_of(db: DatabaseFactory) -> str:
+    """The factory's database as a URL string."""
+    return db.settings.get_database_url()
+
+
+def other_settings(db: DatabaseFactory, **values: Any) -> DatabaseSettings:
+    """Settings of the same database, with other options."""
+    return DatabaseSettings(database_url=url_of(db), _env_file=None, **values)
+
+
+def usernames(db: DatabaseFactory) -> list[str]:
+    """Who is stored, in a session of its own."""
+    with db.get_session(read_only=True) as session:
+        return list(session.scalars(select(User.username).order_by(User.username)))
+
+
+def usernames_elsewhere(path: Path) -> list[str]:
+    """Who is stored in a SQLite file, as a process sees it that has nothing to do with this library."""
+    code = "import sqlite3, sys; print(*[row[0] for row in sqlite3.connect(sys.argv[1]).execute(sys.argv[2])])"
+    query = "SELECT username FROM users ORDER BY username"
+    command = [sys.executable, "-S", "-c", code, str(path), query]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
 
 @pytest.fixture(params=("file", "postgresql"))
-def shared_db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DatabaseFactory]:
-    """A database that several processes can open, schema in it."""
-    if request.param == "file":
-        settings = DatabaseSettings(db_name=str(tmp_path / "grid_bot.db"), _env_file=None)
-    else:
-        url = request.getfixturevalue("postgresql_url").render_as_string(hide_password=False)
-        settings = DatabaseSettings(database_url=url, _env_file=None)
-    with DatabaseFactory(settings) as db:
-        db.create_tables()
-        yield db
+def lasting(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DatabaseFactory]:
+    """A database that several connections and processes share."""
+    source = request.getfixturevalue("postgresql_url") if request.param == "postgresql" else None
+    with DatabaseFactory(source or f"sqlite:///{tmp_path / 'grid_bot.db'}") as factory:
+        factory.create_tables()
+        yield factory
 
 
-def in_processes(count: int, work: Callable[..., None], *arguments: Any) -> list[int]:
-    """Run `work` in so many fresh processes that start together; their exit codes."""
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(count)
-    processes = [context.Process(target=work, args=(barrier, *arguments)) for _ in range(count)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    return [process.exitcode or 0 for process in processes]
+@pytest.fixture
+def file_db(tmp_path: Path) -> Iterator[DatabaseFactory]:
+    """A SQLite file whose writers do not wait for each other."""
+    settings = DatabaseSettings(db_name=str(tmp_path / "grid_bot.db"), sqlite_busy_timeout=0, _env_file=None)
+    with DatabaseFactory(settings) as factory:
+        factory.create_tables()
+        yield factory
 
 
-# Connecting
+@pytest.fixture
+def own_default(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The process-wide factory belongs to this test alone."""
+    monkeypatch.setattr(database, "_default", None)
+    yield
+    if database._default is not None:
+        database._default.close()
 
 
-def test_sqlite_connection() -> None:
-    """The engine of the in-memory default connects and answers."""
-    with DatabaseFactory(DatabaseSettings(db_name=":memory:", _env_file=None)) as db, db.engine.connect() as connection:
+# The factory
+
+
+def test_sqlite_connection(db: DatabaseFactory) -> None:
+    """The engine connects and answers, on every database."""
+    with db.engine.connect() as connection:
         assert connection.scalar(text("SELECT 1")) == 1
-        assert isinstance(db.engine.pool, StaticPool)
-
-
-def test_nothing_is_opened_at_import_or_before_it_is_needed(tmp_path: Path) -> None:
-    """Neither importing the package nor making a factory touches a file or a server."""
-    code = (
-        "import shared.db; db = shared.db.DatabaseFactory(); shared.db.DatabaseFactory('postgresql://u@127.0.0.1:1/x')"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_factory_takes_settings_a_url_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And says what it takes when it is given something else."""
-    assert DatabaseFactory().settings.db_name == "grid_bot.db"
-    monkeypatch.setenv("GRIDBOT_DB_NAME", "other.db")
-    assert DatabaseFactory().settings.db_name == "other.db"
-    assert DatabaseFactory("postgres://u:p@h/d").settings.safe_url == "postgresql+psycopg2://u:***@h/d"
-    assert DatabaseFactory(make_url("sqlite:///x.db")).settings.is_sqlite
-    settings = DatabaseSettings(_env_file=None)
-    assert DatabaseFactory(settings).settings is settings
-    with pytest.raises(SettingsError, match="int"):
-        DatabaseFactory(7)  # type: ignore[arg-type] # that is the mistake under test
-
-
-def test_a_factory_shows_no_password() -> None:
-    """Its repr is the masked URL."""
-    assert repr(DatabaseFactory("postgresql://u:s3cret@h/d")) == "<DatabaseFactory postgresql+psycopg2://u:***@h/d>"
-
-
-def test_threads_share_one_engine_and_one_session_factory(tmp_path: Path) -> None:
-    """Sixteen threads that ask at the same moment get the same ones."""
-    db = DatabaseFactory(f"sqlite:///{tmp_path}/x.db")
-    barrier = threading.Barrier(16)
-    seen: list[tuple[Engine, sessionmaker[Session]]] = []
-
-    def ask() -> None:
-        barrier.wait()
-        seen.append((db.engine, db.session_factory))
-
-    threads = [threading.Thread(target=ask) for _ in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(seen) == 16
-    assert len({id(engine) for engine, _ in seen}) == 1
-    assert len({id(factory) for _, factory in seen}) == 1
-    db.close()
-
-
-def test_a_closed_factory_opens_again_when_asked(shared_db: DatabaseFactory) -> None:
-    """close() gives the connections back, not the factory up."""
-    with shared_db as db, db.get_session() as session:
-        session.add(User(username="ann"))
-    with shared_db.get_session() as session:
-        assert session.scalar(select(func.count(User.user_id))) == 1
-
-
-def test_the_pool_has_the_size_of_the_settings(tmp_path: Path) -> None:
-    """And its time-outs."""
-    settings = DatabaseSettings(
-        db_name=str(tmp_path / "x.db"), pool_size=3, max_overflow=2, pool_timeout=1.5, _env_file=None
-    )
-    with DatabaseFactory(settings) as db:
-        pool = db.engine.pool
-        assert isinstance(pool, QueuePool)
-        assert (pool.size(), pool._max_overflow, pool._timeout) == (3, 2, 1.5)
-
-
-def test_postgresql_shows_the_application_name(postgresql_url: Any) -> None:
-    """In the activity view, the URL's own name first."""
-    with DatabaseFactory(postgresql_url) as db, db.get_session() as session:
-        assert session.scalar(text("SELECT current_setting('application_name')")) == "shared.db"
-    named = postgresql_url.update_query_dict({"application_name": "bot-7"})
-    with DatabaseFactory(named) as db, db.get_session() as session:
-        assert session.scalar(text("SELECT current_setting('application_name')")) == "bot-7"
-
-
-# Schema
 
 
 def test_create_tables(db: DatabaseFactory) -> None:
-    """All seven tables exist; creating them again changes nothing and says so."""
+    """All seven tables are there, and calling again changes nothing and says so."""
+    assert len(TABLES) == 7
     assert set(inspect(db.engine).get_table_names()) >= TABLES
+    if db.settings.is_sqlite:
+        with db.engine.connect() as connection:
+            master = connection.scalars(text("SELECT name FROM sqlite_master WHERE type = 'table'"))
+            assert set(master) >= TABLES
     assert db.create_tables() is False
 
 
-def test_drop_tables_removes_them(db: DatabaseFactory) -> None:
-    """With their rows, and they can be made again."""
+def test_create_tables_says_that_it_created_something(empty_postgresql_url: URL, tmp_path: Path) -> None:
+    """The first call returns True, and one missing table is enough for another True."""
+    for source in (empty_postgresql_url, f"sqlite:///{tmp_path / 'new.db'}"):
+        with DatabaseFactory(source) as db:
+            assert db.create_tables() is True
+            assert db.create_tables() is False
+            with db.engine.begin() as connection:
+                connection.execute(text("DROP TABLE public_trades"))
+            assert db.create_tables() is True
+
+
+def test_drop_tables_removes_rows_and_tables(db: DatabaseFactory) -> None:
+    """Nothing of this library is left, and the tables can be created again, empty."""
     with db.get_session() as session:
-        session.add(User(username="ann"))
+        session.add(User(username="alice"))
     db.drop_tables()
-    assert not TABLES & set(inspect(db.engine).get_table_names())
-    assert db.create_tables() is True
-    with db.get_session() as session:
-        assert session.scalars(select(User)).all() == []
+    assert not set(inspect(db.engine).get_table_names()) & TABLES
+    db.create_tables()
+    assert usernames(db) == []
 
 
-def _create(barrier: Any, url: str) -> None:
-    with DatabaseFactory(url) as db:
-        barrier.wait()
+def test_tables_of_others_are_left_alone(db: DatabaseFactory) -> None:
+    """A database may hold more than this library's tables."""
+    with db.engine.begin() as connection:
+        connection.execute(text("CREATE TABLE somebody_elses (x INTEGER)"))
+    db.drop_tables()
+    db.create_tables()
+    assert inspect(db.engine).has_table("somebody_elses")
+
+
+def test_nothing_is_opened_at_import_nor_by_a_new_factory(tmp_path: Path) -> None:
+    """No file and no connection before the first use."""
+    code = """
+import os, sys
+opened = []
+sys.addaudithook(lambda event, arguments: opened.append(event) if event.startswith(("sqlite3", "socket")) else None)
+import shared.db, shared.db.database, shared.db.init_db, shared.db.cli
+for factory in (shared.db.DatabaseFactory(), shared.db.get_db()):
+    repr(factory)
+    factory.close()
+opened = [event for event in opened if event not in ("socket.gethostname",)]
+assert opened == [], opened
+assert os.listdir() == [], os.listdir()
+shared.db.get_db().create_tables()
+assert "grid_bot.db" in os.listdir()
+assert "sqlite3.connect" in opened
+shared.db.get_db().close()
+"""
+    result = run_script(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_no_server_is_asked_before_the_first_use() -> None:
+    """A factory for a server that is not there fails when it is used, and not before."""
+    db = DatabaseFactory("postgresql://bot@127.0.0.1:1/gridbot")
+    assert db.engine.dialect.name == "postgresql"
+    assert db.session_factory is not None
+    with pytest.raises(DatabaseUnreachableError), db.get_session() as session:
+        session.execute(text("SELECT 1"))
+
+
+def test_threads_get_one_engine_and_one_session_factory(db_settings: DatabaseSettings) -> None:
+    """Sixteen threads that ask at the same moment are given the same objects."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(5):
+            with DatabaseFactory(db_settings) as db:
+                factories = set(in_threads(16, lambda number: id(db.session_factory)))
+            with DatabaseFactory(db_settings) as db:
+                engines = set(in_threads(16, lambda number: id(db.engine)))
+            assert (len(engines), len(factories)) == (1, 1)
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_threads_write_at_the_same_moment(lasting: DatabaseFactory) -> None:
+    """Sixteen threads share one factory; nothing is lost."""
+
+    def write(number: int) -> None:
+        with lasting.get_session() as session:
+            session.add(User(username=f"user-{number:02}"))
+
+    in_threads(16, write)
+    assert usernames(lasting) == [f"user-{number:02}" for number in range(16)]
+
+
+def test_a_factory_takes_settings_a_url_or_nothing(
+    db_settings: DatabaseSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All spellings of one database lead there."""
+    monkeypatch.setenv("GRIDBOT_DB_URL", db_settings.get_database_url())
+    sources = (db_settings, db_settings.get_database_url(), db_settings.url, None)
+    for factory in (*(DatabaseFactory(source) for source in sources), DatabaseFactory()):
+        with factory as db, db.engine.connect() as connection:
+            assert connection.scalar(text("SELECT 1")) == 1
+            assert db.settings.url == db_settings.url
+
+
+@pytest.mark.parametrize("source", [42, b"sqlite://", ["sqlite://"], {"db_name": "x.db"}, Path("grid_bot.db")])
+def test_a_factory_refuses_what_is_no_address(source: Any) -> None:
+    """Anything else is a SettingsError that says what is taken."""
+    with pytest.raises(SettingsError, match="expected DatabaseSettings, a database URL"):
+        DatabaseFactory(source)
+
+
+def test_a_factory_shows_no_secret() -> None:
+    """Its repr has the masked URL."""
+    shown = repr(DatabaseFactory("postgresql://bot:hush@db.example.com/gridbot"))
+    assert "hush" not in shown
+    assert "db.example.com/gridbot" in shown
+
+
+def test_close_lets_go_of_every_connection(lasting: DatabaseFactory, postgresql_server: URL) -> None:
+    """Afterwards nobody is connected; the factory opens new connections when asked."""
+    with lasting.get_session() as session:
+        session.add(User(username="alice"))
+    lasting.close()
+    if lasting.settings.is_sqlite:
+        # The last one to close the file takes the write-ahead log along.
+        assert os.listdir(Path(lasting.settings.db_name or "").parent) == ["grid_bot.db"]
+    else:
+        name = lasting.settings.url.database
+        # PostgreSQL renames only what nobody is connected to.
+        run_on_server(postgresql_server, f"ALTER DATABASE {name} RENAME TO {name}_2")
+        run_on_server(postgresql_server, f"ALTER DATABASE {name}_2 RENAME TO {name}")
+    lasting.close()
+    assert usernames(lasting) == ["alice"]
+
+
+def test_a_factory_is_closed_by_its_with_block(tmp_path: Path) -> None:
+    """Also when the block raises."""
+
+    def use_and_fail() -> None:
+        with DatabaseFactory(f"sqlite:///{tmp_path / 'x.db'}") as db:
+            db.create_tables()
+            assert (tmp_path / "x.db-wal").exists()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        use_and_fail()
+    assert os.listdir(tmp_path) == ["x.db"]
+
+
+def test_eight_processes_create_the_tables_at_the_same_moment(empty_postgresql_url: URL, tmp_path: Path) -> None:
+    """All of them succeed, one of them does it, on a file that is not there yet and on a server."""
+    for source in (f"sqlite:///{tmp_path / 'deep' / 'er' / 'new.db'}", empty_postgresql_url):
+
+        def create(number: int, source: Any = source) -> tuple[bool, int]:
+            with DatabaseFactory(source) as db:
+                return db.create_tables(), len(inspect(db.engine).get_table_names())
+
+        created, tables = zip(*in_children(8, create), strict=True)
+        assert sorted(created) == [False] * 7 + [True]
+        assert min(tables) >= 7
+
+
+def test_the_pool_is_as_large_as_the_settings_say(lasting: DatabaseFactory) -> None:
+    """pool_size and max_overflow together are the limit, pool_timeout the wait."""
+    with DatabaseFactory(other_settings(lasting, pool_size=2, max_overflow=1, pool_timeout=0.01)) as db:
+        connections = [db.engine.connect() for _ in range(3)]
+        with pytest.raises(PoolTimeoutError):
+            db.engine.connect()
+        for connection in connections:
+            connection.close()
+        assert isinstance(db.engine.pool, QueuePool)
+        assert db.engine.pool.checkedin() == 2
+
+
+def test_an_in_memory_database_has_one_connection(db: DatabaseFactory) -> None:
+    """StaticPool for it, as the specification says; a queue of connections for the others."""
+    assert isinstance(db.engine.pool, StaticPool if db.settings.is_memory else QueuePool)
+
+
+# PostgreSQL's connections
+
+
+def _backend(session: Session) -> int:
+    return int(session.execute(text("SELECT pg_backend_pid()")).scalar_one())
+
+
+def test_the_application_name_is_seen_by_the_server(postgresql_url: URL) -> None:
+    """Who looks at pg_stat_activity knows the program; the URL's own name wins."""
+    query = text("SELECT application_name FROM pg_stat_activity WHERE pid = pg_backend_pid()")
+    named = postgresql_url.update_query_dict({"application_name": "by url"})
+    for url, name in ((postgresql_url, "recorder 7"), (named, "by url")):
+        text_url = url.render_as_string(hide_password=False)
+        settings = DatabaseSettings(database_url=text_url, application_name="recorder 7", _env_file=None)
+        with DatabaseFactory(settings) as db, db.get_session() as session:
+            assert session.scalar(query) == name
+
+
+def test_connecting_does_not_wait_for_ever(postgresql_url: URL) -> None:
+    """There is a limit of ten seconds, unless the URL sets another one."""
+    for url, limit in ((postgresql_url, "10"), (postgresql_url.update_query_dict({"connect_timeout": "3"}), "3")):
+        with DatabaseFactory(url) as db, db.engine.connect() as connection:
+            driver: Any = connection.connection.dbapi_connection
+            assert driver.info.dsn_parameters["connect_timeout"] == limit
+
+
+def test_a_lost_connection_is_replaced_before_it_is_used(postgresql_url: URL) -> None:
+    """A connection that the server dropped while it was idle costs no error."""
+    with DatabaseFactory(postgresql_url) as db:
+        with db.get_session() as session:
+            lost = _backend(session)
+        run_on_server(postgresql_url, f"SELECT pg_terminate_backend({lost})")
+        with db.get_session() as session:
+            assert _backend(session) != lost
+
+
+def test_without_the_ping_a_lost_connection_is_a_named_failure(postgresql_url: URL) -> None:
+    """pool_pre_ping=False saves the round trip, and the next session tells that the connection is gone."""
+    text_url = postgresql_url.render_as_string(hide_password=False)
+    settings = DatabaseSettings(database_url=text_url, pool_pre_ping=False, _env_file=None)
+    with DatabaseFactory(settings) as db:
+        with db.get_session() as session:
+            lost = _backend(session)
+        run_on_server(postgresql_url, f"SELECT pg_terminate_backend({lost})")
+        with pytest.raises(DatabaseUnreachableError), db.get_session() as session:
+            session.execute(text("SELECT 1"))
+        assert usernames(db) == []
+
+
+def test_old_connections_are_replaced(postgresql_url: URL) -> None:
+    """A connection older than pool_recycle seconds is not used again; -1 keeps it."""
+    text_url = postgresql_url.render_as_string(hide_password=False)
+    for seconds, different in ((0, 3), (-1, 1)):
+        settings = DatabaseSettings(database_url=text_url, pool_recycle=seconds, _env_file=None)
+        with DatabaseFactory(settings) as db:
+            backends = set()
+            for _ in range(3):
+                with db.get_session() as session:
+                    backends.add(_backend(session))
+        assert len(backends) == different
+
+
+# SQLite's files
+
+
+def test_a_sqlite_connection_is_set_up(db: DatabaseFactory) -> None:
+    """Foreign keys are enforced, deleted secrets overwritten; a file has a write-ahead log, flushed at each commit."""
+    if not db.settings.is_sqlite:
+        return
+    expected: dict[str, Any] = {"foreign_keys": 1, "secure_delete": 1}
+    if not db.settings.is_memory:
+        expected |= {"journal_mode": "wal", "synchronous": 2, "busy_timeout": 30_000}
+    with db.get_session(read_only=True) as session:
+        assert {name: session.scalar(text(f"PRAGMA {name}")) for name in expected} == expected
+        driver = session.connection().connection.dbapi_connection
+        assert isinstance(driver, sqlite3.Connection)
+        assert driver.isolation_level is None
+
+
+def test_a_relative_path_is_made_absolute_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chdir after the first use does not move the database, for new connections, after close(), nor in init_db."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with DatabaseFactory("sqlite:///data/grid_bot.db") as db:
         db.create_tables()
+        monkeypatch.chdir(elsewhere)
+        with db.get_session() as session:
+            session.add(User(username="alice"))
+            with db.get_session(read_only=True) as second:
+                assert second.scalar(select(func.count(User.user_id))) == 0
+        db.close()
+        assert usernames(db) == ["alice"]
+        assert db.create_tables() is False
+    assert os.listdir(elsewhere) == []
+    assert usernames_elsewhere(tmp_path / "data" / "grid_bot.db") == ["alice"]
 
 
-def test_eight_processes_create_the_schema_at_once(tmp_path: Path, empty_postgresql_url: Any) -> None:
-    """All of them succeed, on a file that does not exist yet and on PostgreSQL."""
-    for url in (f"sqlite:///{tmp_path}/new.db", empty_postgresql_url.render_as_string(hide_password=False)):
-        assert in_processes(8, _create, url) == [0] * 8
-        with DatabaseFactory(url) as db:
-            assert set(inspect(db.engine).get_table_names()) >= TABLES
+def test_the_folder_of_a_sqlite_file_is_made(tmp_path: Path) -> None:
+    """Every missing folder on the way."""
+    with DatabaseFactory(f"sqlite:///{tmp_path / 'a' / 'b' / 'grid_bot.db'}") as db:
+        db.create_tables()
+    assert (tmp_path / "a" / "b" / "grid_bot.db").is_file()
 
 
-def test_a_change_of_schema_rolls_back(db: DatabaseFactory) -> None:
-    """DDL is part of its transaction on both databases, which stock SQLite driver mode does not give."""
-    with pytest.raises(ZeroDivisionError), db.get_session() as session:
-        session.execute(text("CREATE TABLE half_done (x INTEGER)"))
-        raise ZeroDivisionError
-    assert "half_done" not in inspect(db.engine).get_table_names()
+def test_a_new_file_is_its_owners_alone(tmp_path: Path) -> None:
+    """Mode 0600 for the file and what SQLite puts beside it, whatever the umask; an existing file keeps its mode."""
+    (tmp_path / "old.db").touch(mode=0o640)
+    before = os.umask(0o022)
+    try:
+        for name, mode in (("new.db", 0o600), ("old.db", 0o640)):
+            with DatabaseFactory(f"sqlite:///{name}") as db:
+                db.create_tables()
+                modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.glob(f"{name}*")}
+                assert modes == {name: mode, f"{name}-wal": mode, f"{name}-shm": mode}
+    finally:
+        os.umask(before)
+
+
+def test_a_second_factory_does_not_drop_the_locks_of_the_first(tmp_path: Path) -> None:
+    """A process holds locks on a file until it closes any descriptor of it: a second factory must not.
+
+    Without them another process takes itself for the last one, deletes the write-ahead log, and what this one
+    commits afterwards is seen by nobody.
+    """
+    url = f"sqlite:///{tmp_path / 'grid_bot.db'}"
+    with DatabaseFactory(url) as first:
+        first.create_tables()
+        with first.get_session() as session:
+            session.add(User(username="alice"))
+        assert DatabaseFactory(url).engine is not first.engine
+        assert usernames_elsewhere(tmp_path / "grid_bot.db") == ["alice"]
+        with first.get_session() as session:
+            session.add(User(username="bob"))
+        assert usernames_elsewhere(tmp_path / "grid_bot.db") == ["alice", "bob"]
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a shell would have it; a name that merely begins with one is a name."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name, path in (("~/x.db", tmp_path / "home" / "x.db"), ("~x.db", tmp_path / "~x.db")):
+        with DatabaseFactory(DatabaseSettings(db_name=name)) as db:
+            db.create_tables()
+        assert path.is_file()
+
+
+def test_the_urls_own_options_win(tmp_path: Path) -> None:
+    """What the query of a SQLite URL says is not overruled by the settings."""
+    with DatabaseFactory("sqlite:///x.db?timeout=0.5") as db, db.get_session() as session:
+        assert session.scalar(text("PRAGMA busy_timeout")) == 500
+
+
+def test_a_sqlite_uri_opens_as_it_says(tmp_path: Path) -> None:
+    """mode=ro reads, and a write is refused by name; a file system without shared memory works without the log."""
+    with DatabaseFactory("sqlite:///x.db") as db:
+        db.create_tables()
+    with DatabaseFactory(f"sqlite:///file:{tmp_path / 'x.db'}?mode=ro&uri=true") as db:
+        assert usernames(db) == []
+        with pytest.raises(DatabaseReadOnlyError), db.get_session() as session:
+            session.add(User(username="alice"))
+    with DatabaseFactory(f"sqlite:///file:{tmp_path / 'y.db'}?vfs=unix-none&uri=true") as db:
+        db.create_tables()
+        with db.get_session() as session:
+            assert session.scalar(text("PRAGMA journal_mode")) == "delete"
+
+
+def test_a_path_that_cannot_be_opened_is_a_named_failure(tmp_path: Path) -> None:
+    """Below a regular file, or a folder itself: one error that names the setting; put right, the factory works."""
+    (tmp_path / "notes.txt").write_text("milk")
+    (tmp_path / "folder").mkdir()
+    for name in ("notes.txt/grid_bot.db", "folder"):
+        with DatabaseFactory(f"sqlite:///{name}") as db, pytest.raises(DatabaseFileError, match="GRIDBOT_DB_NAME"):
+            db.create_tables()
+    with DatabaseFactory("sqlite:///notes.txt/grid_bot.db") as db:
+        with pytest.raises(DatabaseFileError):
+            db.create_tables()
+        (tmp_path / "notes.txt").unlink()
+        (tmp_path / "notes.txt").mkdir()
+        assert db.create_tables() is True
+
+
+def test_what_is_not_a_database_is_left_as_it_is(tmp_path: Path) -> None:
+    """A file of another kind is refused by name and not written to."""
+    (tmp_path / "notes.txt").write_text("milk, eggs, " * 1000)
+    with DatabaseFactory("sqlite:///notes.txt") as db, pytest.raises(NotADatabaseError):
+        db.create_tables()
+    assert (tmp_path / "notes.txt").read_text() == "milk, eggs, " * 1000
 
 
 # Sessions
 
 
 def test_session_context_manager(db: DatabaseFactory) -> None:
-    """What was added is committed when the block ends, and the objects stay readable."""
+    """A session commits when its block ends, and gives its connection back."""
     with db.get_session() as session:
-        user = User(username="ann")
-        session.add(user)
-    assert user.username == "ann"
-    assert user.created_at is not None
-    with db.get_session() as session:
-        assert session.scalars(select(User.username)).all() == ["ann"]
+        session.add(User(username="alice"))
+    assert not session.in_transaction()
+    assert usernames(db) == ["alice"]
+    if isinstance(db.engine.pool, QueuePool):
+        assert db.engine.pool.checkedout() == 0
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-def test_session_rollback_on_error(db: DatabaseFactory, error: type[BaseException]) -> None:
-    """Nothing of a block that raises is kept, whatever it raises."""
-    with pytest.raises(error), db.get_session() as session:
-        session.add(User(username="ann"))
+def _use_and_raise(db: DatabaseFactory, error: BaseException) -> None:
+    with db.get_session() as session:
+        session.add(User(username="alice"))
         session.flush()
         raise error
-    with db.get_session() as session:
-        assert session.scalars(select(User)).all() == []
 
 
-def test_a_failing_commit_rolls_back(db: DatabaseFactory) -> None:
-    """An error that only the flush at the end finds leaves nothing either, and the next session works."""
-    with db.get_session() as session:
-        session.add(User(username="ann"))
-    with pytest.raises(IntegrityError), db.get_session() as session:
-        session.add_all([User(username="bob"), User(username="ann")])
-    with db.get_session() as session:
-        assert session.scalars(select(User.username)).all() == ["ann"]
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), SystemExit(3), GeneratorExit()], ids=repr)
+def test_session_rollback_on_error(db: DatabaseFactory, error: BaseException) -> None:
+    """A session rolls back when its block raises, be it Ctrl-C, and lets the error through as it is."""
+    with pytest.raises(type(error)) as raised:
+        _use_and_raise(db, error)
+    assert raised.value is error
+    assert usernames(db) == []
+    if isinstance(db.engine.pool, QueuePool):
+        assert db.engine.pool.checkedout() == 0
 
 
-def test_a_savepoint_rolls_back_alone(db: DatabaseFactory) -> None:
-    """And with the transaction around it, released or not."""
-    with db.get_session() as session:
-        session.add(User(username="kept"))
-        with pytest.raises(ZeroDivisionError), session.begin_nested():
-            session.add(User(username="dropped"))
+def test_a_failing_commit_is_rolled_back(db: DatabaseFactory) -> None:
+    """What only the last flush brings to light raises out of the block, and nothing of the session is written."""
+
+    def write_twice() -> None:
+        with db.get_session() as session:
+            session.add(User(username="carol"))
             session.flush()
+            session.add(User(username="alice"))
+
+    with db.get_session() as session:
+        session.add(User(username="alice"))
+    with pytest.raises(IntegrityError):
+        write_twice()
+    assert usernames(db) == ["alice"]
+
+
+def test_a_failed_flush_that_was_caught_is_not_committed_half(db: DatabaseFactory) -> None:
+    """Who swallows the error and goes on is told at the end of the block; nothing is written."""
+
+    def swallow() -> None:
+        with db.get_session() as session:
+            session.add(User(username="alice"))
+            session.flush()
+            session.add(User(username="alice"))
+            with pytest.raises(IntegrityError):
+                session.flush()
+
+    with pytest.raises(PendingRollbackError):
+        swallow()
+    assert usernames(db) == []
+
+
+def test_objects_are_usable_after_their_session(db: DatabaseFactory) -> None:
+    """Commit and close expire nothing."""
+    with db.get_session() as session:
+        user = User(username="alice")
+        session.add(user)
+    assert (user.username, user.status, len(user.user_id)) == ("alice", "active", 36)
+    assert user.created_at.tzinfo is not None
+
+
+def test_a_released_savepoint_goes_with_its_transaction(db: DatabaseFactory) -> None:
+    """What a savepoint kept is still undone by the rollback around it (SQLite's driver by itself would keep it)."""
+
+    def keep_and_fail() -> None:
+        with db.get_session() as session:
+            with session.begin_nested():
+                session.add(User(username="alice"))
             raise ZeroDivisionError
-    with pytest.raises(ZeroDivisionError), db.get_session() as session:
-        with session.begin_nested():
-            session.add(User(username="released"))
-        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        keep_and_fail()
+    assert usernames(db) == []
+
+
+def test_a_savepoint_undoes_its_own_part_only(db: DatabaseFactory) -> None:
+    """Rows before and after it stay; an error inside it does not end the transaction."""
     with db.get_session() as session:
-        assert session.scalars(select(User.username)).all() == ["kept"]
+        session.add(User(username="alice"))
+        savepoint = session.begin_nested()
+        session.add_all([User(username="bob"), User(username="alice")])
+        with pytest.raises(IntegrityError):
+            session.flush()
+        savepoint.rollback()
+        session.add(User(username="carol"))
+    assert usernames(db) == ["alice", "carol"]
 
 
-@pytest.mark.parametrize(
-    "write",
-    [
-        lambda session: (session.add(User(username="x")), session.flush()),
-        lambda session: session.execute(insert(User).values(user_id="1", username="x")),
-        lambda session: session.execute(text("DELETE FROM users")),
-        lambda session: session.execute(update(User).values(status="deleted")),
-        lambda session: session.execute(text("CREATE TABLE sneaky (x INTEGER)")),
-    ],
-)
-def test_a_read_only_session_refuses_every_write(db: DatabaseFactory, write: Callable[[Session], Any]) -> None:
-    """By ORM, Core, SQL and schema, as a factory's first session and later; the connection writes again after it."""
-    with pytest.raises(DatabaseReadOnlyError), db.get_session(read_only=True) as session:
-        write(session)
+def test_a_failed_change_of_the_schema_leaves_nothing(db: DatabaseFactory) -> None:
+    """DDL is part of the transaction, on SQLite too."""
+
+    def change_and_fail() -> None:
+        with db.engine.begin() as connection:
+            connection.execute(text("CREATE TABLE extra (id INTEGER)"))
+            connection.execute(text("ALTER TABLE users ADD COLUMN extra INTEGER"))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        change_and_fail()
+    inspector = inspect(db.engine)
+    assert not inspector.has_table("extra")
+    assert "extra" not in {column["name"] for column in inspector.get_columns("users")}
+
+
+def _by_orm(session: Session) -> object:
+    session.add(User(username="mallory"))
+    session.flush()
+    return session
+
+
+WRITES: dict[str, Callable[[Session], Any]] = {
+    "ORM": _by_orm,
+    "Core": lambda session: session.execute(insert(Base.metadata.tables["users"]).values(username="mallory")),
+    "raw insert": lambda session: session.execute(text("INSERT INTO users (username) VALUES ('mallory')")),
+    "raw update": lambda session: session.execute(text("UPDATE users SET username = 'mallory'")),
+    "raw delete": lambda session: session.execute(text("DELETE FROM users")),
+    "the connection": lambda session: session.connection().exec_driver_sql("DELETE FROM users"),
+    "DDL": lambda session: session.execute(text("CREATE TABLE mallory (id INTEGER)")),
+    "after a read": lambda session: (session.scalars(select(User)).all(), _by_orm(session)),
+    "a savepoint": lambda session: (session.begin_nested(), _by_orm(session)),
+}
+
+
+@pytest.mark.parametrize("how", WRITES)
+def test_a_read_only_session_refuses_to_write(db: DatabaseFactory, how: str) -> None:
+    """By every path, with the same error on every database, which names the remedy; reading works."""
     with db.get_session() as session:
-        session.add(User(username="ann"))
-    with pytest.raises(DatabaseReadOnlyError), db.get_session(read_only=True) as session:
-        assert session.scalars(select(User.username)).all() == ["ann"]
-        write(session)
+        session.add(User(username="alice"))
+
+    def read_and_write() -> None:
+        with db.get_session(read_only=True) as session:
+            assert session.scalar(select(User.username)) == "alice"
+            WRITES[how](session)
+
+    with pytest.raises(DatabaseReadOnlyError, match="opened without read_only=True"):
+        read_and_write()
+    assert usernames(db) == ["alice"]
 
 
-def test_readers_and_a_writer_do_not_wait_for_each_other(tmp_path: Path) -> None:
-    """On a SQLite file a read-only session reads beside an open write, and the write commits beside an open read."""
-    settings = DatabaseSettings(db_name=str(tmp_path / "x.db"), sqlite_busy_timeout=0, _env_file=None)
-    with DatabaseFactory(settings) as db:
-        db.create_tables()
-        with db.get_session(read_only=True) as reader:
-            assert reader.scalars(select(User)).all() == []
-            with db.get_session() as writer:
-                writer.add(User(username="ann"))
-                writer.flush()
-                with db.get_session(read_only=True) as other:
-                    assert other.scalars(select(User)).all() == []
-            assert reader.scalars(select(User)).all() == []
-        with db.get_session(read_only=True) as reader:
-            assert reader.scalars(select(User.username)).all() == ["ann"]
+def test_a_connection_that_only_read_writes_again(db: DatabaseFactory) -> None:
+    """Reading and writing sessions take turns on one connection, also after an error and after a refused write."""
+    expected = []
+    for number in range(4):
+        with pytest.raises(DatabaseReadOnlyError), db.get_session(read_only=True) as session:
+            session.add(User(username="mallory"))
+        with db.get_session(read_only=True) as session:
+            assert session.scalar(select(func.count(User.user_id))) == number
+        with db.get_session() as session:
+            session.add(User(username=f"user-{number}"))
+        expected.append(f"user-{number}")
+        with db.engine.begin() as connection:
+            connection.execute(text("UPDATE users SET email = NULL"))
+    assert usernames(db) == expected
+    if isinstance(db.engine.pool, QueuePool):
+        assert db.engine.pool.checkedin() == 1
 
 
-def test_overlapping_sessions_on_one_memory_database_warn() -> None:
-    """They share a transaction; one after the other they do not, and a file's sessions never do."""
-    with DatabaseFactory("sqlite://") as db:
-        db.create_tables()
-        with db.get_session(), pytest.warns(UserWarning, match="in-memory SQLite"), db.get_session():
+def test_readers_and_a_writer_do_not_wait_for_each_other(file_db: DatabaseFactory) -> None:
+    """On a file a reader sees what was committed when it began, while somebody writes and commits (nobody may wait)."""
+    with file_db.get_session() as session:
+        session.add(User(username="alice"))
+    with file_db.get_session(read_only=True) as early:
+        assert early.scalars(select(User.username)).all() == ["alice"]
+        with file_db.get_session() as writer:
+            writer.add(User(username="bob"))
+            writer.flush()
+            assert usernames(file_db) == ["alice"]
+        assert usernames(file_db) == ["alice", "bob"]
+        assert early.scalars(select(User.username)).all() == ["alice"]
+
+
+def test_a_second_writer_waits_at_its_first_statement(file_db: DatabaseFactory) -> None:
+    """The write lock is taken before anything is read, so that nobody writes what he computed from old rows."""
+    with file_db.get_session() as one:
+        one.add(User(username="alice"))
+        one.flush()
+        with pytest.raises(DatabaseLockedError, match="GRIDBOT_DB_SQLITE_BUSY_TIMEOUT"), file_db.get_session() as other:
+            other.scalars(select(User.username)).all()
+    with file_db.get_session() as session:
+        session.add(User(username="bob"))
+    assert usernames(file_db) == ["alice", "bob"]
+
+
+def test_no_update_of_many_processes_is_lost(lasting: DatabaseFactory) -> None:
+    """Four processes read, add one and write back, fifty times each."""
+    with lasting.get_session() as session:
+        user = stored(session, User(username="alice"))
+        account = stored(session, BybitAccount(user_id=user.user_id, account_name="main", environment="testnet"))
+        strategy = stored(session, new_strategy(account, config_json={"count": 0}))
+    model, key = type(strategy), strategy.strategy_id
+
+    def count_up(number: int) -> None:
+        for _ in range(50):
+            with lasting.get_session() as session:
+                counted = session.get_one(model, key, with_for_update=True)
+                counted.config_json["count"] += 1
+
+    in_children(4, count_up)
+    with lasting.get_session() as session:
+        assert session.get_one(model, key).config_json == {"count": 200}
+
+
+def test_overlapping_sessions_in_memory_warn(db: DatabaseFactory) -> None:
+    """They share one transaction there, and the warning points to the line that opened the second one."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            with db.get_session(), db.get_session(read_only=True):
+                pass
+        with db.get_session():
             pass
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            for _ in range(2):
-                with db.get_session():
-                    pass
+    if db.settings.is_memory:
+        assert [warning.filename for warning in caught] == [__file__] * 2
+        assert all("single transaction" in str(warning.message) for warning in caught)
+    else:
+        assert caught == []
 
 
-def test_no_value_reaches_the_log(db_settings: DatabaseSettings, caplog: pytest.LogCaptureFixture) -> None:
-    """With echo_sql the statements are logged, and never what is bound to them."""
-    settings = db_settings.model_copy(update={"echo_sql": True})
-    with caplog.at_level(logging.DEBUG), DatabaseFactory(settings) as db:
-        db.create_tables()
+def test_after_an_overlap_that_raised_the_next_session_is_alone(db: DatabaseFactory) -> None:
+    """With warnings as errors the second session does not open, and is not counted as open."""
+    if db.settings.is_memory:
         with db.get_session() as session:
-            session.add(User(user_id="u", username="ann"))
-            session.flush()
-            session.add(BybitAccount(account_id="a", user_id="u", account_name="m", environment="testnet"))
-            session.flush()
-            session.add(ApiCredential(account_id="a", api_key_id="k", api_secret="canary-secret"))
-    assert "INSERT INTO api_credentials" in caplog.text
-    assert "canary-secret" not in caplog.text
-    with pytest.raises(IntegrityError) as refused, DatabaseFactory(settings) as db:
-        db.create_tables()
-        with db.get_session() as session:
-            session.add(ApiCredential(account_id="nobody", api_key_id="k", api_secret="canary-secret"))
-    assert "canary-secret" not in str(refused.value)
+            session.add(User(username="alice"))
+            with pytest.raises(UserWarning, match="single transaction"), db.get_session():
+                raise AssertionError("it opened")
+    with db.get_session() as session:
+        session.add(User(username="bob"))
+    assert usernames(db)[-1] == "bob"
 
 
-# Files
+def test_a_stored_secret_is_never_logged(
+    db_settings: DatabaseSettings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """echo_sql shows statements and never their values; neither does the error of a statement that failed."""
+    # With a handler in place SQLAlchemy adds none that would outlive this test.
+    monkeypatch.setattr(logging.getLogger("sqlalchemy.engine.Engine"), "handlers", [logging.NullHandler()])
+    settings = DatabaseSettings(database_url=db_settings.get_database_url(), echo_sql=True, _env_file=None)
+    canary = "canary-7f3a"
 
-
-def test_a_sqlite_file_is_private_and_its_folder_is_made(tmp_path: Path) -> None:
-    """Mode 0600 whatever the umask, for the log beside it too; a file that exists keeps its mode."""
-    path = tmp_path / "deep" / "folder" / "bots.db"
-    mask = os.umask(0o022)
-    try:
-        with DatabaseFactory(f"sqlite:///{path}") as db:
+    def store_twice() -> None:
+        with DatabaseFactory(settings) as db:
             db.create_tables()
             with db.get_session() as session:
-                session.add(User(username="ann"))
-            files = sorted(path.parent.iterdir())
-            assert [file.name for file in files] == ["bots.db", "bots.db-shm", "bots.db-wal"]
-            assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
-        path.chmod(0o640)
-        with DatabaseFactory(f"sqlite:///{path}") as db, db.get_session() as session:
-            session.scalars(select(User)).all()
-        assert stat.S_IMODE(path.stat().st_mode) == 0o640
-    finally:
-        os.umask(mask)
+                user = stored(session, User(username="alice"))
+                account = BybitAccount(user_id=user.user_id, account_name="main", environment="testnet")
+                stored(session, account)
+                for _ in range(2):
+                    key = {"credential_id": "same", "account_id": account.account_id, "api_key_id": "k"}
+                    session.add(ApiCredential(**key, api_secret=canary))
+                    session.flush()
+                    session.expunge_all()
 
-
-def test_a_later_change_of_folder_does_not_move_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A relative path counts from where the engine was made."""
-    (tmp_path / "elsewhere").mkdir()
-    with DatabaseFactory("sqlite:///bots.db") as db:
-        db.create_tables()
-        monkeypatch.chdir(tmp_path / "elsewhere")
-        db.engine.dispose()
-        with db.get_session() as session:
-            session.add(User(username="ann"))
-    assert (tmp_path / "bots.db").exists()
-    assert list((tmp_path / "elsewhere").iterdir()) == []
-
-
-def test_a_sqlite_file_is_opened_as_decided(tmp_path: Path) -> None:
-    """WAL, foreign keys, full synchronization, a busy timeout, and deleted content overwritten."""
-    settings = DatabaseSettings(db_name=str(tmp_path / "x.db"), sqlite_busy_timeout=7, _env_file=None)
-    with DatabaseFactory(settings) as db, db.engine.connect() as connection:
-        found = {
-            name: connection.scalar(text(f"PRAGMA {name}"))
-            for name in ("journal_mode", "foreign_keys", "synchronous", "busy_timeout", "secure_delete")
-        }
-        assert found == {
-            "journal_mode": "wal",
-            "foreign_keys": 1,
-            "synchronous": 2,
-            "busy_timeout": 7000,
-            "secure_delete": 1,
-        }
-        driver = connection.connection.dbapi_connection
-        assert isinstance(driver, sqlite3.Connection)
-        assert driver.isolation_level is None
-
-
-# Processes
-
-
-def _count_up(barrier: Any, url: str, times: int) -> None:
-    with DatabaseFactory(url) as db:
-        barrier.wait()
-        for _ in range(times):
-            with db.get_session() as session:
-                user = session.execute(select(User).with_for_update()).scalar_one()
-                user.email = str(int(user.email or 0) + 1)
-
-
-def test_no_update_is_lost_between_processes(shared_db: DatabaseFactory) -> None:
-    """Four processes that each read, add one and write 25 times count to a hundred."""
-    with shared_db.get_session() as session:
-        session.add(User(username="counter", email="0"))
-    url = shared_db.settings.get_database_url()
-    shared_db.close()
-    assert in_processes(4, _count_up, url, 25) == [0] * 4
-    with shared_db.get_session() as session:
-        assert session.scalars(select(User.email)).one() == "100"
-
-
-def test_a_forked_child_has_connections_of_its_own(shared_db: DatabaseFactory) -> None:
-    """Four children and their parent query at once through one factory; every answer is right, all connections live."""
-    with shared_db.get_session() as session:
-        session.execute(insert(PublicTrade), [trade_values(number) for number in range(50)])
-
-    def ask(times: int) -> int:
-        wrong = 0
-        for number in range(times):
-            with shared_db.get_session(read_only=True) as session:
-                wanted = trade_values(number % 50)["trade_id"]
-                found = session.scalar(select(PublicTrade.trade_id).where(PublicTrade.trade_id == wanted))
-                wrong += found != wanted
-        return wrong
-
-    assert ask(5) == 0
-    children = []
-    for _ in range(4):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forking with threads
-            pid = os.fork()
-        if pid == 0:
-            try:
-                with shared_db.get_session() as session:
-                    session.add(User(username=f"child-{os.getpid()}"))
-                os._exit(min(ask(50), 100))
-            except BaseException:  # noqa: BLE001 # whatever it is, a child must not go on as a second pytest
-                os._exit(101)
-        children.append(pid)
-    assert ask(50) == 0
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
-    assert codes == [0, 0, 0, 0]
-    assert ask(5) == 0
-    with shared_db.get_session() as session:
-        assert session.scalar(select(func.count(User.user_id))) == 4
+    with pytest.raises(IntegrityError) as raised:
+        store_twice()
+    assert "INSERT INTO api_credentials" in caplog.text
+    assert canary not in caplog.text
+    assert canary not in str(raised.value)
+    assert canary not in repr(raised.value)
 
 
 # The process-wide factory
 
 
-def test_the_process_wide_factory_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """get_db() gives the same factory to everybody; init_db() makes it from settings, schema included."""
-    monkeypatch.setattr(database, "_default", None)
-    assert get_db() is get_db()
-    assert list(tmp_path.iterdir()) == []
-    fresh = database.init_db(f"sqlite:///{tmp_path}/fresh.db")
-    assert get_db() is fresh
-    with get_db().get_session() as session:
-        assert session.scalars(select(User)).all() == []
-    fresh.close()
+@pytest.mark.usefixtures("own_default")
+def test_get_db_is_one_factory_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Sixteen threads get the same one, made on first use."""
+    monkeypatch.setenv("GRIDBOT_DB_NAME", "env.db")
+    (db, *others) = in_threads(16, lambda number: database.get_db())
+    assert all(other is db for other in others)
+    assert os.listdir(tmp_path) == []
+    db.create_tables()
+    assert "env.db" in os.listdir(tmp_path)
 
 
-def test_base_metadata_is_all_that_is_created(empty_postgresql_url: Any) -> None:
-    """create_tables() makes the tables of the metadata, and drop_tables() leaves foreign ones alone."""
-    with DatabaseFactory(empty_postgresql_url) as db:
-        with db.engine.begin() as connection:
-            connection.execute(text("CREATE TABLE somebody_elses (x INTEGER)"))
+@pytest.mark.usefixtures("own_default")
+def test_init_db_makes_the_factory_and_the_tables(db_settings: DatabaseSettings) -> None:
+    """Afterwards get_db() gives the factory that init_db() returned."""
+    db = database.init_db(db_settings)
+    assert database.get_db() is db
+    assert set(inspect(db.engine).get_table_names()) >= TABLES
+
+
+@pytest.mark.usefixtures("own_default")
+def test_init_db_again_closes_the_earlier_factory(tmp_path: Path) -> None:
+    """The new one takes its place; one that fails does not."""
+    first = database.init_db("sqlite:///first.db")
+    assert "first.db-wal" in os.listdir(tmp_path)
+    second = database.init_db("sqlite:///second.db")
+    assert "first.db-wal" not in os.listdir(tmp_path)
+    assert database.get_db() is second is not first
+    (tmp_path / "notes.txt").write_text("milk, eggs, " * 100)
+    with pytest.raises(NotADatabaseError):
+        database.init_db("sqlite:///notes.txt")
+    assert database.get_db() is second
+    assert usernames(second) == []
+
+
+# Forks
+
+
+def test_forked_children_have_connections_of_their_own(lasting: DatabaseFactory) -> None:
+    """Four children and their parent query at once on one factory; each gets his own answers."""
+    with lasting.get_session() as session:
+        session.add(User(username="parent"))
+
+    def ask(number: int) -> list[int]:
+        answers = []
+        for count in range(50):
+            with lasting.get_session(read_only=True) as session:
+                answers.append(session.scalar(select(text(str(number * 1000 + count)))))
+        return answers
+
+    def work(number: int) -> tuple[list[int], int]:
+        answers = ask(number)
+        with lasting.get_session() as session:
+            session.add(User(username=f"child-{number}"))
+            backend = 0 if lasting.settings.is_sqlite else _backend(session)
+        return answers, backend
+
+    asked_meanwhile: list[int] = []
+    found = in_children(4, work, meanwhile=lambda: asked_meanwhile.extend(ask(9)))
+    assert asked_meanwhile == [9000 + count for count in range(50)]
+    assert [answers for answers, _ in found] == [[n * 1000 + count for count in range(50)] for n in range(4)]
+    if not lasting.settings.is_sqlite:
+        with lasting.get_session() as session:
+            assert len({backend for _, backend in found} | {_backend(session)}) == 5
+    assert usernames(lasting) == [*(f"child-{number}" for number in range(4)), "parent"]
+
+
+def test_an_open_session_of_the_parent_survives_its_children(postgresql_url: URL) -> None:
+    """The parent's transaction goes on over the fork, on the same connection; children that try to use it cannot."""
+    with DatabaseFactory(postgresql_url) as db:
+        with db.get_session() as session:
+            session.add(User(username="parent"))
+            session.flush()
+            backend = _backend(session)
+
+            def work(number: int) -> str:
+                with pytest.raises(ForkError) as refused:
+                    session.scalars(select(User.username)).all()
+                with pytest.raises(ForkError):
+                    session.commit()
+                session.close()
+                with db.get_session() as own:
+                    own.add(User(username=f"child-{number}"))
+                    assert _backend(own) != backend
+                return str(refused.value)
+
+            assert all("belongs to the parent process" in text for text in in_children(3, work))
+            assert _backend(session) == backend
+            assert session.scalars(select(User.username).where(User.username == "parent")).all() == ["parent"]
+        assert usernames(db) == ["child-0", "child-1", "child-2", "parent"]
+
+
+def test_what_a_child_commits_outlives_the_parents_close(tmp_path: Path) -> None:
+    """With an inherited SQLite connection the child had no locks, and the parent's close took its log away."""
+    context = multiprocessing.get_context("fork")
+    opened, closed = context.Event(), context.Event()
+    db = DatabaseFactory(f"sqlite:///{tmp_path / 'grid_bot.db'}")
+    db.create_tables()
+
+    def work() -> None:
+        assert usernames(db) == []
+        opened.set()
+        assert closed.wait(30)
+        with db.get_session() as session:
+            session.add(User(username="child"))
+        assert usernames_elsewhere(tmp_path / "grid_bot.db") == ["child"]
+
+    child = context.Process(target=work)
+    child.start()
+    assert opened.wait(30)
+    db.close()
+    closed.set()
+    child.join()
+    assert child.exitcode == 0
+    assert usernames(db) == ["child"]
+    db.close()
+
+
+def test_a_file_in_use_across_a_fork_is_refused_in_the_child(tmp_path: Path) -> None:
+    """With a session open on it nothing could keep the child's commits safe, and a clear error says so."""
+    with DatabaseFactory(f"sqlite:///{tmp_path / 'grid_bot.db'}") as db, DatabaseFactory("sqlite:///other.db") as other:
         db.create_tables()
-        assert set(inspect(db.engine).get_table_names()) >= {*Base.metadata.tables, "somebody_elses"}
-        db.drop_tables()
-        assert "somebody_elses" in inspect(db.engine).get_table_names()
+        other.create_tables()
+        with db.get_session() as session:
+            session.add(User(username="parent"))
+            session.flush()
+
+            def work(number: int) -> tuple[str, str]:
+                session.add(User(username="child"))
+                with pytest.raises(ForkError) as inherited:
+                    session.flush()
+                session.rollback()
+                same_file = DatabaseFactory("sqlite:///grid_bot.db")
+                with pytest.raises(ForkError) as own, same_file.get_session() as fresh:
+                    fresh.add(User(username="child"))
+                assert usernames(other) == []
+                return str(inherited.value), str(own.value)
+
+            ((inherited, own),) = in_children(1, work)
+            assert "belongs to the parent process" in inherited
+            assert "multiprocessing's 'spawn'" in own
+        assert usernames(db) == ["parent"]
+
+
+@pytest.mark.usefixtures("own_default")
+def test_the_process_wide_factory_works_in_a_child(lasting: DatabaseFactory) -> None:
+    """Also where another thread of the parent held its locks at the moment of the fork."""
+    db = database.init_db(lasting.settings)
+
+    def work(number: int) -> list[str]:
+        with database.get_db().get_session() as session:
+            session.add(User(username=f"child-{number}"))
+        return usernames(database.get_db())
+
+    with db._lock, database._default_lock:
+        (seen,) = in_children(1, work)
+    assert seen == ["child-0"] == usernames(db)
+
+
+def test_an_in_memory_database_is_copied_by_a_fork() -> None:
+    """The child goes on with its own copy, and the parent's does not change."""
+    with DatabaseFactory("sqlite:///:memory:") as db:
+        db.create_tables()
+        with db.get_session() as session:
+            session.add(User(username="parent"))
+
+        def work(number: int) -> list[str]:
+            with db.get_session() as session:
+                session.add(User(username="child"))
+            return usernames(db)
+
+        assert in_children(1, work) == [["child", "parent"]]
+        assert usernames(db) == ["parent"]
