@@ -24,6 +24,7 @@ from sqlalchemy.pool import QueuePool, StaticPool
 
 from shared.db import forking, schema_version
 from shared.db.column_types import register_sqlite_functions
+from shared.db.encryption import encryption_from, use_encryption
 from shared.db.errors import RowSecurityError, typed_failure
 from shared.db.models import Base
 from shared.db.settings import DatabaseSettings, settings_from
@@ -48,6 +49,7 @@ class DatabaseFactory:
 
     def __init__(self, settings: DatabaseSettings | URL | str | None = None) -> None:
         self.settings = settings_from(settings)
+        self._encryption = encryption_from(self.settings)
         self._lock = threading.Lock()
         self._engine: Engine | None = None
         self._read_only_engine: Engine | None = None
@@ -79,6 +81,8 @@ class DatabaseFactory:
                         # database, not even after close().
                         self._folder = os.getcwd()
                     engine = _make_engine(self.settings, self._folder or "")
+                    if self._encryption is not None:
+                        use_encryption(engine.dialect, self._encryption)
                     self._read_only_engine = engine.execution_options(
                         **{_READ_ONLY: True} if engine.dialect.name == "sqlite" else {"postgresql_readonly": True}
                     )

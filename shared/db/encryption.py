@@ -12,9 +12,15 @@ import binascii
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import Dialect, Text
+
+from shared.db.column_types import CheckedText, CheckedType, checked_text
 from shared.db.errors import SecretError, SettingsError
+from shared.db.settings import DatabaseSettings
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -24,6 +30,7 @@ _VERSION = "v1"
 _KEY_BYTES = 32
 _NONCE_BYTES = 12
 _KEY_ID = re.compile(r"[A-Za-z0-9_.-]{1,32}")
+_ATTRIBUTE = "shared_db_encryption"
 _HOW_TO = "write id:base64key entries, the active one first; `python -m shared.db keys generate` prints one"
 
 
@@ -92,6 +99,114 @@ class KeyRing:
                 f"the secret at {place} does not open with the key {key_id!r}: it was sealed for another row, "
                 "changed, or sealed with another key of that id; restore the row, or set the secret anew"
             ) from None
+
+
+class StoredSecret:
+    """A secret as the database has it, to be opened at its row. Neither repr nor pickle shows or opens it."""
+
+    def __init__(self, text: str, ring: KeyRing | None = None) -> None:
+        self.text = text
+        self._ring = ring
+
+    def __repr__(self) -> str:
+        return "<StoredSecret>"
+
+    def __reduce__(self) -> Any:
+        # Without the ring: what is unpickled elsewhere opens after a refresh from the database there.
+        return StoredSecret, (self.text,)
+
+    def open(self, place: str) -> str:
+        """The secret. Raises `SecretError` unless the ring's key opens it at `place`."""
+        if not is_sealed(self.text):
+            raise SecretError(
+                f"the secret at {place} is stored in plain, which encryption_strict refuses; "
+                "run `python -m shared.db keys rotate`"
+            )
+        if self._ring is None:
+            raise SecretError(
+                f"the secret at {place} is sealed, and there is no key ring here; set GRIDBOT_DB_ENCRYPTION_KEYS"
+            )
+        return self._ring.open(self.text, place)
+
+
+class SecretText(CheckedType):
+    """Text that is stored sealed where the connection's dialect has a key ring, and as it is where it has none.
+
+    Gives plain text as text and everything else as `StoredSecret`: opening takes the row, which a column does not
+    know. For the same reason a bare string is refused where there is a ring; mapped objects seal it themselves.
+    """
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        """The text to store."""
+        if value is None:
+            return None
+        if isinstance(value, StoredSecret):
+            return value.text
+        if encryption_of(dialect) is not None:
+            raise self.refuse(
+                "a secret is sealed to its row, which this statement does not know; add an object instead"
+            )
+        return storable_plain(value, self.column_name)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> str | StoredSecret | None:
+        """Plain text, or what has to be opened first."""
+        if value is None:
+            return None
+        encryption = encryption_of(dialect)
+        if is_sealed(value) or (encryption is not None and encryption.strict):
+            return StoredSecret(value, None if encryption is None else encryption.ring)
+        return value
+
+
+def storable_plain(value: Any, column: str | None) -> str:
+    """`value` as text to store in plain; `InvalidValueError` for other types, and for what would pass as sealed."""
+    kind = CheckedText()
+    kind.column_name = column
+    text = checked_text(kind, value)
+    if is_sealed(text):
+        raise kind.refuse(f"a plain secret must not begin with {PREFIX!r}, which marks sealed ones")
+    return text
+
+
+@dataclass(frozen=True)
+class Encryption:
+    """What a factory tells its connections: the ring, and whether plain secrets are still readable."""
+
+    ring: KeyRing
+    strict: bool = False
+
+
+def encryption_from(settings: DatabaseSettings) -> Encryption | None:
+    """What the settings say; None without a key ring. Raises `SettingsError`, which shows no key material."""
+    text = settings.encryption_keys
+    if settings.encryption_keys_file is not None:
+        if text is not None:
+            raise SettingsError("encryption_keys and encryption_keys_file are both set; keep one of them")
+        try:
+            text = Path(settings.encryption_keys_file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(
+                f"encryption_keys_file (GRIDBOT_DB_ENCRYPTION_KEYS_FILE) cannot be read: {type(error).__name__}; "
+                "check its path and permissions"
+            ) from None
+    if text is None:
+        if settings.encryption_strict:
+            raise SettingsError("encryption_strict is set without a key ring; set GRIDBOT_DB_ENCRYPTION_KEYS")
+        return None
+    return Encryption(KeyRing.parse(text), strict=settings.encryption_strict)
+
+
+def encryption_of(dialect: Dialect) -> Encryption | None:
+    """The encryption of the factory that a dialect belongs to."""
+    return getattr(dialect, _ATTRIBUTE, None)
+
+
+def use_encryption(dialect: Dialect, encryption: Encryption) -> None:
+    """Seal secrets on every connection of this dialect; each engine has one of its own."""
+    setattr(dialect, _ATTRIBUTE, encryption)
 
 
 def is_sealed(text: str) -> bool:

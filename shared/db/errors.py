@@ -98,6 +98,10 @@ class RowNotFoundError(SharedDBError, LookupError):
         self.key = key
 
 
+class SecretError(SharedDBError):
+    """A sealed secret does not open: wrong row, wrong or missing key, or changed. The text never holds the secret."""
+
+
 class RunEndedError(SharedDBError):
     """The run has ended already, in another way: what is recorded about its end is not overwritten.
 
