@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 PREFIX = "enc:"
+PLAIN = "plain"
 _VERSION = "v1"
 _KEY_BYTES = 32
 _NONCE_BYTES = 12

@@ -14,7 +14,18 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any, ClassVar
 
-from sqlalchemy import CheckConstraint, Connection, ForeignKey, Index, MetaData, UniqueConstraint, event, inspect, true
+from sqlalchemy import (
+    CheckConstraint,
+    Connection,
+    ForeignKey,
+    Index,
+    MetaData,
+    UniqueConstraint,
+    event,
+    inspect,
+    text,
+    true,
+)
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column, relationship
 
@@ -194,7 +205,17 @@ class ApiCredential(Base):
     """An API key of an account. The secret is never part of a repr."""
 
     __tablename__ = "api_credentials"
-    __table_args__ = (Index(None, "account_id"),)
+    __table_args__ = (
+        Index(None, "account_id"),
+        # A bot that asks for the active credential must not find two.
+        Index(
+            "uq_api_credentials_active_account_id",
+            "account_id",
+            unique=True,
+            postgresql_where=text("is_active"),
+            sqlite_where=text("is_active"),
+        ),
+    )
     _repr_names = ("account_id", "is_active")
 
     credential_id: Mapped[str] = _id_column()
@@ -212,7 +233,7 @@ class ApiCredential(Base):
     def api_secret(self) -> str:
         """The secret in plain. Raises `SecretError` if it is sealed and does not open here."""
         stored = self._api_secret
-        return stored.open(self._secret_place) if isinstance(stored, StoredSecret) else stored
+        return stored.open(self.place_of_secret(self.credential_id)) if isinstance(stored, StoredSecret) else stored
 
     @api_secret.inplace.setter
     def _set_api_secret(self, secret: str) -> None:
@@ -227,12 +248,13 @@ class ApiCredential(Base):
 
         @api_secret.inplace.bulk_dml
         @classmethod
-        def _api_secret_in_rows(cls, row: MutableMapping[str, Any], secret: Any) -> None:
-            row["_api_secret"] = secret
+        def _api_secret_in_rows(cls: Any, mapping: MutableMapping[str, Any], value: Any) -> None:
+            mapping["_api_secret"] = value
 
-    @property
-    def _secret_place(self) -> str:
-        return f"api_credentials.api_secret:{self.credential_id}"
+    @staticmethod
+    def place_of_secret(credential_id: str) -> str:
+        """What a sealed secret is bound to."""
+        return f"api_credentials.api_secret:{credential_id}"
 
 
 @event.listens_for(ApiCredential, "before_insert")
@@ -246,7 +268,9 @@ def _seal_secret(mapper: Mapper[ApiCredential], connection: Connection, credenti
     if encryption is None or not isinstance(secret, str) or not inspect(credential).attrs._api_secret.history.added:
         return
     plain = storable_plain(secret, "api_credentials.api_secret")
-    credential._api_secret = StoredSecret(encryption.ring.seal(plain, credential._secret_place), encryption.ring)
+    credential._api_secret = StoredSecret(
+        encryption.ring.seal(plain, credential.place_of_secret(credential.credential_id)), encryption.ring
+    )
 
 
 class Strategy(Base):

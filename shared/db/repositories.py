@@ -227,11 +227,21 @@ class ApiCredentialRepository(BaseRepository[ApiCredential]):
         return self._all(self._of_account(account_id, user_id))
 
     def get_active_credential(self, account_id: str, *, user_id: UserId = UNSET) -> ApiCredential | None:
-        """The active credential of an account; the newest one if there are several."""
-        active = self._mine(user_id).where(ApiCredential.account_id == account_id, ApiCredential.is_active)
-        return self._first(
-            active.order_by(ApiCredential.created_at.desc(), ApiCredential.credential_id.desc()).limit(1)
-        )
+        """The active credential of an account, None if it has none; the schema allows no second one."""
+        return self._first(self._of_account(account_id, user_id).where(ApiCredential.is_active))
+
+    def rotate(self, account_id: str, new_key_id: str, new_secret: str, *, user_id: UserId = UNSET) -> ApiCredential:
+        """Store a new active credential and end the one before, both in the session's transaction.
+
+        `rotated_at` of the old one tells when. Raises `TenantViolation` if the account is not the user's.
+        """
+        for old in self._all(self._of_account(account_id, user_id).where(ApiCredential.is_active)):
+            old.is_active = False
+            old.rotated_at = datetime.now(UTC)
+        # Before the new one comes: of two active ones the schema would refuse the second.
+        self.session.flush()
+        new = ApiCredential(account_id=account_id, api_key_id=new_key_id, api_secret=new_secret)
+        return self.create(new, user_id=user_id)
 
     def _of_account(self, account_id: str, user_id: UserId) -> Select[tuple[ApiCredential]]:
         of_account = self._mine(user_id).where(ApiCredential.account_id == account_id)
