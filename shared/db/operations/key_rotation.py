@@ -16,7 +16,7 @@ from shared.db.errors import SettingsError
 from shared.db.models import ApiCredential
 
 _TABLE: Any = ApiCredential.__table__
-_STORED = type_coerce(_TABLE.c.api_secret, Text)
+_STORED: Any = type_coerce(_TABLE.c.api_secret, Text)
 
 
 @dataclass
