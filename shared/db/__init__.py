@@ -4,6 +4,7 @@ from shared.db.bulk import BulkResult, RejectedRow
 from shared.db.database import DatabaseFactory, get_db
 from shared.db.errors import (
     AuthenticationError,
+    ConstraintError,
     DatabaseCorruptError,
     DatabaseFailure,
     DatabaseFileError,
@@ -73,6 +74,7 @@ __all__ = [
     "BulkResult",
     "BybitAccount",
     "BybitAccountRepository",
+    "ConstraintError",
     "DataLossError",
     "DatabaseCorruptError",
     "DatabaseFactory",

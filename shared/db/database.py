@@ -25,7 +25,7 @@ from sqlalchemy.pool import QueuePool, StaticPool
 from shared.db import forking, schema_version
 from shared.db.column_types import register_sqlite_functions
 from shared.db.encryption import encryption_from, use_encryption
-from shared.db.errors import RowSecurityError, typed_failure
+from shared.db.errors import RowSecurityError, hide_row, typed_failure
 from shared.db.models import Base
 from shared.db.settings import DatabaseSettings, settings_from
 from shared.db.tenancy import row_security
@@ -379,4 +379,5 @@ def _begin_sqlite(connection: Connection) -> None:
 def _name_failure(context: ExceptionContext) -> BaseException | None:
     if context.is_pre_ping:
         return None  # the pool knows the driver's own error, and replaces the connection
+    hide_row(context.original_exception, context.sqlalchemy_exception)
     return row_security.violation_of(context) or typed_failure(context.original_exception)

@@ -102,6 +102,21 @@ class KeyRing:
             ) from None
 
 
+class PlainSecret(str):
+    """A secret in plain, as a mapped object and a statement's parameters hold it: text that no repr shows.
+
+    So a traceback with its frames' variables, which holds the parameters of a failed statement, does not show it.
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<secret>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a secret is not pickled: it would stay in plain wherever the pickle goes")
+
+
 class StoredSecret:
     """A secret as the database has it, to be opened at its row. Neither repr nor pickle shows or opens it."""
 
@@ -152,24 +167,24 @@ class SecretText(CheckedType):
             )
         return storable_plain(value, self.column_name)
 
-    def process_result_value(self, value: str | None, dialect: Dialect) -> str | StoredSecret | None:
+    def process_result_value(self, value: str | None, dialect: Dialect) -> PlainSecret | StoredSecret | None:
         """Plain text, or what has to be opened first."""
         if value is None:
             return None
         encryption = encryption_of(dialect)
         if is_sealed(value) or (encryption is not None and encryption.strict):
             return StoredSecret(value, None if encryption is None else encryption.ring)
-        return value
+        return PlainSecret(value)
 
 
-def storable_plain(value: Any, column: str | None) -> str:
+def storable_plain(value: Any, column: str | None) -> PlainSecret:
     """`value` as text to store in plain; `InvalidValueError` for other types, and for what would pass as sealed."""
     kind = CheckedText()
     kind.column_name = column
     text = checked_text(kind, value)
     if is_sealed(text):
         raise kind.refuse(f"a plain secret must not begin with {PREFIX!r}, which marks sealed ones")
-    return text
+    return PlainSecret(text)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from shared.db.column_types import (
     new_uuid,
     utc_now,
 )
-from shared.db.encryption import SecretText, StoredSecret, encryption_of, storable_plain
+from shared.db.encryption import PlainSecret, SecretText, StoredSecret, encryption_of, storable_plain
 
 # UUIDs as text, since the two databases share no UUID type.
 ID_LENGTH = 36
@@ -233,11 +233,17 @@ class ApiCredential(Base):
     def api_secret(self) -> str:
         """The secret in plain. Raises `SecretError` if it is sealed and does not open here."""
         stored = self._api_secret
-        return stored.open(self.place_of_secret(self.credential_id)) if isinstance(stored, StoredSecret) else stored
+        if isinstance(stored, StoredSecret):
+            return stored.open(self.place_of_secret(self.credential_id))
+        return str(stored) if isinstance(stored, PlainSecret) else stored
 
     @api_secret.inplace.setter
     def _set_api_secret(self, secret: str) -> None:
-        self._api_secret = secret
+        self._api_secret = PlainSecret(secret) if isinstance(secret, str) else secret
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A pickle leaves the secret behind; the copy loads it, when it is asked for it in a session.
+        return {name: value for name, value in self.__dict__.items() if name != "_api_secret"}
 
     @api_secret.inplace.expression
     @classmethod
@@ -255,6 +261,11 @@ class ApiCredential(Base):
     def place_of_secret(credential_id: str) -> str:
         """What a sealed secret is bound to."""
         return f"api_credentials.api_secret:{credential_id}"
+
+
+@event.listens_for(ApiCredential, "unpickle")
+def _load_secret_again(credential: ApiCredential, state: dict[str, Any]) -> None:
+    inspect(credential).expired_attributes.add("_api_secret")
 
 
 @event.listens_for(ApiCredential, "before_insert")

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import insert, select, text, update
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm.exc import DetachedInstanceError
 
 from shared.db import (
     ApiCredential,
@@ -248,16 +249,31 @@ def test_statements_without_the_row_are_refused_under_a_ring(sealing: DatabaseFa
 
 
 def test_a_column_alone_gives_an_opaque_value(sealing: DatabaseFactory) -> None:
-    """A SELECT of the column shows neither secret nor ciphertext by accident, and pickles without the ring."""
+    """A SELECT of the column shows neither secret nor ciphertext by accident."""
     credential_id = store(sealing)
     with sealing.get_session() as session:
         value = session.scalars(select(ApiCredential.api_secret)).one()
         assert isinstance(value, StoredSecret)
         assert repr(value) == "<StoredSecret>"
-        pickled = pickle.dumps(session.get_one(ApiCredential, credential_id))
-    assert SECRET.encode() not in pickled
-    with pytest.raises(SecretError):
-        _ = pickle.loads(pickled).api_secret
+        with pytest.raises(SecretError):
+            pickle.loads(pickle.dumps(value)).open(ApiCredential.place_of_secret(credential_id))
+
+
+@pytest.mark.parametrize("keys", [None, OLD])
+def test_a_pickled_credential_leaves_its_secret_behind(shared_db: DatabaseFactory, keys: str | None) -> None:
+    """The copy has it in a session, and nowhere else; a secret that is not stored yet does not travel at all."""
+    with with_keys(shared_db, keys) as db:
+        credential_id = store(db)
+        with db.get_session() as session:
+            pickled = pickle.dumps(session.get_one(ApiCredential, credential_id))
+        assert SECRET.encode() not in pickled
+        with pytest.raises(DetachedInstanceError):
+            _ = pickle.loads(pickled).api_secret
+        with db.get_session() as session:
+            copy = pickle.loads(pickled)
+            session.add(copy)
+            assert copy.api_secret == SECRET
+        assert SECRET.encode() not in pickle.dumps(ApiCredential(api_secret=SECRET))
 
 
 def test_rotation_brings_every_secret_under_the_active_key(shared_db: DatabaseFactory) -> None:
