@@ -3,6 +3,7 @@
 from shared.db.bulk import BulkResult, RejectedRow
 from shared.db.database import DatabaseFactory, get_db
 from shared.db.errors import (
+    AuditError,
     AuthenticationError,
     ConstraintError,
     DatabaseCorruptError,
@@ -37,6 +38,8 @@ from shared.db.errors import (
 from shared.db.models import (
     AccountStatus,
     ApiCredential,
+    AuditAction,
+    AuditLog,
     Base,
     BybitAccount,
     Environment,
@@ -52,6 +55,7 @@ from shared.db.models import (
 )
 from shared.db.repositories import (
     ApiCredentialRepository,
+    AuditLogRepository,
     BaseRepository,
     BybitAccountRepository,
     PrivateExecutionRepository,
@@ -68,6 +72,10 @@ __all__ = [
     "AccountStatus",
     "ApiCredential",
     "ApiCredentialRepository",
+    "AuditAction",
+    "AuditError",
+    "AuditLog",
+    "AuditLogRepository",
     "AuthenticationError",
     "Base",
     "BaseRepository",

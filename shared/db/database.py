@@ -22,7 +22,7 @@ from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import QueuePool, StaticPool
 
-from shared.db import forking, schema_version
+from shared.db import audit, forking, schema_version
 from shared.db.column_types import register_sqlite_functions
 from shared.db.encryption import encryption_from, use_encryption
 from shared.db.errors import RowSecurityError, hide_row, typed_failure
@@ -97,7 +97,9 @@ class DatabaseFactory:
             with self._lock:
                 if self._session_factory is None:
                     kind = TenantRequiredSession if self.settings.require_tenant else Session
-                    self._session_factory = sessionmaker(engine, class_=kind, expire_on_commit=False)
+                    sessions = sessionmaker(engine, class_=kind, expire_on_commit=False)
+                    audit.watch(sessions)
+                    self._session_factory = sessions
         return self._session_factory
 
     @contextmanager
@@ -167,6 +169,17 @@ class DatabaseFactory:
                 return RowSecurityStatus(supported=False, enabled=False, role=role)
             return row_security.status(connection, role)
 
+    def enable_audit(self) -> None:
+        """Keep an audit log from now on: create its table, and have every session of a factory write to it.
+
+        Processes that are running take notice when they start again. Nothing happens if it is there already.
+        """
+        with self._schema_transaction() as connection:
+            secured = connection.dialect.name == "postgresql" and row_security.is_installed(connection)
+            audit.create(connection)
+            if secured:
+                row_security.enable(connection, self.settings.tenant_role)
+
     @contextmanager
     def _row_security_transaction(self) -> Iterator[Connection]:
         if self.engine.dialect.name != "postgresql":
@@ -202,6 +215,7 @@ class DatabaseFactory:
     def drop_tables(self) -> None:
         """Drop every table of this library, with all rows (for tests)."""
         with self._schema_transaction() as connection:
+            audit.drop(connection)
             Base.metadata.drop_all(connection)
             schema_version.VERSION_TABLE.drop(connection, checkfirst=True)
 
@@ -222,6 +236,8 @@ class DatabaseFactory:
                 schema_version.lock_schema(connection)
             yield connection
 
+
+audit.watch(UserSession)
 
 _factories: weakref.WeakSet[DatabaseFactory] = weakref.WeakSet()
 

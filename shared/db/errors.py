@@ -104,6 +104,10 @@ class SecretError(SharedDBError):
     """A sealed secret does not open: wrong row, wrong or missing key, or changed. The text never holds the secret."""
 
 
+class AuditError(SharedDBError):
+    """The audit log takes no entry by hand, and gives none up: it is append-only, and the sessions write it."""
+
+
 class RunEndedError(SharedDBError):
     """The run has ended already, in another way: what is recorded about its end is not overwritten.
 

@@ -407,3 +407,47 @@ class PrivateExecution(Base):
     raw_json: Mapped[dict[str, Any] | None] = mapped_column(Json().tracked(), comment="The exchange's full message")
 
     run: Mapped[Run] = relationship(back_populates="executions")
+
+
+class OptionalBase(Base):
+    """Base of tables that `create_tables()` leaves out: their metadata is their own, and so is what makes them."""
+
+    __abstract__ = True
+    metadata = MetaData(naming_convention=Base.metadata.naming_convention)
+
+
+class AuditAction(StrEnum):
+    """Values of audit_log.action."""
+
+    CREATE = "create"
+    UPDATE = "update"
+    DELETE = "delete"
+
+
+class AuditLog(OptionalBase):
+    """What was done to one row, or to `row_count` rows at once: made by `enable_audit()`, written by the sessions.
+
+    It names users and rows without foreign keys, since it outlives them.
+    """
+
+    __tablename__ = "audit_log"
+    __table_args__ = (
+        _one_of("action", AuditAction),
+        Index(None, "user_id", "created_at", "id"),
+        Index(None, "entity", "entity_id", "created_at"),
+        Index(None, "action", "created_at"),
+    )
+    _repr_names = ("created_at", "action", "entity", "entity_id")
+
+    id: Mapped[int] = mapped_column(CheckedInteger(), primary_key=True, autoincrement=True)
+    created_at: Mapped[datetime] = _created_column("When, UTC")
+    user_id: Mapped[str | None] = mapped_column(BoundedString(ID_LENGTH), comment="Whose data it is")
+    actor: Mapped[str | None] = mapped_column(BoundedString(255), comment="Who did it")
+    action: Mapped[str] = mapped_column(Vocabulary(AuditAction, 10))
+    entity: Mapped[str] = mapped_column(BoundedString(50), comment="Model, such as Run")
+    entity_id: Mapped[str | None] = mapped_column(BoundedString(ID_LENGTH), comment="Its key; none for many rows")
+    row_count: Mapped[int] = mapped_column(CheckedInteger(), default=1, server_default=text("1"))
+    old_values: Mapped[dict[str, Any] | None] = mapped_column(Json(), comment="Before, secrets left out")
+    new_values: Mapped[dict[str, Any] | None] = mapped_column(Json(), comment="After, secrets left out")
+    ip_address: Mapped[str | None] = mapped_column(BoundedString(45), comment="Where the request came from")
+    user_agent: Mapped[str | None] = mapped_column(BoundedString(1000), comment="What sent it")

@@ -19,6 +19,7 @@ from shared.db.errors import InvalidValueError, RowNotFoundError, RunEndedError,
 from shared.db.models import (
     AccountStatus,
     ApiCredential,
+    AuditLog,
     Base,
     BybitAccount,
     PrivateExecution,
@@ -380,6 +381,50 @@ class RunRepository(BaseRepository[Run]):
         run.end_ts = datetime.now(UTC)
         self.session.flush()
         return run
+
+
+class AuditLogRepository(BaseRepository[AuditLog]):
+    """What was done to a user's data, newest first. Times are bounds, both included; entries are never written here."""
+
+    model = AuditLog
+
+    def get_by_user_id(
+        self, user_id: str, start: datetime | None = None, end: datetime | None = None, *, limit: int | None = None
+    ) -> list[AuditLog]:
+        """The entries about a user's data."""
+        return self._all(self._between(start, end, user_id).limit(limit))
+
+    def get_by_resource(
+        self,
+        entity: str,
+        entity_id: Any,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        *,
+        limit: int | None = None,
+        user_id: UserId = UNSET,
+    ) -> list[AuditLog]:
+        """The entries about one row: `entity` is its model's name ("Run"), `entity_id` its key."""
+        about = (AuditLog.entity == entity, AuditLog.entity_id == str(entity_id))
+        return self._all(self._between(start, end, user_id).where(*about).limit(limit))
+
+    def get_by_action(
+        self,
+        action: str,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        *,
+        limit: int | None = None,
+        user_id: UserId = UNSET,
+    ) -> list[AuditLog]:
+        """The entries of one action ("create", "update", "delete")."""
+        return self._all(self._between(start, end, user_id).where(AuditLog.action == action).limit(limit))
+
+    def _between(self, start: datetime | None, end: datetime | None, user_id: UserId) -> Select[tuple[AuditLog]]:
+        entries = self._mine(user_id).order_by(AuditLog.created_at.desc(), AuditLog.id.desc())
+        if start is not None:
+            entries = entries.where(AuditLog.created_at >= start)
+        return entries if end is None else entries.where(AuditLog.created_at <= end)
 
 
 class PublicTradeRepository(BaseRepository[PublicTrade]):
