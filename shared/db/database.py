@@ -26,6 +26,7 @@ from shared.db import audit, forking, schema_version
 from shared.db.column_types import register_sqlite_functions
 from shared.db.encryption import encryption_from, use_encryption
 from shared.db.errors import RowSecurityError, hide_row, typed_failure
+from shared.db.hidden import HiddenText
 from shared.db.models import Base
 from shared.db.settings import DatabaseSettings, settings_from
 from shared.db.tenancy import row_security
@@ -295,16 +296,20 @@ def _make_engine(settings: DatabaseSettings, folder: str) -> Engine:
         "pool_timeout": settings.pool_timeout,
     }
     if not settings.is_sqlite:
+        url = settings.url
         engine = create_engine(
-            settings.url,
+            url,
             **common,
             **pool,
             pool_recycle=settings.pool_recycle,
             pool_pre_ping=settings.pool_pre_ping,
-            connect_args=_unless_in_url(
-                settings.url, application_name=settings.application_name, connect_timeout=_CONNECT_TIMEOUT
-            ),
+            connect_args={
+                **_unless_in_url(url, application_name=settings.application_name, connect_timeout=_CONNECT_TIMEOUT),
+                # In place of the URL's, which a traceback with its frames' variables would show.
+                **({} if url.password is None else {"password": HiddenText(url.password)}),
+            },
         )
+        event.listen(engine, "do_connect", _connect_postgresql)
         forking.protect(engine)
     elif settings.is_memory:
         engine = create_engine(settings.url, **common, poolclass=StaticPool, connect_args={"check_same_thread": False})
@@ -329,6 +334,14 @@ def _make_engine(settings: DatabaseSettings, folder: str) -> Engine:
 def _unless_in_url(url: URL, **options: Any) -> dict[str, Any]:
     """The driver's options, without those that the URL's query sets: that was written for this one database."""
     return {key: value for key, value in options.items() if key not in url.query}
+
+
+def _connect_postgresql(dialect: Any, record: Any, arguments: Any, options: dict[str, Any]) -> Any:
+    try:
+        return dialect.connect(*arguments, **options)
+    except dialect.loaded_dbapi.Error as error:
+        # Without the driver's frames, one of which has the password among its variables.
+        raise error.with_traceback(None)  # noqa: B904 # the same error
 
 
 def _prepared_file(url: URL, folder: str) -> URL:

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Dialect, Text
+from sqlalchemy import Connection, Dialect, Engine, Text
 
 from shared.db.column_types import CheckedText, CheckedType, checked_text
 from shared.db.errors import SecretError, SettingsError
+from shared.db.hidden import HiddenText
 from shared.db.settings import DatabaseSettings
 
 if TYPE_CHECKING:
@@ -51,17 +52,11 @@ class KeyRing:
 
         Raises `SettingsError`, which tells the position of the bad entry and nothing of what it holds.
         """
-        keys: dict[str, bytes] = {}
-        for position, entry in enumerate(_entries(text), start=1):
-            key_id, colon, encoded = entry.partition(":")
-            key = _decoded(encoded)
-            if not colon or not _KEY_ID.fullmatch(key_id) or key is None:
-                raise SettingsError(
-                    f"entry {position} of the key ring is not an id and {_KEY_BYTES} bytes of base64; {_HOW_TO}"
-                )
-            if key_id in keys:
-                raise SettingsError(f"entry {position} of the key ring has the id of an earlier one; ids are unique")
-            keys[key_id] = key
+        text = HiddenText(text)
+        keys, problem = _parsed(text)
+        # Raised where nothing is left of the keys: a traceback may be printed with its frames' variables.
+        if problem:
+            raise SettingsError(problem)
         return cls(keys)
 
     def __repr__(self) -> str:
@@ -102,16 +97,10 @@ class KeyRing:
             ) from None
 
 
-class PlainSecret(str):
-    """A secret in plain, as a mapped object and a statement's parameters hold it: text that no repr shows.
-
-    So a traceback with its frames' variables, which holds the parameters of a failed statement, does not show it.
-    """
+class PlainSecret(HiddenText):
+    """A secret in plain, as a mapped object and a statement's parameters hold it."""
 
     __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "<secret>"
 
     def __reduce__(self) -> Any:
         raise TypeError("a secret is not pickled: it would stay in plain wherever the pickle goes")
@@ -128,8 +117,8 @@ class StoredSecret:
         return "<StoredSecret>"
 
     def __reduce__(self) -> Any:
-        # Without the ring: what is unpickled elsewhere opens after a refresh from the database there.
-        return StoredSecret, (self.text,)
+        # Without the ring, and without a secret that is in plain (and refused): read it from the database there.
+        return StoredSecret, (self.text if is_sealed(self.text) else "",)
 
     def open(self, place: str) -> str:
         """The secret. Raises `SecretError` unless the ring's key opens it at `place`."""
@@ -181,10 +170,10 @@ def storable_plain(value: Any, column: str | None) -> PlainSecret:
     """`value` as text to store in plain; `InvalidValueError` for other types, and for what would pass as sealed."""
     kind = CheckedText()
     kind.column_name = column
-    text = checked_text(kind, value)
+    text = PlainSecret(checked_text(kind, value))
     if is_sealed(text):
         raise kind.refuse(f"a plain secret must not begin with {PREFIX!r}, which marks sealed ones")
-    return PlainSecret(text)
+    return text
 
 
 @dataclass(frozen=True)
@@ -197,17 +186,16 @@ class Encryption:
 
 def encryption_from(settings: DatabaseSettings) -> Encryption | None:
     """What the settings say; None without a key ring. Raises `SettingsError`, which shows no key material."""
-    text = settings.encryption_keys
+    text = None if settings.encryption_keys is None else HiddenText(settings.encryption_keys)
     if settings.encryption_keys_file is not None:
         if text is not None:
             raise SettingsError("encryption_keys and encryption_keys_file are both set; keep one of them")
-        try:
-            text = Path(settings.encryption_keys_file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        text = _text_of(settings.encryption_keys_file)
+        if text is None:
             raise SettingsError(
-                f"encryption_keys_file (GRIDBOT_DB_ENCRYPTION_KEYS_FILE) cannot be read: {type(error).__name__}; "
+                "encryption_keys_file (GRIDBOT_DB_ENCRYPTION_KEYS_FILE) cannot be read as text; "
                 "check its path and permissions"
-            ) from None
+            )
     if text is None:
         if settings.encryption_strict:
             raise SettingsError("encryption_strict is set without a key ring; set GRIDBOT_DB_ENCRYPTION_KEYS")
@@ -215,9 +203,9 @@ def encryption_from(settings: DatabaseSettings) -> Encryption | None:
     return Encryption(KeyRing.parse(text), strict=settings.encryption_strict)
 
 
-def encryption_of(dialect: Dialect) -> Encryption | None:
-    """The encryption of the factory that a dialect belongs to."""
-    return getattr(dialect, _ATTRIBUTE, None)
+def encryption_of(source: Dialect | Connection | Engine) -> Encryption | None:
+    """The encryption of the factory that a connection, its engine or its dialect belongs to."""
+    return getattr(source if isinstance(source, Dialect) else source.dialect, _ATTRIBUTE, None)
 
 
 def use_encryption(dialect: Dialect, encryption: Encryption) -> None:
@@ -243,6 +231,28 @@ def generate_entry(key_id: str) -> str:
     if not _KEY_ID.fullmatch(key_id):
         raise SettingsError("a key id has 1 to 32 letters, digits, '.', '_' or '-'")
     return f"{key_id}:{base64.b64encode(os.urandom(_KEY_BYTES)).decode()}"
+
+
+def _text_of(path: str) -> HiddenText | None:
+    # The error of a file that is no text has all of its bytes in it.
+    try:
+        return HiddenText(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _parsed(text: str) -> tuple[dict[str, bytes], str | None]:
+    """The keys, or what is wrong with the text."""
+    keys: dict[str, bytes] = {}
+    for position, entry in enumerate(_entries(text), start=1):
+        key_id, colon, encoded = entry.partition(":")
+        key = _decoded(encoded)
+        if not colon or not _KEY_ID.fullmatch(key_id) or key is None:
+            return {}, f"entry {position} of the key ring is not an id and {_KEY_BYTES} bytes of base64; {_HOW_TO}"
+        if key_id in keys:
+            return {}, f"entry {position} of the key ring has the id of an earlier one; ids are unique"
+        keys[key_id] = key
+    return keys, None
 
 
 def _entries(text: str) -> Iterator[str]:

@@ -274,7 +274,7 @@ def _seal_secret(mapper: Mapper[ApiCredential], connection: Connection, credenti
     """Seal a secret that was set, now that the row's id is certain and the connection tells the key ring."""
     if credential.credential_id is None:
         credential.credential_id = _uuid4()
-    encryption = encryption_of(connection.dialect)
+    encryption = encryption_of(connection)
     secret = credential.__dict__.get("_api_secret")
     if encryption is None or not isinstance(secret, str) or not inspect(credential).attrs._api_secret.history.added:
         return

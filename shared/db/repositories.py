@@ -236,12 +236,13 @@ class ApiCredentialRepository(BaseRepository[ApiCredential]):
 
         `rotated_at` of the old one tells when. Raises `TenantViolation` if the account is not the user's.
         """
+        new = ApiCredential(account_id=account_id, api_key_id=new_key_id, api_secret=new_secret)
+        del new_secret  # from here on nothing shows it, not even a traceback with its frames' variables
         for old in self._all(self._of_account(account_id, user_id).where(ApiCredential.is_active)):
             old.is_active = False
             old.rotated_at = datetime.now(UTC)
         # Before the new one comes: of two active ones the schema would refuse the second.
         self.session.flush()
-        new = ApiCredential(account_id=account_id, api_key_id=new_key_id, api_secret=new_secret)
         return self.create(new, user_id=user_id)
 
     def _of_account(self, account_id: str, user_id: UserId) -> Select[tuple[ApiCredential]]:
