@@ -3,7 +3,9 @@
 from shared.db.bulk import BulkResult, RejectedRow
 from shared.db.database import DatabaseFactory, get_db
 from shared.db.errors import (
+    AuditError,
     AuthenticationError,
+    ConstraintError,
     DatabaseCorruptError,
     DatabaseFailure,
     DatabaseFileError,
@@ -24,6 +26,7 @@ from shared.db.errors import (
     RunEndedError,
     SchemaDriftError,
     SchemaVersionError,
+    SecretError,
     SettingsError,
     SharedDBError,
     TenantError,
@@ -36,6 +39,8 @@ from shared.db.errors import (
 from shared.db.models import (
     AccountStatus,
     ApiCredential,
+    AuditAction,
+    AuditLog,
     Base,
     BybitAccount,
     Environment,
@@ -51,6 +56,7 @@ from shared.db.models import (
 )
 from shared.db.repositories import (
     ApiCredentialRepository,
+    AuditLogRepository,
     BaseRepository,
     BybitAccountRepository,
     PrivateExecutionRepository,
@@ -67,12 +73,17 @@ __all__ = [
     "AccountStatus",
     "ApiCredential",
     "ApiCredentialRepository",
+    "AuditAction",
+    "AuditError",
+    "AuditLog",
+    "AuditLogRepository",
     "AuthenticationError",
     "Base",
     "BaseRepository",
     "BulkResult",
     "BybitAccount",
     "BybitAccountRepository",
+    "ConstraintError",
     "DataLossError",
     "DatabaseCorruptError",
     "DatabaseFactory",
@@ -106,6 +117,7 @@ __all__ = [
     "RunType",
     "SchemaDriftError",
     "SchemaVersionError",
+    "SecretError",
     "SettingsError",
     "SharedDBError",
     "Side",

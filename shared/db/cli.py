@@ -6,11 +6,14 @@ Exit codes: 0 done, 1 failed (one line on stderr names cause and remedy), 2 usag
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 
 import shared.db.commands.migrate as migrate
 import shared.db.init_db as init_db
 from shared.db.database import DatabaseFactory
+from shared.db.encryption import generate_entry
+from shared.db.operations.key_rotation import rotate_keys
 
 # A command adds its arguments to its parser and gives the function that runs it and returns the exit code.
 Command = Callable[[argparse.ArgumentParser], Callable[[argparse.Namespace], int]]
@@ -51,8 +54,33 @@ def _row_security(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespa
     return run
 
 
+def _keys(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    parser.add_argument("action", choices=("generate", "rotate"))
+    parser.add_argument("--id", default="k1", help="generate: the new key's id, not used before (default: k1)")
+    parser.add_argument("--batch", type=int, default=100, metavar="N", help="rotate: rows a transaction (default: 100)")
+
+    def run(options: argparse.Namespace) -> int:
+        if options.action == "generate":
+            print(generate_entry(options.id))
+            return 0
+        with DatabaseFactory(init_db.settings_from_arguments(options)) as db:
+            rotation = rotate_keys(db, options.batch, _show_progress)
+        print(f"sealed {rotation.sealed} API secrets")
+        for key_id, count in sorted(rotation.by_key_id.items()):
+            print(f"  {key_id}: {count}")
+        return 0
+
+    return run
+
+
+def _show_progress(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{done}/{total}", end="\n" if done >= total else "", file=sys.stderr, flush=True)
+
+
 COMMANDS: dict[str, tuple[str, Command]] = {
     "init": ("create missing tables and say what is there", lambda parser: init_db.initialize),
+    "keys": ("generate an encryption key, or bring all API secrets under the active one", _keys),
     "row-security": (
         "PostgreSQL's row-level security for users' sessions: turn it on, off, or check it",
         _row_security,

@@ -22,9 +22,11 @@ from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import QueuePool, StaticPool
 
-from shared.db import forking, schema_version
+from shared.db import audit, forking, schema_version
 from shared.db.column_types import register_sqlite_functions
-from shared.db.errors import RowSecurityError, typed_failure
+from shared.db.encryption import encryption_from, use_encryption
+from shared.db.errors import RowSecurityError, hide_row, typed_failure
+from shared.db.hidden import HiddenText
 from shared.db.models import Base
 from shared.db.settings import DatabaseSettings, settings_from
 from shared.db.tenancy import row_security
@@ -48,6 +50,7 @@ class DatabaseFactory:
 
     def __init__(self, settings: DatabaseSettings | URL | str | None = None) -> None:
         self.settings = settings_from(settings)
+        self._encryption = encryption_from(self.settings)
         self._lock = threading.Lock()
         self._engine: Engine | None = None
         self._read_only_engine: Engine | None = None
@@ -79,6 +82,8 @@ class DatabaseFactory:
                         # database, not even after close().
                         self._folder = os.getcwd()
                     engine = _make_engine(self.settings, self._folder or "")
+                    if self._encryption is not None:
+                        use_encryption(engine.dialect, self._encryption)
                     self._read_only_engine = engine.execution_options(
                         **{_READ_ONLY: True} if engine.dialect.name == "sqlite" else {"postgresql_readonly": True}
                     )
@@ -93,7 +98,9 @@ class DatabaseFactory:
             with self._lock:
                 if self._session_factory is None:
                     kind = TenantRequiredSession if self.settings.require_tenant else Session
-                    self._session_factory = sessionmaker(engine, class_=kind, expire_on_commit=False)
+                    sessions = sessionmaker(engine, class_=kind, expire_on_commit=False)
+                    audit.watch(sessions)
+                    self._session_factory = sessions
         return self._session_factory
 
     @contextmanager
@@ -163,6 +170,17 @@ class DatabaseFactory:
                 return RowSecurityStatus(supported=False, enabled=False, role=role)
             return row_security.status(connection, role)
 
+    def enable_audit(self) -> None:
+        """Keep an audit log from now on: create its table, and have every session of a factory write to it.
+
+        Processes that are running take notice when they start again. Nothing happens if it is there already.
+        """
+        with self._schema_transaction() as connection:
+            secured = connection.dialect.name == "postgresql" and row_security.is_installed(connection)
+            audit.create(connection)
+            if secured:
+                row_security.enable(connection, self.settings.tenant_role)
+
     @contextmanager
     def _row_security_transaction(self) -> Iterator[Connection]:
         if self.engine.dialect.name != "postgresql":
@@ -198,6 +216,7 @@ class DatabaseFactory:
     def drop_tables(self) -> None:
         """Drop every table of this library, with all rows (for tests)."""
         with self._schema_transaction() as connection:
+            audit.drop(connection)
             Base.metadata.drop_all(connection)
             schema_version.VERSION_TABLE.drop(connection, checkfirst=True)
 
@@ -218,6 +237,8 @@ class DatabaseFactory:
                 schema_version.lock_schema(connection)
             yield connection
 
+
+audit.watch(UserSession)
 
 _factories: weakref.WeakSet[DatabaseFactory] = weakref.WeakSet()
 
@@ -275,16 +296,20 @@ def _make_engine(settings: DatabaseSettings, folder: str) -> Engine:
         "pool_timeout": settings.pool_timeout,
     }
     if not settings.is_sqlite:
+        url = settings.url
         engine = create_engine(
-            settings.url,
+            url,
             **common,
             **pool,
             pool_recycle=settings.pool_recycle,
             pool_pre_ping=settings.pool_pre_ping,
-            connect_args=_unless_in_url(
-                settings.url, application_name=settings.application_name, connect_timeout=_CONNECT_TIMEOUT
-            ),
+            connect_args={
+                **_unless_in_url(url, application_name=settings.application_name, connect_timeout=_CONNECT_TIMEOUT),
+                # In place of the URL's, which a traceback with its frames' variables would show.
+                **({} if url.password is None else {"password": HiddenText(url.password)}),
+            },
         )
+        event.listen(engine, "do_connect", _connect_postgresql)
         forking.protect(engine)
     elif settings.is_memory:
         engine = create_engine(settings.url, **common, poolclass=StaticPool, connect_args={"check_same_thread": False})
@@ -309,6 +334,14 @@ def _make_engine(settings: DatabaseSettings, folder: str) -> Engine:
 def _unless_in_url(url: URL, **options: Any) -> dict[str, Any]:
     """The driver's options, without those that the URL's query sets: that was written for this one database."""
     return {key: value for key, value in options.items() if key not in url.query}
+
+
+def _connect_postgresql(dialect: Any, record: Any, arguments: Any, options: dict[str, Any]) -> Any:
+    try:
+        return dialect.connect(*arguments, **options)
+    except dialect.loaded_dbapi.Error as error:
+        # Without the driver's frames, one of which has the password among its variables.
+        raise error.with_traceback(None)  # noqa: B904 # the same error
 
 
 def _prepared_file(url: URL, folder: str) -> URL:
@@ -375,4 +408,5 @@ def _begin_sqlite(connection: Connection) -> None:
 def _name_failure(context: ExceptionContext) -> BaseException | None:
     if context.is_pre_ping:
         return None  # the pool knows the driver's own error, and replaces the connection
+    hide_row(context.original_exception, context.sqlalchemy_exception)
     return row_security.violation_of(context) or typed_failure(context.original_exception)

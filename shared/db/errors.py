@@ -13,9 +13,11 @@ from sqlalchemy.exc import (
     DatabaseError,
     DBAPIError,
     DontWrapMixin,
+    IntegrityError,
     InternalError,
     OperationalError,
     ProgrammingError,
+    SQLAlchemyError,
 )
 
 
@@ -96,6 +98,14 @@ class RowNotFoundError(SharedDBError, LookupError):
         )
         self.entity = entity
         self.key = key
+
+
+class SecretError(SharedDBError):
+    """A sealed secret does not open: wrong row, wrong or missing key, or changed. The text never holds the secret."""
+
+
+class AuditError(SharedDBError):
+    """The audit log takes no entry by hand, and gives none up: it is append-only, and the sessions write it."""
 
 
 class RunEndedError(SharedDBError):
@@ -213,6 +223,13 @@ class DatabaseFailure(SharedDBError, DBAPIError):
         return f"{self.problem} ({said}); {self.remedy}"
 
 
+class ConstraintError(DatabaseFailure, IntegrityError):
+    """A rule of the schema refuses the row: unique, foreign key, NOT NULL, CHECK. The text names the rule, no value."""
+
+    problem = "a rule of the schema refuses the row"
+    remedy = "correct the values; for a key that is stored already, look the row up and update() it"
+
+
 class DatabaseLockedError(DatabaseFailure, OperationalError):
     """Another connection holds a lock for longer than we may wait."""
 
@@ -312,6 +329,7 @@ _SQLITE_FAILURES: tuple[tuple[str, type[DatabaseFailure]], ...] = (
     ("SQLITE_CANTOPEN", DatabaseFileError),
     ("SQLITE_IOERR", DatabaseFileError),
     ("SQLITE_PERM", DatabaseFileError),
+    ("SQLITE_CONSTRAINT", ConstraintError),
 )
 _POSTGRESQL_FAILURES: tuple[tuple[str, type[DatabaseFailure]], ...] = (
     ("55P03", DatabaseLockedError),
@@ -326,7 +344,10 @@ _POSTGRESQL_FAILURES: tuple[tuple[str, type[DatabaseFailure]], ...] = (
     ("53300", TooManyConnectionsError),
     ("57P0", DatabaseUnreachableError),
     ("08", DatabaseUnreachableError),
+    ("23", ConstraintError),
 )
+# What these say of a value they say after a colon: invalid input syntax for type integer: "...".
+_QUOTED_VALUE = re.compile(r':? ?".*"', re.DOTALL)
 # libpq gives no SQLSTATE for a connection that was never made, only the server's words. A role is named in many of
 # them ("too many connections for role"): only these two mean that the login was refused.
 _CONNECT_FAILURES: tuple[tuple[re.Pattern[str], type[DatabaseFailure]], ...] = (
@@ -355,3 +376,22 @@ def typed_failure(driver_error: BaseException | None) -> DatabaseFailure | None:
         if code.startswith(prefix):
             return failure(driver_error)
     return None
+
+
+def hide_row(driver_error: BaseException | None, wrapped: SQLAlchemyError | None) -> None:
+    """Cut from PostgreSQL's error what it tells of the row: "Failing row contains", "Key (...)", "LINE 1: ...".
+
+    From the error itself and from SQLAlchemy's around it: both are chained to whatever is raised in their place, and
+    printed with it. hide_parameters does not help against what the server says.
+    """
+    if not isinstance(driver_error, psycopg2.Error) or driver_error.diag.message_primary is None:
+        return
+    said, code = str(driver_error), driver_error.pgcode or ""
+    kept = driver_error.diag.message_primary
+    if code.startswith("22"):
+        kept = _QUOTED_VALUE.sub("", kept)
+    restored: Any = driver_error
+    restored.__setstate__({"pgerror": kept, "pgcode": code})
+    driver_error.args = (kept,)
+    if wrapped is not None:
+        wrapped.args = tuple(part.replace(said, kept) if isinstance(part, str) else part for part in wrapped.args)

@@ -8,19 +8,31 @@ first: deleting a user must not read 50,000 executions.
 from __future__ import annotations
 
 import uuid
+from collections.abc import MutableMapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any, ClassVar
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, MetaData, UniqueConstraint, true
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy import (
+    CheckConstraint,
+    Connection,
+    ForeignKey,
+    Index,
+    MetaData,
+    UniqueConstraint,
+    event,
+    inspect,
+    text,
+    true,
+)
+from sqlalchemy.ext.hybrid import hybrid_property
+from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column, relationship
 
 from shared.db.column_types import (
     BoundedString,
     CheckedBoolean,
     CheckedInteger,
-    CheckedText,
     Json,
     Money,
     UTCDateTime,
@@ -28,6 +40,7 @@ from shared.db.column_types import (
     new_uuid,
     utc_now,
 )
+from shared.db.encryption import PlainSecret, SecretText, StoredSecret, encryption_of, storable_plain
 
 # UUIDs as text, since the two databases share no UUID type.
 ID_LENGTH = 36
@@ -192,18 +205,83 @@ class ApiCredential(Base):
     """An API key of an account. The secret is never part of a repr."""
 
     __tablename__ = "api_credentials"
-    __table_args__ = (Index(None, "account_id"),)
+    __table_args__ = (
+        Index(None, "account_id"),
+        # A bot that asks for the active credential must not find two.
+        Index(
+            "uq_api_credentials_active_account_id",
+            "account_id",
+            unique=True,
+            postgresql_where=text("is_active"),
+            sqlite_where=text("is_active"),
+        ),
+    )
     _repr_names = ("account_id", "is_active")
 
     credential_id: Mapped[str] = _id_column()
     account_id: Mapped[str] = mapped_column(BoundedString(ID_LENGTH), _parent("bybit_accounts.account_id"))
     api_key_id: Mapped[str] = mapped_column(BoundedString(100), comment="Bybit API key (public part)")
-    api_secret: Mapped[str] = mapped_column(CheckedText(), comment="Bybit API secret")
+    # What is stored, sealed or plain. Read and written through `api_secret`, which knows the row.
+    _api_secret: Mapped[Any] = mapped_column("api_secret", SecretText(), comment="Bybit API secret")
     is_active: Mapped[bool] = mapped_column(CheckedBoolean(), default=True, server_default=true())
     created_at: Mapped[datetime] = _created_column("Creation, UTC")
     rotated_at: Mapped[datetime | None] = mapped_column(UTCDateTime(), comment="Last rotation at the exchange, UTC")
 
     account: Mapped[BybitAccount] = relationship(back_populates="credentials")
+
+    @hybrid_property
+    def api_secret(self) -> str:
+        """The secret in plain. Raises `SecretError` if it is sealed and does not open here."""
+        stored = self._api_secret
+        if isinstance(stored, StoredSecret):
+            return stored.open(self.place_of_secret(self.credential_id))
+        return str(stored) if isinstance(stored, PlainSecret) else stored
+
+    @api_secret.inplace.setter
+    def _set_api_secret(self, secret: str) -> None:
+        self._api_secret = PlainSecret(secret) if isinstance(secret, str) else secret
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A pickle leaves the secret behind; the copy loads it, when it is asked for it in a session.
+        return {name: value for name, value in self.__dict__.items() if name != "_api_secret"}
+
+    @api_secret.inplace.expression
+    @classmethod
+    def _api_secret_column(cls) -> Any:
+        return cls._api_secret
+
+    if hasattr(hybrid_property, "bulk_dml"):  # SQLAlchemy 2.0 needs no word for a list of rows
+
+        @api_secret.inplace.bulk_dml
+        @classmethod
+        def _api_secret_in_rows(cls: Any, mapping: MutableMapping[str, Any], value: Any) -> None:
+            mapping["_api_secret"] = value
+
+    @staticmethod
+    def place_of_secret(credential_id: str) -> str:
+        """What a sealed secret is bound to."""
+        return f"api_credentials.api_secret:{credential_id}"
+
+
+@event.listens_for(ApiCredential, "unpickle")
+def _load_secret_again(credential: ApiCredential, state: dict[str, Any]) -> None:
+    inspect(credential).expired_attributes.add("_api_secret")
+
+
+@event.listens_for(ApiCredential, "before_insert")
+@event.listens_for(ApiCredential, "before_update")
+def _seal_secret(mapper: Mapper[ApiCredential], connection: Connection, credential: ApiCredential) -> None:
+    """Seal a secret that was set, now that the row's id is certain and the connection tells the key ring."""
+    if credential.credential_id is None:
+        credential.credential_id = _uuid4()
+    encryption = encryption_of(connection)
+    secret = credential.__dict__.get("_api_secret")
+    if encryption is None or not isinstance(secret, str) or not inspect(credential).attrs._api_secret.history.added:
+        return
+    plain = storable_plain(secret, "api_credentials.api_secret")
+    credential._api_secret = StoredSecret(
+        encryption.ring.seal(plain, credential.place_of_secret(credential.credential_id)), encryption.ring
+    )
 
 
 class Strategy(Base):
@@ -329,3 +407,47 @@ class PrivateExecution(Base):
     raw_json: Mapped[dict[str, Any] | None] = mapped_column(Json().tracked(), comment="The exchange's full message")
 
     run: Mapped[Run] = relationship(back_populates="executions")
+
+
+class OptionalBase(Base):
+    """Base of tables that `create_tables()` leaves out: their metadata is their own, and so is what makes them."""
+
+    __abstract__ = True
+    metadata = MetaData(naming_convention=Base.metadata.naming_convention)
+
+
+class AuditAction(StrEnum):
+    """Values of audit_log.action."""
+
+    CREATE = "create"
+    UPDATE = "update"
+    DELETE = "delete"
+
+
+class AuditLog(OptionalBase):
+    """What was done to one row, or to `row_count` rows at once: made by `enable_audit()`, written by the sessions.
+
+    It names users and rows without foreign keys, since it outlives them.
+    """
+
+    __tablename__ = "audit_log"
+    __table_args__ = (
+        _one_of("action", AuditAction),
+        Index(None, "user_id", "created_at", "id"),
+        Index(None, "entity", "entity_id", "created_at"),
+        Index(None, "action", "created_at"),
+    )
+    _repr_names = ("created_at", "action", "entity", "entity_id")
+
+    id: Mapped[int] = mapped_column(CheckedInteger(), primary_key=True, autoincrement=True)
+    created_at: Mapped[datetime] = _created_column("When, UTC")
+    user_id: Mapped[str | None] = mapped_column(BoundedString(ID_LENGTH), comment="Whose data it is")
+    actor: Mapped[str | None] = mapped_column(BoundedString(255), comment="Who did it")
+    action: Mapped[str] = mapped_column(Vocabulary(AuditAction, 10))
+    entity: Mapped[str] = mapped_column(BoundedString(50), comment="Model, such as Run")
+    entity_id: Mapped[str | None] = mapped_column(BoundedString(ID_LENGTH), comment="Its key; none for many rows")
+    row_count: Mapped[int] = mapped_column(CheckedInteger(), default=1, server_default=text("1"))
+    old_values: Mapped[dict[str, Any] | None] = mapped_column(Json(), comment="Before, secrets left out")
+    new_values: Mapped[dict[str, Any] | None] = mapped_column(Json(), comment="After, secrets left out")
+    ip_address: Mapped[str | None] = mapped_column(BoundedString(45), comment="Where the request came from")
+    user_agent: Mapped[str | None] = mapped_column(BoundedString(1000), comment="What sent it")

@@ -19,6 +19,7 @@ from shared.db.errors import InvalidValueError, RowNotFoundError, RunEndedError,
 from shared.db.models import (
     AccountStatus,
     ApiCredential,
+    AuditLog,
     Base,
     BybitAccount,
     PrivateExecution,
@@ -227,11 +228,22 @@ class ApiCredentialRepository(BaseRepository[ApiCredential]):
         return self._all(self._of_account(account_id, user_id))
 
     def get_active_credential(self, account_id: str, *, user_id: UserId = UNSET) -> ApiCredential | None:
-        """The active credential of an account; the newest one if there are several."""
-        active = self._mine(user_id).where(ApiCredential.account_id == account_id, ApiCredential.is_active)
-        return self._first(
-            active.order_by(ApiCredential.created_at.desc(), ApiCredential.credential_id.desc()).limit(1)
-        )
+        """The active credential of an account, None if it has none; the schema allows no second one."""
+        return self._first(self._of_account(account_id, user_id).where(ApiCredential.is_active))
+
+    def rotate(self, account_id: str, new_key_id: str, new_secret: str, *, user_id: UserId = UNSET) -> ApiCredential:
+        """Store a new active credential and end the one before, both in the session's transaction.
+
+        `rotated_at` of the old one tells when. Raises `TenantViolation` if the account is not the user's.
+        """
+        new = ApiCredential(account_id=account_id, api_key_id=new_key_id, api_secret=new_secret)
+        del new_secret  # from here on nothing shows it, not even a traceback with its frames' variables
+        for old in self._all(self._of_account(account_id, user_id).where(ApiCredential.is_active)):
+            old.is_active = False
+            old.rotated_at = datetime.now(UTC)
+        # Before the new one comes: of two active ones the schema would refuse the second.
+        self.session.flush()
+        return self.create(new, user_id=user_id)
 
     def _of_account(self, account_id: str, user_id: UserId) -> Select[tuple[ApiCredential]]:
         of_account = self._mine(user_id).where(ApiCredential.account_id == account_id)
@@ -370,6 +382,50 @@ class RunRepository(BaseRepository[Run]):
         run.end_ts = datetime.now(UTC)
         self.session.flush()
         return run
+
+
+class AuditLogRepository(BaseRepository[AuditLog]):
+    """What was done to a user's data, newest first. Times are bounds, both included; entries are never written here."""
+
+    model = AuditLog
+
+    def get_by_user_id(
+        self, user_id: str, start: datetime | None = None, end: datetime | None = None, *, limit: int | None = None
+    ) -> list[AuditLog]:
+        """The entries about a user's data."""
+        return self._all(self._between(start, end, user_id).limit(limit))
+
+    def get_by_resource(
+        self,
+        entity: str,
+        entity_id: Any,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        *,
+        limit: int | None = None,
+        user_id: UserId = UNSET,
+    ) -> list[AuditLog]:
+        """The entries about one row: `entity` is its model's name ("Run"), `entity_id` its key."""
+        about = (AuditLog.entity == entity, AuditLog.entity_id == str(entity_id))
+        return self._all(self._between(start, end, user_id).where(*about).limit(limit))
+
+    def get_by_action(
+        self,
+        action: str,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        *,
+        limit: int | None = None,
+        user_id: UserId = UNSET,
+    ) -> list[AuditLog]:
+        """The entries of one action ("create", "update", "delete")."""
+        return self._all(self._between(start, end, user_id).where(AuditLog.action == action).limit(limit))
+
+    def _between(self, start: datetime | None, end: datetime | None, user_id: UserId) -> Select[tuple[AuditLog]]:
+        entries = self._mine(user_id).order_by(AuditLog.created_at.desc(), AuditLog.id.desc())
+        if start is not None:
+            entries = entries.where(AuditLog.created_at >= start)
+        return entries if end is None else entries.where(AuditLog.created_at <= end)
 
 
 class PublicTradeRepository(BaseRepository[PublicTrade]):

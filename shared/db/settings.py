@@ -115,6 +115,15 @@ class DatabaseSettings(BaseSettings):
         description="PostgreSQL role that users' sessions adopt under row-level security",
     )
     require_tenant: bool = Field(default=False, description="Refuse to touch users' tables in a session without a user")
+    encryption_keys: str | None = Field(
+        default=None,
+        repr=False,
+        description="Key ring that seals API secrets: id:base64key entries, the active one first",
+    )
+    encryption_keys_file: str | None = Field(
+        default=None, description="File with the key ring, such as a mounted secret, in place of encryption_keys"
+    )
+    encryption_strict: bool = Field(default=False, description="Refuse API secrets that are still stored in plain")
     echo_sql: bool = Field(default=False, description="Log SQL statements (never their values)")
 
     def __init__(self, **values: Any) -> None:
@@ -220,7 +229,9 @@ class DatabaseSettings(BaseSettings):
             )
         return host or None
 
-    @field_validator("db_host", "db_user", "db_password", "database_url", mode="before")
+    @field_validator(
+        "db_host", "db_user", "db_password", "database_url", "encryption_keys", "encryption_keys_file", mode="before"
+    )
     @classmethod
     def _empty_means_unset(cls, value: object) -> object:
         return None if value == "" else value
@@ -252,7 +263,7 @@ class DatabaseSettings(BaseSettings):
                 raise ValueError(error.problem) from None
         return value
 
-    @field_serializer("db_password")
+    @field_serializer("db_password", "encryption_keys")
     def _mask_password(self, value: str | None) -> str | None:
         return None if value is None else MASK
 

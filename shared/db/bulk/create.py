@@ -10,6 +10,7 @@ from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 
+from shared.db.audit import record_bulk
 from shared.db.bulk.cells import Cells, cells_of_row, layout_of, prepared
 from shared.db.bulk.postgresql import PostgreSQLWriter
 from shared.db.bulk.result import BulkResult, OnBadRow, OnConflict, RejectedRow
@@ -17,6 +18,7 @@ from shared.db.bulk.rows import CHUNK, Batch, batches
 from shared.db.bulk.sqlite import SQLiteWriter
 from shared.db.bulk.writer import Writer, conflict_key
 from shared.db.errors import InvalidValueError
+from shared.db.models import AuditAction
 from shared.db.tenancy.guard import OwnershipGuard
 from shared.db.tenancy.ownership import ownership_of
 from shared.db.tenancy.session_scope import TenantRequiredSession, UserSession
@@ -73,7 +75,11 @@ def bulk_create(
             take(first)
             for batch in given:
                 take(batch)
-    return creation.result()
+    result = creation.result()
+    user_id = None if guard is None else guard.user_id
+    record_bulk(session, model, AuditAction.CREATE, result.inserted, user_id)
+    record_bulk(session, model, AuditAction.UPDATE, result.updated, user_id)
+    return result
 
 
 class _Creation:

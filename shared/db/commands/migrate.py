@@ -21,7 +21,13 @@ _REVISION = "a revision, what it begins with (0002), head, or base for the empty
 # name: (help, arguments)
 _COMMANDS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "status": ("say at which revision the database and the code are, and what is pending", {}),
-    "up": ("bring the database forward", {"revision": {"nargs": "?", "default": "head", "help": _REVISION}}),
+    "up": (
+        "bring the database forward",
+        {
+            "revision": {"nargs": "?", "default": "head", "help": _REVISION},
+            "--audit": {"action": "store_true", "default": False, "help": "keep an audit log from now on"},
+        },
+    ),
     "down": (
         "bring the database back",
         {

@@ -38,7 +38,10 @@ def _status(options: argparse.Namespace) -> Answer:
 
 def _up(options: argparse.Namespace) -> Answer:
     with _database(options) as db:
-        return _changed(runner.upgrade(db, options.revision))
+        change = runner.upgrade(db, options.revision)
+        if options.audit:
+            db.enable_audit()
+        return _changed(change)
 
 
 def _down(options: argparse.Namespace) -> Answer:

@@ -15,7 +15,7 @@ from functools import partial
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
-from shared.db import schema_version
+from shared.db import audit, schema_version
 from shared.db.database import DatabaseFactory
 from shared.db.errors import (
     DatabaseLockedError,
@@ -29,7 +29,7 @@ from shared.db.migrations.catalog import Difference
 from shared.db.migrations.catalog.entry import ROW_SECURITY
 from shared.db.migrations.exclusive import exclusive_connection, lock_holders
 from shared.db.migrations.revisions import BASE, Revisions
-from shared.db.models import Base
+from shared.db.models import AuditLog, Base, OptionalBase
 from shared.db.tenancy import row_security
 
 LOCK_TIMEOUT = 2.0
@@ -144,8 +144,12 @@ def adopt(db: DatabaseFactory) -> Change:
             return Change(revisions.head, revisions.head)
         if problem.state != "unversioned":
             raise problem
-        # Policies are no revision's work.
-        found = {entry: text for entry, text in catalog.read(connection).items() if entry.kind not in ROW_SECURITY}
+        # Policies and optional tables are no revision's work.
+        found = {
+            entry: text
+            for entry, text in catalog.read(connection).items()
+            if entry.kind not in ROW_SECURITY and entry.table not in OptionalBase.metadata.tables
+        }
         for position in range(len(revisions.names) - 1, 0, -1):
             expected = catalog.built_by(connection, partial(revisions.upgrade, target=position))
             if not catalog.compare(expected, found):
@@ -167,10 +171,13 @@ def check(db: DatabaseFactory) -> list[Difference]:
         if problem is not None and problem.state != "unversioned":
             raise problem
         found = catalog.read(connection)
+        audited = any(entry.table == AuditLog.__tablename__ for entry in found)
         secured = any(entry.kind == "policy" and entry.name == row_security.POLICY_NAME for entry in found)
 
         def build(scratch: Connection) -> None:
             _create_all(scratch)
+            if audited:
+                audit.create(scratch)
             if secured:
                 row_security.enable(scratch, db.settings.tenant_role)
 

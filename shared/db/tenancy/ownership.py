@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, FromClause, Table, null, select
 
 from shared.db.models import (
     ApiCredential,
+    AuditLog,
     Base,
     BybitAccount,
     PrivateExecution,
@@ -72,6 +73,7 @@ OWNERSHIP: Mapping[type[Base], Ownership | None] = {
     ),
     PrivateExecution: Ownership("run_id", parent=Run, references=(Reference("account_id", BybitAccount),)),
     PublicTrade: SHARED_BY_ALL,
+    AuditLog: Ownership("user_id"),
 }
 
 

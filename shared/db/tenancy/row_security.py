@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg2.errors
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, inspect, text
 from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 
 from shared.db.errors import RowSecurityError, TenantViolation
-from shared.db.models import Base
+from shared.db.models import Base, OptionalBase
 from shared.db.tenancy.ownership import OWNERSHIP, Ownership, Reference, primary_key
 
 POLICY_NAME = "shared_db_own_rows"
@@ -51,12 +51,12 @@ class RowSecurityStatus:
     problems: tuple[str, ...] = ()
 
 
-def expected_policies() -> Mapping[str, Policy]:
-    """The policy of every table that holds users' rows, by table name."""
+def expected_policies(connection: Connection) -> Mapping[str, Policy]:
+    """The policy of every table that holds users' rows, by table name. Optional tables count where they are there."""
     return {
         model.__tablename__: Policy(_own(model.__tablename__, entry), _may_write(model, entry))
         for model, entry in OWNERSHIP.items()
-        if entry is not None
+        if entry is not None and _has_table(connection, model)
     }
 
 
@@ -66,13 +66,16 @@ def enable(connection: Connection, role: str) -> None:
     quoted = _quoted(connection, role)
     for model in OWNERSHIP:
         table = model.__tablename__
+        if not _has_table(connection, model):
+            continue
         connection.execute(text(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {quoted}"))
         sequence = connection.scalar(
             text("SELECT pg_get_serial_sequence(:table, :key)"), {"table": table, "key": primary_key(model)}
         )
         if sequence:
             connection.execute(text(f"GRANT USAGE ON SEQUENCE {sequence} TO {quoted}"))
-    for table, policy in expected_policies().items():
+    expected = expected_policies(connection)
+    for table, policy in expected.items():
         connection.execute(text(f"DROP POLICY IF EXISTS {POLICY_NAME} ON {table}"))
         connection.execute(
             text(
@@ -83,20 +86,20 @@ def enable(connection: Connection, role: str) -> None:
     # The server keeps its own spelling of a policy. The fingerprint of both spellings tells later whether the code
     # has moved on, or somebody has altered the policy by hand.
     for table, (using, check) in _live_policies(connection).items():
-        fingerprint = _fingerprint(expected_policies()[table], using, check)
+        fingerprint = _fingerprint(expected[table], using, check)
         connection.execute(text(f"COMMENT ON POLICY {POLICY_NAME} ON {table} IS '{fingerprint}'"))
 
 
 def disable(connection: Connection) -> None:
     """Drop the policies. The role stays: it belongs to the whole server, not to this database."""
-    for table in expected_policies():
+    for table in expected_policies(connection):
         connection.execute(text(f"DROP POLICY IF EXISTS {POLICY_NAME} ON {table}"))
         connection.execute(text(f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY"))
 
 
 def status(connection: Connection, role: str) -> RowSecurityStatus:
     """Compare the policies in the database with the code's."""
-    expected = expected_policies()
+    expected = expected_policies(connection)
     found = _live_policies(connection)
     if not found and not _tables_with_security(connection):
         return RowSecurityStatus(supported=True, enabled=False, role=role)
@@ -118,7 +121,7 @@ def status(connection: Connection, role: str) -> RowSecurityStatus:
 
 def is_installed(connection: Connection) -> bool:
     """Whether every table that holds users' rows has its policy: the short form, asked once by each process."""
-    return set(expected_policies()) <= _tables_with_security(connection) & set(_live_policies(connection))
+    return set(expected_policies(connection)) <= _tables_with_security(connection) & set(_live_policies(connection))
 
 
 def adopt(connection: Connection, role: str, user_id: str) -> None:
@@ -165,6 +168,11 @@ def _create_role(connection: Connection, role: str) -> None:
         ) from error
 
 
+def _has_table(connection: Connection, model: type[Base]) -> bool:
+    """Whether a table is there, or is none that may be missing."""
+    return not issubclass(model, OptionalBase) or bool(inspect(connection).has_table(model.__tablename__))
+
+
 def _own(table: str, entry: Ownership) -> str:
     if entry.parent is None:
         return f"{table}.{entry.column} = {_CURRENT_USER}"
@@ -205,7 +213,8 @@ def _live_policies(connection: Connection) -> dict[str, tuple[str, str]]:
         ),
         {"name": POLICY_NAME},
     )
-    return {row.tablename: (row.qual, row.with_check) for row in rows if row.tablename in expected_policies()}
+    expected = expected_policies(connection)
+    return {row.tablename: (row.qual, row.with_check) for row in rows if row.tablename in expected}
 
 
 def _foreign_policies(connection: Connection) -> list[Any]:
@@ -216,7 +225,8 @@ def _foreign_policies(connection: Connection) -> list[Any]:
         ),
         {"name": POLICY_NAME},
     )
-    return [tuple(row) for row in rows if row.tablename in expected_policies()]
+    expected = expected_policies(connection)
+    return [tuple(row) for row in rows if row.tablename in expected]
 
 
 def _tables_with_security(connection: Connection) -> set[str]:
@@ -226,7 +236,7 @@ def _tables_with_security(connection: Connection) -> set[str]:
             "AND relnamespace = to_regnamespace(quote_ident(current_schema()))"
         )
     )
-    return set(rows) & set(expected_policies())
+    return set(rows) & set(expected_policies(connection))
 
 
 def _comment(connection: Connection, table: str) -> str | None:

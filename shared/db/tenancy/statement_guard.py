@@ -170,7 +170,7 @@ def check_insert(guard: OwnershipGuard, state: ORMExecuteState, model: type[Base
     statement: Any = state.statement
     if statement.select is not None:
         raise guard.violation("INSERT FROM SELECT", model, "its rows cannot be checked; select them first")
-    guard.check_rows(state.session, "INSERT", model, list(_inserted_rows(statement, state.parameters)))
+    guard.check_rows(state.session, "INSERT", model, list(inserted_rows(statement, state.parameters)))
     upsert = statement._post_values_clause
     if upsert is not None and not isinstance(
         upsert, (postgresql.dml.OnConflictDoNothing, sqlite.dml.OnConflictDoNothing)
@@ -223,7 +223,10 @@ def _check_assigned(
             )
 
 
-def _inserted_rows(statement: Any, parameters: Any) -> Iterator[dict[str, Any]]:
+def inserted_rows(statement: Any, parameters: Any) -> Iterator[dict[str, Any]]:
+    """The rows that an INSERT gives, by the names it uses; none if a SELECT gives them."""
+    if statement.select is not None:
+        return
     common = {_name(column): _value(value) for column, value in (statement._values or {}).items()}
     multiple = [row for rows in (statement._multi_values or ()) for row in rows]
     for row in multiple:

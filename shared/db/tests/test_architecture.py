@@ -19,6 +19,7 @@ PACKAGE = Path(shared.db.__file__).parent
 # A module may import what stands before it, and its own room.
 ROOMS = (
     "errors",
+    "hidden",
     "database_url",
     "settings",
     "tracked_json",
@@ -27,6 +28,7 @@ ROOMS = (
     "models",
     "schema_version",
     "tenancy",
+    "audit",
     "bulk",
     "forking",
     "database",
@@ -46,7 +48,9 @@ KNOWS_DIALECTS = {
     "settings",
     "errors",
     "column_types",
+    "encryption",
     "tenancy",
+    "audit",
     "bulk",
     "forking",
     "schema_version",

@@ -1,0 +1,364 @@
+"""The audit trail: who changed what and when, written by the session itself in the transaction of the change.
+
+It is on where its table is there (`DatabaseFactory.enable_audit()`). Recorded are flushes, INSERT, UPDATE and DELETE
+statements given to `session.execute()`, and the bulk paths; not what goes round the session (raw SQL, an engine's own
+connection, SQLAlchemy's legacy `bulk_*` methods), and not what the database's cascade removes: the deletion of the
+parent stands for it. Public trades and executions come by the million, so their inserts, and statements over them,
+are one entry with a row count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, Dialect, Table, event, insert, inspect, select, text
+from sqlalchemy.orm import InstanceState, ORMExecuteState, Session, UOWTransaction
+from sqlalchemy.sql.elements import ClauseElement
+
+from shared.db.encryption import SecretText
+from shared.db.errors import AuditError
+from shared.db.models import AuditAction, AuditLog, Base, PrivateExecution, PublicTrade
+from shared.db.tenancy.guard import column_values
+from shared.db.tenancy.ownership import OWNERSHIP, primary_key
+from shared.db.tenancy.statement_guard import inserted_rows
+
+_ATTRIBUTE = "shared_db_audited"
+_ENTRIES: Any = AuditLog.__table__
+_BY_THE_MILLION = (PublicTrade, PrivateExecution)
+_MODELS: Mapping[Any, type[Base]] = {model.__table__: model for model in OWNERSHIP}
+_KEYS_AT_ONCE = 500
+_REFUSAL = "the audit log is append-only"
+_TRIGGERS = {
+    "sqlite": (
+        f"CREATE TRIGGER IF NOT EXISTS audit_log_no_update BEFORE UPDATE ON audit_log "
+        f"BEGIN SELECT RAISE(ABORT, '{_REFUSAL}'); END",
+        f"CREATE TRIGGER IF NOT EXISTS audit_log_no_delete BEFORE DELETE ON audit_log "
+        f"BEGIN SELECT RAISE(ABORT, '{_REFUSAL}'); END",
+        # INSERT OR REPLACE deletes without asking a trigger for DELETE.
+        f"CREATE TRIGGER IF NOT EXISTS audit_log_no_replace BEFORE INSERT ON audit_log "
+        f"WHEN EXISTS (SELECT 1 FROM audit_log WHERE id = NEW.id) BEGIN SELECT RAISE(ABORT, '{_REFUSAL}'); END",
+    ),
+    "postgresql": (
+        "CREATE OR REPLACE FUNCTION audit_log_refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        f"RAISE EXCEPTION '{_REFUSAL}' USING ERRCODE = 'integrity_constraint_violation'; END $$",
+        "DROP TRIGGER IF EXISTS audit_log_append_only ON audit_log",
+        "CREATE TRIGGER audit_log_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_log "
+        "FOR EACH STATEMENT EXECUTE FUNCTION audit_log_refuse()",
+    ),
+}
+
+
+def create(connection: Connection) -> None:
+    """Create the table, and the triggers that refuse every change to what it holds; nothing happens if it is there."""
+    AuditLog.metadata.create_all(connection)
+    for statement in _TRIGGERS[connection.dialect.name]:
+        connection.execute(text(statement))
+    look_again(connection.dialect)
+
+
+def drop(connection: Connection) -> None:
+    """Drop the table with all entries."""
+    AuditLog.metadata.drop_all(connection)
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("DROP FUNCTION IF EXISTS audit_log_refuse()"))
+    look_again(connection.dialect)
+
+
+def look_again(dialect: Dialect) -> None:
+    """Have the sessions of this engine find out anew whether there is an audit log."""
+    setattr(dialect, _ATTRIBUTE, None)
+
+
+def watch(sessions: Any) -> None:
+    """Record what is written by these sessions: a session class or a sessionmaker."""
+    event.listen(sessions, "before_flush", _before_flush)
+    event.listen(sessions, "after_flush", _after_flush)
+    # First of all: a user's session confines and checks what is executed here, as it does any other statement.
+    event.listen(sessions, "do_orm_execute", _execute, insert=True)
+
+
+def record_bulk(
+    session: Session, model: type[Any], action: AuditAction, row_count: int, user_id: str | None = None
+) -> None:
+    """One entry for rows that were written past the ORM; `user_id` is whose they are."""
+    if row_count and _is_on(session):
+        trail = _Trail(session)
+        trail.add(action, model, {}, user_id=user_id, row_count=row_count)
+        trail.write()
+
+
+def _is_on(session: Session) -> bool:
+    dialect = session.get_bind().dialect
+    known: bool | None = getattr(dialect, _ATTRIBUTE, None)
+    if known is None:
+        known = inspect(Session.connection(session)).has_table(_ENTRIES.name)
+        setattr(dialect, _ATTRIBUTE, known)
+    return known
+
+
+@dataclass
+class _Trail:
+    """The entries of one flush or statement."""
+
+    session: Session
+    # What a flush is about to overwrite without having loaded it, by object and column name.
+    unloaded: dict[InstanceState[Any], dict[str, Any]] = field(default_factory=dict)
+    _entries: list[dict[str, Any]] = field(default_factory=list)
+    _owners: dict[tuple[type[Any], Any], str | None] = field(default_factory=dict)
+
+    def add(
+        self,
+        action: AuditAction,
+        model: type[Any],
+        row: Mapping[str, Any],
+        *,
+        old: Mapping[str, Any] | None = None,
+        new: Mapping[str, Any] | None = None,
+        user_id: str | None = None,
+        row_count: int = 1,
+    ) -> None:
+        """Add an entry. `row` is what is known of the row: it tells the key and the owner."""
+        info = self.session.info
+        key = row.get(primary_key(model))
+        self._entries.append(
+            {
+                "created_at": datetime.now(UTC),
+                "user_id": user_id or self._owner(model, row),
+                "actor": info.get("actor", info.get("user_id")),
+                "action": action,
+                "entity": model.__name__,
+                "entity_id": None if key is None or isinstance(key, ClauseElement) else str(key),
+                "row_count": row_count,
+                "old_values": None if old is None else _shown(model, old),
+                "new_values": None if new is None else _shown(model, new),
+                "ip_address": info.get("ip_address"),
+                "user_agent": info.get("user_agent"),
+            }
+        )
+
+    def write(self) -> None:
+        """Insert the entries, in the session's transaction."""
+        if self._entries:
+            Session.connection(self.session).execute(insert(_ENTRIES), self._entries)
+
+    def _owner(self, model: type[Any], row: Mapping[str, Any]) -> str | None:
+        user_id: str | None = self.session.info.get("user_id")
+        ownership = OWNERSHIP[model]
+        if user_id is not None or ownership is None:
+            return user_id
+        value = row.get(ownership.column)
+        if ownership.parent is None or not isinstance(value, str):
+            return value if isinstance(value, str) else None
+        place = (ownership.parent, value)
+        if place not in self._owners:
+            parent = stored_values(Session.connection(self.session), ownership.parent, value)
+            self._owners[place] = self._owner(ownership.parent, parent)
+        return self._owners[place]
+
+
+def stored_values(connection: Connection, model: type[Any], key: Any) -> Mapping[str, Any]:
+    """What the database has of one row, by column name; nothing if it is not there."""
+    table: Table = model.__table__
+    found = connection.execute(select(table).where(table.c[primary_key(model)] == key)).mappings().first()
+    return {} if found is None else dict(found)
+
+
+def _before_flush(session: Session, context: UOWTransaction, instances: Any) -> None:
+    if not _is_on(session):
+        return
+    trail = context.attributes[_ATTRIBUTE] = _Trail(session)
+    for entity in (*session.new, *session.dirty, *session.deleted):
+        if isinstance(entity, AuditLog):
+            raise AuditError(
+                f"{_REFUSAL}, and written by the sessions themselves; do not add, change or delete entries"
+            )
+    for entity in session.deleted:
+        state = inspect(entity)
+        old = column_values(entity) | _not_loaded(session, state, list(state.mapper.columns.keys()))
+        trail.add(AuditAction.DELETE, type(entity), old, old=old)
+    for entity in session.dirty:
+        state = inspect(entity)
+        changed = [key for key, _ in state.mapper.columns.items() if state.attrs[key].history.added]
+        unknown = [key for key in changed if not state.attrs[key].history.deleted]
+        trail.unloaded[state] = _not_loaded(session, state, unknown, overwritten=True)
+
+
+def _after_flush(session: Session, context: UOWTransaction) -> None:
+    trail: _Trail | None = context.attributes.get(_ATTRIBUTE)
+    if trail is None:
+        return
+    inserted: dict[tuple[type[Any], str | None], int] = {}
+    for entity in session.new:
+        model, row = type(entity), column_values(entity)
+        if model in _BY_THE_MILLION:
+            place = model, trail._owner(model, row)
+            inserted[place] = inserted.get(place, 0) + 1
+        else:
+            trail.add(AuditAction.CREATE, model, row, new=row)
+    for (model, user_id), count in inserted.items():
+        trail.add(AuditAction.CREATE, model, {}, user_id=user_id, row_count=count)
+    for entity in session.dirty:
+        old, new = _changes(inspect(entity), trail.unloaded.get(inspect(entity), {}))
+        if new:
+            trail.add(AuditAction.UPDATE, type(entity), column_values(entity), old=old, new=new)
+    trail.write()
+
+
+def _changes(state: InstanceState[Any], unloaded: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    old, new = {}, {}
+    for key, column in state.mapper.columns.items():
+        history = state.attrs[key].history
+        if history.added:
+            new[column.name] = history.added[0]
+            old[column.name] = history.deleted[0] if history.deleted else unloaded.get(column.name)
+    return old, new
+
+
+def _not_loaded(
+    session: Session, state: InstanceState[Any], keys: Iterable[str], *, overwritten: bool = False
+) -> dict[str, Any]:
+    """The stored values of those attributes that the object does not have, by column name."""
+    names = [state.mapper.columns[key].name for key in keys if overwritten or key not in state.dict]
+    if not names:
+        return {}
+    assert state.identity is not None, "only a stored row is changed or deleted"
+    stored = stored_values(Session.connection(session), state.mapper.class_, state.identity[0])
+    return {name: stored.get(name) for name in names}
+
+
+def _execute(state: ORMExecuteState) -> Any:
+    if not (state.is_insert or state.is_update or state.is_delete) or not _is_on(state.session):
+        return None
+    statement: Any = state.statement
+    model = _MODELS.get(statement.table)
+    if model is None:
+        return None
+    if model is AuditLog:
+        raise AuditError(f"{_REFUSAL}, and written by the sessions alone; do not name it in a statement")
+    trail = _Trail(state.session)
+    if state.is_insert:
+        result = _insert(trail, state, model)
+    elif model in _BY_THE_MILLION:
+        result = state.invoke_statement()
+        action = AuditAction.UPDATE if state.is_update else AuditAction.DELETE
+        trail.add(action, model, {}, new=_assigned(state) or None, row_count=_row_count(result))
+    else:
+        result = _change(trail, state, model)
+    trail.write()
+    return result
+
+
+def _insert(trail: _Trail, state: ORMExecuteState, model: type[Any]) -> Any:
+    given: Any = state.statement
+    result: Any
+    if model in _BY_THE_MILLION or given.select is not None:
+        rows = list(inserted_rows(given, state.parameters))
+        result = state.invoke_statement()
+        row_count = _row_count(result) if given.select is not None else len(rows)
+        trail.add(AuditAction.CREATE, model, rows[0] if len(rows) == 1 else {}, row_count=row_count)
+        return result
+    statement, parameters = _with_keys(state, model)
+    result = state.invoke_statement(statement, parameters)
+    for row in inserted_rows(statement, parameters or state.parameters):
+        trail.add(AuditAction.CREATE, model, row, new=row)
+    return result
+
+
+def _with_keys(state: ORMExecuteState, model: type[Any]) -> tuple[Any, Any]:
+    """Statement and parameters with the rows' keys in them, where Python makes them: an entry has to name its row."""
+    statement: Any = state.statement
+    column = model.__table__.c[primary_key(model)]
+    if column.default is None or statement._multi_values:
+        return statement, None
+    if isinstance(state.parameters, Mapping) or not state.parameters:
+        named = {*(state.parameters or {}), *(_name(key) for key in statement._values or {})}
+        return (statement if column.name in named else statement.values({column.name: column.default.arg(None)})), None
+    return statement, [{column.name: column.default.arg(None)} | dict(row) for row in state.parameters]
+
+
+def _change(trail: _Trail, state: ORMExecuteState, model: type[Any]) -> Any:
+    """Run an UPDATE or DELETE between two looks at its rows, which the first one locks."""
+    statement: Any = state.statement
+    key = primary_key(model)
+    found = select(*_attributes(model)).with_for_update(of=model)
+    if isinstance(state.parameters, list):
+        # UPDATE by primary key, one mapping a row.
+        before = _rows_of(state.session, model, [row.get(key) for row in state.parameters], found)
+    else:
+        chosen = state.session.execute(found.where(*statement._where_criteria), state.parameters)
+        before = {row[key]: dict(row) for row in _named(model, chosen)}
+    result = state.invoke_statement()
+    if state.is_delete:
+        for row in before.values():
+            trail.add(AuditAction.DELETE, model, row, old=row)
+        return result
+    assigned, secrets = _assigned(state), _secrets(model)
+    after = _rows_of(state.session, model, list(before), select(*_attributes(model)))
+    for identity, row in before.items():
+        # Of a secret it counts that it was written: sealed anew, it differs even where it is the same.
+        changed = [
+            name
+            for name, value in after.get(identity, row).items()
+            if (name in assigned if name in secrets else value != row[name])
+        ]
+        if changed:
+            old, new = ({name: values[name] for name in changed} for values in (row, after.get(identity, row)))
+            trail.add(AuditAction.UPDATE, model, row, old=old, new=new)
+    return result
+
+
+def _rows_of(session: Session, model: type[Any], keys: list[Any], found: Any) -> dict[Any, dict[str, Any]]:
+    key = primary_key(model)
+    rows: dict[Any, dict[str, Any]] = {}
+    for start in range(0, len(keys), _KEYS_AT_ONCE):
+        chosen = found.where(getattr(model, key).in_(keys[start : start + _KEYS_AT_ONCE]))
+        rows |= {row[key]: dict(row) for row in _named(model, session.execute(chosen))}
+    return rows
+
+
+def _attributes(model: type[Any]) -> list[Any]:
+    return [getattr(model, attribute.key) for attribute in inspect(model).column_attrs]
+
+
+def _named(model: type[Any], result: Any) -> Iterable[dict[str, Any]]:
+    names = [attribute.columns[0].name for attribute in inspect(model).column_attrs]
+    return (dict(zip(names, row, strict=True)) for row in result)
+
+
+def _assigned(state: ORMExecuteState) -> dict[str, Any]:
+    """The columns that an UPDATE assigns, by name; with one mapping a row, those of the first."""
+    statement: Any = state.statement
+    if not state.is_update:
+        return {}
+    values = dict(statement._values or {}) | dict(getattr(statement, "_ordered_values", None) or ())
+    assigned = {_name(column): value for column, value in values.items()}
+    given = state.parameters[0] if isinstance(state.parameters, list) else {}
+    return assigned | dict(given)
+
+
+def _name(column: Any) -> str:
+    return column if isinstance(column, str) else str(column.name)
+
+
+def _row_count(result: Any) -> int:
+    return max(int(getattr(result, "rowcount", 0)), 0)
+
+
+def _secrets(model: type[Any]) -> set[str]:
+    return {column.name for column in model.__table__.columns if isinstance(column.type, SecretText)}
+
+
+def _shown(model: type[Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as the log has them: no secret, and no SQL expression, whose value only the database knows."""
+    mapper, secrets = inspect(model), _secrets(model)
+    shown: dict[str, Any] = {}
+    for key, value in row.items():
+        name = mapper.columns[key].name if key in mapper.columns else key
+        value = getattr(value, "effective_value", value)
+        shown[name] = (
+            "changed" if name in secrets else "an SQL expression" if isinstance(value, ClauseElement) else value
+        )
+    return shown

@@ -1,0 +1,41 @@
+"""At most one active credential of an account.
+
+Revision ID: 0003_one_active_credential
+Revises: 0002_run_heartbeat
+Create Date: 2026-11-21
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003_one_active_credential"
+down_revision = "0002_run_heartbeat"
+branch_labels = None
+depends_on = None
+
+# Tables, and columns as "table.column", whose contents downgrade() deletes.
+drops = ()
+
+
+def upgrade() -> None:
+    # Nothing kept an account from having several: all but the newest end, or the index could not be built.
+    op.execute(
+        "UPDATE api_credentials SET is_active = false WHERE is_active AND EXISTS ("
+        "SELECT 1 FROM api_credentials AS newer WHERE newer.is_active "
+        "AND newer.account_id = api_credentials.account_id AND (newer.created_at > api_credentials.created_at "
+        "OR (newer.created_at = api_credentials.created_at AND newer.credential_id > api_credentials.credential_id)))"
+    )
+    op.create_index(
+        "uq_api_credentials_active_account_id",
+        "api_credentials",
+        ["account_id"],
+        unique=True,
+        postgresql_where=sa.text("is_active"),
+        sqlite_where=sa.text("is_active"),
+    )
+
+
+def downgrade() -> None:
+    op.drop_index("uq_api_credentials_active_account_id", "api_credentials")

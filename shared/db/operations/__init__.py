@@ -1,0 +1,1 @@
+"""Keeping a database alive: what the commands do."""
