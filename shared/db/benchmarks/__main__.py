@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from shared.db.benchmarks import writes
+from shared.db.benchmarks import secrets, writes
 from shared.db.benchmarks.harness import place
 
-BENCHMARKS = {**writes.BENCHMARKS}
+BENCHMARKS = {**writes.BENCHMARKS, **secrets.BENCHMARKS}
 LONG = {**writes.LONG}
 
 

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from shared.db.bulk.cells import Layout, layout_of
 from shared.db.bulk.rows import Chunk, Row, mapping_of
+from shared.db.encryption import SecretText
 from shared.db.errors import InvalidValueError, RowNotFoundError
 from shared.db.tenancy.guard import OwnershipGuard, column_values
 from shared.db.tenancy.ownership import owned_by, primary_key
@@ -62,8 +63,11 @@ def _checked(layout: Layout, key: str, row: Row, position: int) -> Row:
     """The mapping itself, if its names and values could be stored."""
     if row.get(key) is None:
         raise InvalidValueError("a mapping names the primary key of its row", f"{layout.table.name}.{key}", position)
+    # A secret is sealed to its row, and checked, by the object that it is set on.
+    secrets = {column.name for column in layout.table.columns if isinstance(column.type, SecretText)}
+    checked = {name: value for name, value in row.items() if name not in secrets}
     try:
-        layout.check(Chunk(tuple(row), [[value] for value in row.values()], 1))
+        layout.check(Chunk(tuple(checked), [[value] for value in checked.values()], 1))
     except InvalidValueError as error:
         raise InvalidValueError(error.problem, error.column, position) from None
     return row

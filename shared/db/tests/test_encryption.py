@@ -26,6 +26,7 @@ from shared.db import (
     TenantViolation,
     User,
 )
+from shared.db.bulk import bulk_create, bulk_update
 from shared.db.cli import main
 from shared.db.encryption import KeyRing, StoredSecret, generate_entry
 from shared.db.operations.key_rotation import rotate_keys
@@ -246,6 +247,24 @@ def test_statements_without_the_row_are_refused_under_a_ring(sealing: DatabaseFa
         session.execute(insert(ApiCredential), [row])
         session.execute(update(ApiCredential).values(api_secret="changed"))
         assert session.scalars(select(ApiCredential.api_secret)).all() == ["changed"]
+
+
+@pytest.mark.parametrize("keys", [None, OLD])
+def test_bulk_paths_seal_to_the_row_or_refuse(shared_db: DatabaseFactory, keys: str | None) -> None:
+    """bulk_update seals each secret to its own row; bulk_create, which knows no row yet, refuses under a ring."""
+    with with_keys(shared_db, keys) as db:
+        credential_id = store(db)
+        with db.get_session(user_id="ann") as session:
+            bulk_update(session, ApiCredential, [{"credential_id": credential_id, "api_secret": "newer"}])
+        assert read(db, credential_id) == "newer"
+        assert stored_text(db, credential_id).startswith("newer" if keys is None else "enc:v1:old:")
+        row = {"account_id": "two", "api_key_id": "key", "api_secret": SECRET}
+        with db.get_session(user_id="ann") as session:
+            if keys is None:
+                assert bulk_create(session, ApiCredential, [row]).inserted == 1
+            else:
+                with pytest.raises(InvalidValueError, match="sealed to its row"):
+                    bulk_create(session, ApiCredential, [row])
 
 
 def test_a_column_alone_gives_an_opaque_value(sealing: DatabaseFactory) -> None:

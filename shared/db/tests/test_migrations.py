@@ -234,3 +234,39 @@ def _statements(db: DatabaseFactory) -> dict[str, set[str]]:
         name: {part.strip(" ,\t") for part in re.split(r"\n|, (?=CONSTRAINT|\w+ [A-Z])", sql.replace('"', ""))}
         for name, sql in rows
     }
+
+
+def test_only_the_newest_active_credential_of_an_account_stays_active(empty_db: DatabaseFactory) -> None:
+    """0003 ends the older ones before it forbids them, and touches no other account and no ended one."""
+    runner.upgrade(empty_db, "0002_run_heartbeat")
+    seed(empty_db)
+    with empty_db.engine.begin() as connection:
+        for key, account, active, when in (
+            ("c2", "a1", True, "2025-05-05 00:00:00.000000"),
+            ("c3", "a1", True, "2025-05-05 00:00:00.000000"),
+            ("c4", "a1", False, "2025-05-06 00:00:00.000000"),
+            ("c5", "a2", True, "2025-05-01 00:00:00.000000"),
+        ):
+            connection.execute(
+                text("INSERT INTO api_credentials VALUES (:key, :account, 'k', 's', :active, :made, NULL)"),
+                {"key": key, "account": account, "active": active, "made": when},
+            )
+    runner.upgrade(empty_db)
+    with empty_db.engine.connect() as connection:
+        query = text("SELECT credential_id FROM api_credentials WHERE is_active ORDER BY 1")
+        still_active = connection.scalars(query).all()
+    assert still_active == ["c3", "c5"]
+
+
+def test_an_audit_log_is_checked_where_it_is_there(empty_db: DatabaseFactory) -> None:
+    """With its triggers it is no drift, without one it is; and a database that has one can be adopted."""
+    runner.upgrade(empty_db)
+    empty_db.enable_audit()
+    assert runner.check(empty_db) == []
+    with empty_db.engine.begin() as connection:
+        connection.execute(text("DROP TABLE alembic_version"))
+    assert runner.adopt(empty_db).after == SCHEMA_REVISION
+    trigger = "audit_log_no_delete" if empty_db.settings.is_sqlite else "audit_log_append_only ON audit_log"
+    with empty_db.engine.begin() as connection:
+        connection.execute(text(f"DROP TRIGGER {trigger}"))
+    assert [(found.entry.kind, found.found) for found in runner.check(empty_db)] == [("trigger", None)]

@@ -18,6 +18,8 @@ depends_on = None
 # Tables, and columns as "table.column", whose contents downgrade() deletes.
 drops = ()
 
+_INDEX = "uq_api_credentials_active_account_id"
+
 
 def upgrade() -> None:
     # Nothing kept an account from having several: all but the newest end, or the index could not be built.
@@ -27,15 +29,21 @@ def upgrade() -> None:
         "AND newer.account_id = api_credentials.account_id AND (newer.created_at > api_credentials.created_at "
         "OR (newer.created_at = api_credentials.created_at AND newer.credential_id > api_credentials.credential_id)))"
     )
-    op.create_index(
-        "uq_api_credentials_active_account_id",
-        "api_credentials",
-        ["account_id"],
-        unique=True,
-        postgresql_where=sa.text("is_active"),
-        sqlite_where=sa.text("is_active"),
-    )
+    with op.get_context().autocommit_block():
+        # A build that failed leaves an index of this name that nobody uses and IF NOT EXISTS would accept.
+        op.drop_index(_INDEX, "api_credentials", if_exists=True, postgresql_concurrently=True)
+        op.create_index(
+            _INDEX,
+            "api_credentials",
+            ["account_id"],
+            unique=True,
+            if_not_exists=True,
+            postgresql_concurrently=True,
+            postgresql_where=sa.text("is_active"),
+            sqlite_where=sa.text("is_active"),
+        )
 
 
 def downgrade() -> None:
-    op.drop_index("uq_api_credentials_active_account_id", "api_credentials")
+    with op.get_context().autocommit_block():
+        op.drop_index(_INDEX, "api_credentials", if_exists=True, postgresql_concurrently=True)
