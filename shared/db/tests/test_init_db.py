@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg2
 import pytest
 from sqlalchemy import URL
 
-from shared.db import DatabaseFactory, User
+from shared.db import DatabaseFactory, User, cli
 from shared.db.init_db import main
 from shared.db.tests.support import run_on_server
 
@@ -120,6 +122,45 @@ def test_a_refused_login_is_one_line(postgresql_server: URL) -> None:
     fails_in_one_line(init_db("--db-url", url), "refused", "GRIDBOT_DB_USER")
 
 
+@pytest.fixture(scope="session")
+def asked_login(postgresql_server: URL) -> Iterator[URL]:
+    """A login whose password the server asks for."""
+    name = f"asked_{os.getpid()}"
+    run_on_server(postgresql_server, f"CREATE ROLE {name} LOGIN SUPERUSER PASSWORD 'right'")
+    if "GRIDBOT_TEST_POSTGRESQL_URL" not in os.environ:  # our own server trusts everybody
+        rules = Path(_ask(postgresql_server, "SHOW hba_file"))
+        rules.write_text(f"local all {name} scram-sha-256\n{rules.read_text()}")
+        written = _ask(postgresql_server, "SELECT clock_timestamp()")
+        run_on_server(postgresql_server, "SELECT pg_reload_conf()")
+        while _ask(postgresql_server, f"SELECT pg_conf_load_time() < '{written}'") == "True":
+            pass
+    yield postgresql_server.set(username=name, password="right")
+    run_on_server(postgresql_server, f"DROP ROLE {name}")
+
+
+def _ask(url: URL, query: str) -> str:
+    """The one value, on a connection of its own, which has what the server has loaded by now."""
+    connection = psycopg2.connect(url.set(drivername="postgresql").render_as_string(hide_password=False))
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(query)
+            ((value,),) = cursor.fetchall()
+            return str(value)
+    finally:
+        connection.close()
+
+
+def test_a_wrong_password_is_one_line(asked_login: URL, empty_postgresql_url: URL) -> None:
+    """It names the setting and repeats no password; with the right one everything is created."""
+    login = asked_login.set(database=empty_postgresql_url.database)
+    for password in ("wr0ng-canary", ""):
+        done = init_db("--db-url", login.set(password=password).render_as_string(hide_password=False))
+        fails_in_one_line(done, "refused the login", "GRIDBOT_DB_PASSWORD")
+        assert "canary" not in done.stderr
+    done = init_db("--db-url", login.render_as_string(hide_password=False))
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_login_that_may_not_create_is_one_line(empty_postgresql_url: URL) -> None:
     """A missing privilege is told apart from a wrong password."""
     name = f"reader_{empty_postgresql_url.database}"
@@ -148,12 +189,65 @@ def test_another_file_is_left_as_it_is(tmp_path: Path) -> None:
 
 def test_settings_that_cannot_be_used_are_one_line() -> None:
     """From the command line and from the environment."""
-    fails_in_one_line(init_db("--db-type", "oracle"), "sqlite", "postgresql")
+    fails_in_one_line(init_db(GRIDBOT_DB_TYPE="oracle"), "sqlite", "postgresql")
     fails_in_one_line(init_db(GRIDBOT_DB_TYPE="postgresql"), "GRIDBOT_DB_HOST", "GRIDBOT_DB_USER")
     fails_in_one_line(init_db("--db-url", "nonsense"), "postgresql://")
 
 
-def test_usage_errors_exit_with_two() -> None:
-    """As every command does."""
-    assert init_db("--no-such-flag").returncode == 2
-    assert init_db("--help").returncode == 0
+def test_settings_and_arguments_together_name_the_database(empty_postgresql_url: URL) -> None:
+    """What is not typed comes from the environment; on PostgreSQL too a second run changes nothing and says so."""
+    host = str(empty_postgresql_url.query.get("host") or empty_postgresql_url.host)
+    environment = {"GRIDBOT_DB_HOST": host, "GRIDBOT_DB_USER": str(empty_postgresql_url.username)}
+    if empty_postgresql_url.password:
+        environment["GRIDBOT_DB_PASSWORD"] = str(empty_postgresql_url.password)
+    if empty_postgresql_url.port:
+        environment["GRIDBOT_DB_PORT"] = str(empty_postgresql_url.port)
+    arguments = ("--db-type", "PostgreSQL", "--db-name", str(empty_postgresql_url.database))
+    first, second = init_db(*arguments, **environment), init_db(*arguments, **environment)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert first.stdout.startswith("Database initialized successfully\n")
+    assert "nothing changed" in second.stdout.splitlines()[0]
+    assert second.stdout.splitlines()[1:] == first.stdout.splitlines()[1:]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--no-such-flag"], "--no-such-flag"),
+        (["--db-type", "oracle"], "oracle"),
+        (["--db-name"], "--db-name"),
+        (["--db-url", "sqlite:///a.db", "--db-name", "b.db"], "--db-name"),
+        (["--db-url", "sqlite:///a.db", "--db-type", "sqlite"], "--db-type"),
+        (["--db-url", ""], "empty"),
+        (["stray"], "stray"),
+    ],
+    ids=" ".join,
+)
+def test_usage_errors_exit_with_two(arguments: list[str], problem: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Arguments that mean nothing, or that contradict each other, open no database."""
+    for command in (main, lambda given: cli.main(["init", *given])):
+        with pytest.raises(SystemExit) as end:
+            command(arguments)
+        assert end.value.code == 2
+        assert problem in capsys.readouterr().err.splitlines()[-1]
+    assert os.listdir() == []
+
+
+def test_the_command_line_has_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`python -m shared.db init` does and says the same; without a command it tells the commands."""
+    assert main(["--db-name", "one.db"]) == 0
+    said = capsys.readouterr().out
+    assert cli.main(["init", "--db-name", "two.db"]) == 0
+    assert capsys.readouterr().out == said.replace("one.db", "two.db")
+    assert cli.main(["init", "--env-file", "none.env"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(SystemExit) as end:
+        cli.main([])
+    assert end.value.code == 2
+
+
+def test_help_exits_with_zero() -> None:
+    """And names every argument."""
+    done = init_db("--help")
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in ("--db-type", "--db-name", "--db-url", "--env-file", "--echo-sql"))
