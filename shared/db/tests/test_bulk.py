@@ -658,8 +658,8 @@ def test_a_failed_call_leaves_another_session_on_the_same_memory_alone() -> None
         db.create_tables()
         with db.get_session() as session:
             PublicTradeRepository(session).bulk_create(trades(1))
+            opened = db.get_session()
             with pytest.warns(UserWarning, match="share a single transaction"):
-                opened = db.get_session()
                 other = opened.__enter__()
             with pytest.raises(InvalidValueError):
                 PublicTradeRepository(other).bulk_create([*trades(*range(2, 600)), {}])
