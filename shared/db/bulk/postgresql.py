@@ -50,7 +50,7 @@ class PostgreSQLWriter(Writer):
     def write(self, source: Source, changing: list[str]) -> tuple[int, int]:
         """How many rows were new, and how many there were."""
         if not self._through_stage and (self.on_conflict == "error" or self.table not in self._memory.colliding):
-            rows = _CopyStream(source(), self.layout)
+            rows = CopyStream(source(), self.layout)
             self._unsent.append("SAVEPOINT shared_db_copy")
             try:
                 self._copy(self.table, rows, "RELEASE SAVEPOINT shared_db_copy")
@@ -69,7 +69,7 @@ class PostgreSQLWriter(Writer):
             cursor.execute(self._with_unsent(*statements))
 
     def _write_staged(self, source: Source, changing: list[str]) -> tuple[int, int]:
-        rows = _CopyStream(source(), self.layout)
+        rows = CopyStream(source(), self.layout)
         self._empty_stage()
         self._copy(self._stage, rows)
         with self.named_errors(), self.driver.cursor() as cursor:
@@ -105,7 +105,7 @@ class PostgreSQLWriter(Writer):
             "RETURNING (xmax = 0) AS is_new) SELECT count(*) FILTER (WHERE is_new) FROM written"
         )
 
-    def _copy(self, table: str, rows: _CopyStream, *afterwards: str) -> None:
+    def _copy(self, table: str, rows: CopyStream, *afterwards: str) -> None:
         copy = f"COPY {table} ({self.names}) FROM STDIN WITH (ENCODING 'UTF8')"
         with self.named_errors(), self.driver.cursor() as cursor:
             cursor.copy_expert(self._with_unsent(copy, *afterwards), rows)
@@ -118,7 +118,7 @@ class PostgreSQLWriter(Writer):
         return together
 
 
-class _CopyStream:
+class CopyStream:
     """The file that COPY reads: a chunk of rows a read, in its text format."""
 
     def __init__(self, chunks: Any, layout: Layout) -> None:

@@ -102,7 +102,8 @@ def batches(
     position = 0
     frames = _frames(rows, size)
     if frames is not None:
-        for columns, height in frames:
+        for given, height in frames:
+            columns = dict(given)
             yield FrameBatch(model, columns, height, position)
             position += height
             columns.clear()
@@ -176,7 +177,11 @@ def _by_shape(rows: list[Any], model: type[Any]) -> list[list[Any]]:
 
 
 def _frames(rows: Any, size: int) -> Iterator[tuple[dict[str, list[Any]], int]] | None:
-    """Slices of a frame as Python lists; None for what is no frame. Known by their methods: nothing is imported."""
+    """Slices of a frame as Python lists; None for what is no frame.
+
+    Frames are known by their methods, so nothing is imported, and anything with `to_pydict`, `slice` and `num_rows`
+    is as good as a record batch.
+    """
     if hasattr(rows, "iter_slices") and hasattr(rows, "to_dict"):  # polars.DataFrame
         return (_polars_columns(part) for part in rows.iter_slices(size))
     if hasattr(rows, "to_batches") and hasattr(rows, "to_pydict"):  # pyarrow.Table

@@ -375,8 +375,9 @@ def arrow_table(rows: list[dict[str, Any]]) -> Any:
 def test_frames_give_the_rows_they_hold(session: Session, frame: Callable[[Any], Any]) -> None:
     """An Arrow table, a record batch and a polars frame are written exactly, whatever the batch size."""
     rows = trades(*range(20))
-    result = PublicTradeRepository(session).bulk_create(frame(rows), batch_size=7)
-    assert result == BulkResult(inserted=20)
+    whole = frame(rows)
+    for expected_result in (BulkResult(inserted=20), BulkResult(skipped=20)):
+        assert PublicTradeRepository(session).bulk_create(whole, batch_size=7) == expected_result
     found = session.execute(select(*PublicTrade.__table__.columns).order_by(PublicTrade.exchange_ts)).mappings()
     assert [{name: row[name] for name in rows[0]} for row in found] == rows
 
@@ -649,6 +650,21 @@ def test_a_call_is_part_of_the_callers_transaction(db: DatabaseFactory) -> None:
         assert PublicTradeRepository(session).bulk_create(trades(4, 3)) == BulkResult(inserted=1, skipped=1)
     with db.get_session() as session:
         assert stored_ids(session) == ids(2, 3, 4)
+
+
+def test_a_failed_call_leaves_another_session_on_the_same_memory_alone() -> None:
+    """Sessions on one memory database share a transaction; undoing a call must not undo the other's work."""
+    with DatabaseFactory(DatabaseSettings(db_name=":memory:", _env_file=None)) as db:
+        db.create_tables()
+        with db.get_session() as session:
+            PublicTradeRepository(session).bulk_create(trades(1))
+            opened = db.get_session()
+            with pytest.warns(UserWarning, match="share a single transaction"):
+                other = opened.__enter__()
+            with pytest.raises(InvalidValueError):
+                PublicTradeRepository(other).bulk_create([*trades(*range(2, 600)), {}])
+            assert stored_ids(session) == ids(1)
+            opened.__exit__(None, None, None)
 
 
 def test_objects_in_the_session_show_an_update(session: Session) -> None:
