@@ -14,13 +14,14 @@ from shared.db.audit import record_bulk
 from shared.db.bulk.cells import Cells, cells_of_row, layout_of, prepared
 from shared.db.bulk.postgresql import PostgreSQLWriter
 from shared.db.bulk.result import BulkResult, OnBadRow, OnConflict, RejectedRow
-from shared.db.bulk.rows import CHUNK, Batch, batches
+from shared.db.bulk.rows import CHUNK, Batch, Row, batches, mapping_of
 from shared.db.bulk.sqlite import SQLiteWriter
 from shared.db.bulk.writer import Writer, conflict_key
+from shared.db.encryption import SecretText, StoredSecret, encryption_of, storable_plain
 from shared.db.errors import InvalidValueError
 from shared.db.models import AuditAction
 from shared.db.tenancy.guard import OwnershipGuard
-from shared.db.tenancy.ownership import ownership_of
+from shared.db.tenancy.ownership import ownership_of, primary_key
 from shared.db.tenancy.session_scope import TenantRequiredSession, UserSession
 
 BATCH_SIZE = 5000
@@ -67,6 +68,8 @@ def bulk_create(
     creation = _Creation(session, model, on_conflict, guard)
     take = creation.take if errors == "raise" else creation.take_what_fits
     optional = () if on_conflict == "update" else (c.name for c in table.columns if c.nullable and c.default is None)
+    if any(isinstance(column.type, SecretText) for column in table.columns):
+        rows = _with_sealed_secrets(session, model, rows)
     given = batches(model, rows, batch_size, fillable=frozenset(optional), by_shape=on_conflict == "update")
     first = next(given, None)
     if first is not None:
@@ -80,6 +83,26 @@ def bulk_create(
     record_bulk(session, model, AuditAction.CREATE, result.inserted, user_id)
     record_bulk(session, model, AuditAction.UPDATE, result.updated, user_id)
     return result
+
+
+def _with_sealed_secrets(session: Session, model: type[Any], rows: Iterable[Any]) -> Iterator[Row]:
+    """The rows as mappings, each with its key made first, to which its secrets are sealed where there is a key ring."""
+    table: Table = model.__table__
+    key = table.c[primary_key(model)]
+    encryption = encryption_of(Session.connection(session))
+    secrets = [column.name for column in table.columns if isinstance(column.type, SecretText)]
+    for row in rows:
+        values = dict(mapping_of(row, model))
+        if values.get(key.name) is None:
+            values[key.name] = key.default.arg(None)  # type: ignore[union-attr] # such a table makes its keys in Python
+        for name in secrets:
+            if values.get(name) is not None:
+                plain = storable_plain(values[name], f"{table.name}.{name}")
+                place = f"{table.name}.{name}:{values[key.name]}"
+                values[name] = (
+                    plain if encryption is None else StoredSecret(encryption.ring.seal(plain, place), encryption.ring)
+                )
+        yield values
 
 
 class _Creation:

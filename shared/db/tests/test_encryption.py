@@ -250,8 +250,8 @@ def test_statements_without_the_row_are_refused_under_a_ring(sealing: DatabaseFa
 
 
 @pytest.mark.parametrize("keys", [None, OLD])
-def test_bulk_paths_seal_to_the_row_or_refuse(shared_db: DatabaseFactory, keys: str | None) -> None:
-    """bulk_update seals each secret to its own row; bulk_create, which knows no row yet, refuses under a ring."""
+def test_bulk_paths_seal_to_the_row(shared_db: DatabaseFactory, keys: str | None) -> None:
+    """bulk_create makes the key first; bulk_update seals too; neither takes a secret that looks like an envelope."""
     with with_keys(shared_db, keys) as db:
         credential_id = store(db)
         with db.get_session(user_id="ann") as session:
@@ -260,11 +260,13 @@ def test_bulk_paths_seal_to_the_row_or_refuse(shared_db: DatabaseFactory, keys: 
         assert stored_text(db, credential_id).startswith("newer" if keys is None else "enc:v1:old:")
         row = {"account_id": "two", "api_key_id": "key", "api_secret": SECRET}
         with db.get_session(user_id="ann") as session:
-            if keys is None:
-                assert bulk_create(session, ApiCredential, [row]).inserted == 1
-            else:
-                with pytest.raises(InvalidValueError, match="sealed to its row"):
-                    bulk_create(session, ApiCredential, [row])
+            assert bulk_create(session, ApiCredential, [row]).inserted == 1
+            assert "credential_id" not in row
+            created = session.scalars(select(ApiCredential).where(ApiCredential.account_id == "two")).one()
+            assert created.api_secret == SECRET
+        assert stored_text(db, created.credential_id).startswith(SECRET if keys is None else "enc:v1:old:")
+        with pytest.raises(InvalidValueError, match="enc:"), db.get_session(user_id="ann") as session:
+            bulk_create(session, ApiCredential, [row | {"api_secret": "enc:v1:old:AAAA"}])
 
 
 def test_a_column_alone_gives_an_opaque_value(sealing: DatabaseFactory) -> None:
