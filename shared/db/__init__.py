@@ -1,6 +1,8 @@
 """`shared.db`: the multi-tenant data layer of a fleet of grid bots, on SQLite and PostgreSQL."""
 
 from shared.db.bulk import BulkResult, RejectedRow
+from shared.db.bulk.ranges import ExecutionRow, TradeRow, cursor_of
+from shared.db.bulk.summaries import Candle, Coverage, RunTotals
 from shared.db.database import DatabaseFactory, get_db
 from shared.db.errors import (
     AuditError,
@@ -83,7 +85,9 @@ __all__ = [
     "BulkResult",
     "BybitAccount",
     "BybitAccountRepository",
+    "Candle",
     "ConstraintError",
+    "Coverage",
     "DataLossError",
     "DatabaseCorruptError",
     "DatabaseFactory",
@@ -96,6 +100,7 @@ __all__ = [
     "DatabaseSettings",
     "DatabaseUnreachableError",
     "Environment",
+    "ExecutionRow",
     "ForkError",
     "InvalidValueError",
     "MigrationError",
@@ -114,6 +119,7 @@ __all__ = [
     "RunEndedError",
     "RunRepository",
     "RunStatus",
+    "RunTotals",
     "RunType",
     "SchemaDriftError",
     "SchemaVersionError",
@@ -127,11 +133,13 @@ __all__ = [
     "TenantScopeError",
     "TenantViolation",
     "TooManyConnectionsError",
+    "TradeRow",
     "TransactionConflictError",
     "UnknownRevisionError",
     "User",
     "UserRepository",
     "UserSession",
     "UserStatus",
+    "cursor_of",
     "get_db",
 ]

@@ -52,6 +52,10 @@ _LATEST = datetime(9999, 12, 30, tzinfo=UTC)
 _INT64 = 2**63
 # Far more than any document of ours, and far less than the interpreter's stack.
 _JSON_DEPTH = 100
+UNITS = 10.0**MONEY_PLACES
+# Below, the errors of the stored float and of its product with 1e8 make less than half a unit together; above, only
+# its digits tell which amount it stands for.
+SCALABLE = 2.0**24
 
 
 class CheckedType(TypeDecorator[Any]):
@@ -222,8 +226,10 @@ class BoundedString(CheckedType):
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
         """The text itself."""
-        if value is None:
-            return None
+        return None if value is None else self.text(value)
+
+    def text(self, value: Any) -> str:
+        """The text, or `InvalidValueError`."""
         text = checked_text(self, value)
         if len(text) > self.length:
             raise self.refuse(f"text of {len(text)} characters does not fit; at most {self.length} are allowed")
@@ -455,21 +461,27 @@ def _exact_sum_sqlite(element: exact_sum, compiler: SQLCompiler, **how: Any) -> 
 class _ExactSum:
     """The aggregate behind `exact_sum` on SQLite.
 
-    Scaled integers inside SQLite's own SUM would be faster, but are off from 2**26 on, where the nearest float
-    of 0.1 is no longer the nearest multiple of 1e-8; and they overflow 64 bits at 9.2e10.
+    Scaled integers inside SQLite's own SUM would be faster, but they overflow 64 bits at 9.2e10.
     """
 
     def __init__(self) -> None:
-        self._total: Decimal | None = None
+        self._units: int | None = None
 
     def step(self, value: float | None) -> None:
         """Add one stored value."""
         if value is not None:
-            self._total = _EXACT.add(self._total or _ZERO, Decimal(repr(value)))
+            self._units = (self._units or 0) + money_units(value)
 
     def finalize(self) -> str | None:
         """The sum as text, which keeps every digit."""
-        return None if self._total is None else format(self._total, "f")
+        return None if self._units is None else format(_EXACT.scaleb(self._units, -MONEY_PLACES), "f")
+
+
+def money_units(stored: float) -> int:
+    """The amount, as SQLite stores it, in units of 1e-8."""
+    if -SCALABLE < stored < SCALABLE:
+        return round(stored * UNITS)
+    return int(_EXACT.scaleb(Decimal(repr(stored)), MONEY_PLACES))
 
 
 def register_sqlite_functions(connection: sqlite3.Connection) -> None:

@@ -23,6 +23,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from shared.db import audit, forking, schema_version
+from shared.db.bulk import sql_functions
 from shared.db.column_types import register_sqlite_functions
 from shared.db.encryption import encryption_from, use_encryption
 from shared.db.errors import RowSecurityError, hide_row, typed_failure
@@ -366,6 +367,7 @@ def _on_connect_sqlite(connection: sqlite3.Connection, record: Any) -> None:
     # read-modify-write loses updates (889 of 960 with 16 processes). `_begin_sqlite` does it.
     connection.isolation_level = None
     register_sqlite_functions(connection)
+    sql_functions.register(connection)
     connection.execute("PRAGMA foreign_keys=ON")
     # Deleted secrets are overwritten, not just unlinked.
     connection.execute("PRAGMA secure_delete=ON")

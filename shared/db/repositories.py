@@ -15,6 +15,7 @@ from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session
 
 from shared.db.bulk import BATCH_SIZE, BulkResult, OnBadRow, OnConflict, bulk_create, bulk_update
+from shared.db.bulk.reading import ExecutionReading, TradeReading
 from shared.db.errors import InvalidValueError, RowNotFoundError, RunEndedError, TenantScopeError
 from shared.db.models import (
     AccountStatus,
@@ -428,7 +429,7 @@ class AuditLogRepository(BaseRepository[AuditLog]):
         return entries if end is None else entries.where(AuditLog.created_at <= end)
 
 
-class PublicTradeRepository(BaseRepository[PublicTrade]):
+class PublicTradeRepository(BaseRepository[PublicTrade], TradeReading):
     """Trades on the exchange, shared by all users."""
 
     model = PublicTrade
@@ -457,9 +458,10 @@ class PublicTradeRepository(BaseRepository[PublicTrade]):
         in_range = self._mine().where(PublicTrade.symbol == symbol, PublicTrade.exchange_ts.between(start, end))
         return self._all(_page(in_range.order_by(PublicTrade.exchange_ts, PublicTrade.trade_id), limit))
 
-    def get_last_trade_ts(self, symbol: str) -> datetime | None:
-        """The time of the newest trade of a symbol, None if there is none."""
-        return self.session.scalar(select(func.max(PublicTrade.exchange_ts)).where(PublicTrade.symbol == symbol))
+    def get_last_trade_ts(self, symbol: str, before: datetime | None = None) -> datetime | None:
+        """The time of the newest trade of a symbol, of those strictly before `before` if given; None without any."""
+        newest = select(func.max(PublicTrade.exchange_ts)).where(PublicTrade.symbol == symbol)
+        return self.session.scalar(newest if before is None else newest.where(PublicTrade.exchange_ts < before))
 
     def exists_by_trade_id(self, trade_id: str, symbol: str | None = None) -> bool:
         """Whether a trade with this id is stored, of `symbol` if given.
@@ -473,7 +475,7 @@ class PublicTradeRepository(BaseRepository[PublicTrade]):
         return self.session.scalar(found.limit(1)) is not None
 
 
-class PrivateExecutionRepository(BaseRepository[PrivateExecution]):
+class PrivateExecutionRepository(BaseRepository[PrivateExecution], ExecutionReading):
     """The fills recorded under a user's runs."""
 
     model = PrivateExecution

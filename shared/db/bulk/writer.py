@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 from sqlalchemy import Connection, Table, UniqueConstraint
@@ -66,18 +66,23 @@ class Writer(ABC):
         else:
             self.run(f"RELEASE SAVEPOINT {name}")
 
-    @contextmanager
-    def named_errors(self) -> Iterator[None]:
+    def named_errors(self) -> AbstractContextManager[None]:
         """What the driver raises in the block, as SQLAlchemy and `errors.py` name it."""
-        try:
-            yield
-        except self.connection.dialect.loaded_dbapi.Error as error:
-            # There is no public way to what SQLAlchemy does with a driver's error, the engine's own handler included.
-            self.connection._handle_dbapi_exception(error, None, None, None, None)
+        return named_errors(self.connection)
 
     def assignments(self, changing: list[str]) -> str:
         """The SET list of an upsert."""
         return ", ".join(f"{name} = excluded.{name}" for name in map(self.quote, changing))
+
+
+@contextmanager
+def named_errors(connection: Connection) -> Iterator[None]:
+    """What the driver raises in the block, as SQLAlchemy and `errors.py` name it."""
+    try:
+        yield
+    except connection.dialect.loaded_dbapi.Error as error:
+        # There is no public way to what SQLAlchemy does with a driver's error, the engine's own handler included.
+        connection._handle_dbapi_exception(error, None, None, None, None)
 
 
 def conflict_key(table: Table) -> list[str]:

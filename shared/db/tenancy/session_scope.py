@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, event, inspect, select
+from sqlalchemy import ColumnElement, Connection, Executable, event, inspect, select
 from sqlalchemy.orm import (
     InstanceState,
     LoaderCriteriaOption,
@@ -116,6 +116,16 @@ class TenantRequiredSession(Session):
 def _require_tenant(state: ORMExecuteState) -> None:
     if may_touch_users(state.statement):
         raise TenantScopeError(_TENANT_REQUIRED)
+
+
+def connection_for(session: Session, statement: Executable) -> Connection:
+    """The transaction's connection in any kind of session, for a Core statement that confines itself to its user.
+
+    Raises `TenantScopeError` where `require_tenant` asks for a user's session.
+    """
+    if isinstance(session, TenantRequiredSession) and may_touch_users(statement):
+        raise TenantScopeError(_TENANT_REQUIRED)
+    return Session.connection(session)
 
 
 @event.listens_for(TenantRequiredSession, "before_flush")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -19,7 +19,7 @@ import psycopg2
 from sqlalchemy import URL
 from sqlalchemy.orm import Session
 
-from shared.db import BybitAccount, Run, Strategy
+from shared.db import BybitAccount, DatabaseFactory, PrivateExecution, Run, Strategy, User
 
 T = TypeVar("T")
 
@@ -141,3 +141,37 @@ def run_script(code: str, *arguments: str, **environment: str) -> subprocess.Com
         capture_output=True,
         text=True,
     )
+
+
+def two_runs(db: DatabaseFactory, executions: int = 20) -> tuple[Run, Run]:
+    """A run of user "ann" and one of user "bob", stored with that many executions each, every fourth of ETHUSDT."""
+    runs = []
+    with db.get_session() as session:
+        for name in ("ann", "bob"):
+            stored(session, User(user_id=name, username=name))
+            account = stored(
+                session,
+                BybitAccount(account_id=f"acc-{name}", user_id=name, account_name="main", environment="testnet"),
+            )
+            run = stored(session, new_run(account, stored(session, new_strategy(account)), run_id=f"run-{name}"))
+            runs.append(run)
+            for number in range(executions):
+                values = execution_values(
+                    run,
+                    number,
+                    exec_id=f"{number:06}",
+                    symbol="ETHUSDT" if number % 4 == 3 else "BTCUSDT",
+                    side="Sell" if number % 3 else "Buy",
+                    order_link_id="" if number % 2 else None,
+                    exec_fee=None if number % 5 == 0 else Decimal("-0.00000001"),
+                )
+                session.add(PrivateExecution(**values))
+    return runs[0], runs[1]
+
+
+def with_and_without_policies(db: DatabaseFactory) -> Iterator[None]:
+    """Run the loop's body, and on PostgreSQL once more with row-level security in force."""
+    yield
+    if db.engine.dialect.name == "postgresql":
+        db.enable_row_security()
+        yield
