@@ -1,6 +1,13 @@
 """`shared.db`: the multi-tenant data layer of a fleet of grid bots, on SQLite and PostgreSQL."""
 
 from shared.db.bulk import BulkResult, RejectedRow
+from shared.db.bybit import (
+    parse_execution_list,
+    parse_executions,
+    parse_public_trades,
+    parse_recent_trades,
+    read_archive,
+)
 from shared.db.database import DatabaseFactory, get_db
 from shared.db.errors import (
     AuditError,
@@ -16,6 +23,7 @@ from shared.db.errors import (
     DatabaseUnreachableError,
     DataLossError,
     ForkError,
+    InputError,
     InvalidValueError,
     MigrationError,
     MissingExtraError,
@@ -97,6 +105,7 @@ __all__ = [
     "DatabaseUnreachableError",
     "Environment",
     "ForkError",
+    "InputError",
     "InvalidValueError",
     "MigrationError",
     "MissingExtraError",
@@ -134,4 +143,9 @@ __all__ = [
     "UserSession",
     "UserStatus",
     "get_db",
+    "parse_execution_list",
+    "parse_executions",
+    "parse_public_trades",
+    "parse_recent_trades",
+    "read_archive",
 ]
