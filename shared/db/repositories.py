@@ -183,9 +183,10 @@ class BaseRepository(Generic[T]):
         """Whose the row is that `entity` is to change; None if it is shared by all."""
         key = key_of(entity)
         found = Session.connection(self.session).execute(owner_of(self.model, key)).first()
-        if found is None or (user is not None and found[0] not in (None, user)):
+        owner: str | None = None if found is None else found[0]
+        foreign = user not in (None, owner) and ownership_of(self.model) is not None
+        if found is None or foreign:
             raise RowNotFoundError(self.model.__name__, key)
-        owner: str | None = found[0]
         return owner
 
 
@@ -394,7 +395,7 @@ class AuditLogRepository(BaseRepository[AuditLog]):
         self, user_id: str, start: datetime | None = None, end: datetime | None = None, *, limit: int | None = None
     ) -> list[AuditLog]:
         """The entries about a user's data."""
-        return self._all(self._between(start, end, user_id).limit(limit))
+        return self._all(_page(self._between(start, end, user_id), limit))
 
     def get_by_resource(
         self,
@@ -408,7 +409,7 @@ class AuditLogRepository(BaseRepository[AuditLog]):
     ) -> list[AuditLog]:
         """The entries about one row: `entity` is its model's name ("Run"), `entity_id` its key."""
         about = (AuditLog.entity == entity, AuditLog.entity_id == str(entity_id))
-        return self._all(self._between(start, end, user_id).where(*about).limit(limit))
+        return self._all(_page(self._between(start, end, user_id).where(*about), limit))
 
     def get_by_action(
         self,
@@ -420,7 +421,7 @@ class AuditLogRepository(BaseRepository[AuditLog]):
         user_id: UserId = UNSET,
     ) -> list[AuditLog]:
         """The entries of one action ("create", "update", "delete")."""
-        return self._all(self._between(start, end, user_id).where(AuditLog.action == action).limit(limit))
+        return self._all(_page(self._between(start, end, user_id).where(AuditLog.action == action), limit))
 
     def _between(self, start: datetime | None, end: datetime | None, user_id: UserId) -> Select[tuple[AuditLog]]:
         entries = self._mine(user_id).order_by(AuditLog.created_at.desc(), AuditLog.id.desc())

@@ -236,9 +236,10 @@ def acting_for(session: Session, user_id: str | None, operation: str, entity: ob
 
 def _in_session(session: Session, entity: object) -> object:
     """What a flush writes of `entity`: itself, or what merge() made of it; None if neither is there."""
-    if entity in session:
-        return entity
-    return session.identity_map.get(identity_key(type(entity), key_of(entity)))
+    key = key_of(entity)
+    if entity in session or key is None:
+        return entity if entity in session else None
+    return session.identity_map.get(identity_key(type(entity), key))
 
 
 def _owner(session: Session, entity: object) -> str:
