@@ -47,10 +47,14 @@ def stamp(connection: Connection, revision: str) -> None:
 def difference(connection: Connection, needed: str = SCHEMA_REVISION) -> SchemaVersionError | None:
     """The error that says how the database's revision differs from `needed`; None if it does not."""
     revision = read_revision(connection)
+    if revision is None and not _own_tables(connection):
+        return SchemaVersionError("empty", None, needed)
+    # Asked again: tables that another process has made between the two questions have come with their revision.
+    revision = revision or read_revision(connection)
+    if revision is None:
+        return SchemaVersionError("unversioned", None, needed)
     if revision == needed:
         return None
-    if revision is None:
-        return SchemaVersionError("unversioned" if _own_tables(connection) else "empty", None, needed)
     # Revision ids begin with their number.
     return SchemaVersionError("behind" if revision < needed else "ahead", revision, needed)
 

@@ -80,14 +80,16 @@ class Revisions:
         # What is really run, since Alembic cannot write down how it rebuilds a table that it has not seen.
         statements: list[str] = []
         engine = create_engine("sqlite://")
-        with engine.begin() as connection:
-            driver: Any = connection.connection.dbapi_connection
-            assert isinstance(driver, sqlite3.Connection)
-            if start:
-                self.upgrade(connection, start)
-            driver.set_trace_callback(statements.append)
-            (self.upgrade if target > start else self.downgrade)(connection, target)
-        engine.dispose()
+        try:
+            with engine.begin() as connection:
+                driver: Any = connection.connection.dbapi_connection
+                assert isinstance(driver, sqlite3.Connection)
+                if start:
+                    self.upgrade(connection, start)
+                driver.set_trace_callback(statements.append)
+                (self.upgrade if target > start else self.downgrade)(connection, target)
+        finally:
+            engine.dispose()
         return "\n\n".join(
             f"{statement.strip()};"
             for statement in (

@@ -6,6 +6,7 @@ import where Alembic is not installed.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -31,6 +32,8 @@ from shared.db.migrations.exclusive import exclusive_connection, lock_holders
 from shared.db.migrations.revisions import BASE, Revisions
 from shared.db.models import AuditLog, Base, OptionalBase
 from shared.db.tenancy import row_security
+
+_log = logging.getLogger(__name__)
 
 LOCK_TIMEOUT = 2.0
 ATTEMPTS = 5
@@ -223,6 +226,7 @@ def _move(
                     f"the database stayed locked through {attempts} attempts, by {holders}; the step that waited was "
                     "undone: end what holds the lock, or try again later"
                 ) from error
+            _log.warning("attempt %d of %d waited in vain for a lock; trying again", attempt, attempts)
             # Those who queued up behind the attempt go first.
             time.sleep(lock_timeout)
     return Change(revisions.names[before], revisions.names[target])

@@ -79,9 +79,11 @@ def compare(expected: Catalog, found: Catalog) -> list[Difference]:
 def _scratch(connection: Connection) -> Iterator[Connection]:
     if connection.dialect.name == "sqlite":
         engine = create_engine("sqlite://", poolclass=StaticPool)
-        with engine.begin() as scratch:
-            yield scratch
-        engine.dispose()
+        try:
+            with engine.begin() as scratch:
+                yield scratch
+        finally:
+            engine.dispose()
         return
     event.listen(connection, "before_cursor_execute", _without_concurrently, retval=True)
     undone = connection.begin_nested()
