@@ -3,6 +3,13 @@
 from shared.db.bulk import BulkResult, RejectedRow
 from shared.db.bulk.ranges import ExecutionRow, TradeRow, cursor_of
 from shared.db.bulk.summaries import Candle, Coverage, RunTotals
+from shared.db.bybit import (
+    parse_execution_list,
+    parse_executions,
+    parse_public_trades,
+    parse_recent_trades,
+    read_archive,
+)
 from shared.db.database import DatabaseFactory, get_db
 from shared.db.errors import (
     AuditError,
@@ -18,6 +25,7 @@ from shared.db.errors import (
     DatabaseUnreachableError,
     DataLossError,
     ForkError,
+    InputError,
     InvalidValueError,
     MigrationError,
     MissingExtraError,
@@ -102,6 +110,7 @@ __all__ = [
     "Environment",
     "ExecutionRow",
     "ForkError",
+    "InputError",
     "InvalidValueError",
     "MigrationError",
     "MissingExtraError",
@@ -142,4 +151,9 @@ __all__ = [
     "UserStatus",
     "cursor_of",
     "get_db",
+    "parse_execution_list",
+    "parse_executions",
+    "parse_public_trades",
+    "parse_recent_trades",
+    "read_archive",
 ]

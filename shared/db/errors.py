@@ -71,6 +71,10 @@ class InvalidValueError(SharedDBError, ValueError, DontWrapMixin):
         self.position = position
 
 
+class InputError(SharedDBError, ValueError):
+    """What was given to read or to write is not there, cannot be read, or is of another kind than expected."""
+
+
 class MissingExtraError(SharedDBError, ImportError):
     """An optional library is needed here and not installed.
 

@@ -1,0 +1,246 @@
+"""Bybit's daily archives (https://public.bybit.com) as row values."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from shared.db.bulk import RejectedRow
+from shared.db.bybit.blocks import Block, BlockReader
+from shared.db.bybit.values import (
+    SYMBOL_LENGTH,
+    TRADE_ID_LENGTH,
+    RefusedError,
+    Row,
+    TradeFields,
+    checked_text,
+    checked_texts,
+    instant_of,
+    price_of,
+    side_of,
+    size_of,
+)
+from shared.db.errors import InputError
+
+Category = Literal["linear", "inverse", "spot"]
+
+_DERIVATIVES = TradeFields("symbol", "trdmatchid", "timestamp", "side", "price", "size")
+# Spot archives have no symbol, and something must stand in its place.
+_SPOT = TradeFields("id", "id", "timestamp", "side", "price", "volume")
+_ARCHIVES = (_DERIVATIVES, _SPOT)
+
+_COLUMNS = ("symbol", "trade_id", "exchange_ts", "local_ts", "side", "price", "size")
+_LINE_LIMIT = 10_000
+# Characters converted together: few enough for what they become to stay in the processor's cache.
+_CHUNK = 16_384
+# BTCUSDT2025-05-19.csv.gz, BTCUSDT_2025-05-19.csv.gz and, for a month, BTCUSDT-2025-05.csv.gz
+_SYMBOL_IN_NAME = re.compile(r"(?:^|[^A-Z0-9-])([A-Z0-9][A-Z0-9-]*?)[_-]?\d{4}-\d\d(?:-\d\d)?(?!\d)")
+
+
+def read_archive(
+    path: str | Path,
+    symbol: str | None = None,
+    category: Category | None = None,
+    *,
+    on_rejected: Callable[[RejectedRow], None] | None = None,
+) -> Archive:
+    """The trades of a daily or monthly archive from public.bybit.com, csv or csv.gz, linear, inverse or spot.
+
+    Spot archives name no symbol: it is `symbol`, or taken from a file name such as BTCUSDT_2025-05-19.csv.gz. For
+    the others a given `symbol` is the only one taken. A given `category` must be the file's. Archives know no
+    local time, so the exchange's stands in for it. Reading starts with the iteration, streams, and may be repeated;
+    it raises `InputError` for a file that is missing, damaged, or of another kind.
+    """
+    return Archive(Path(path), symbol, category, on_rejected)
+
+
+class TradeColumns(Iterable[Row]):
+    """Trades by columns: what `bulk_create` takes fastest. It knows a frame by these methods, which are Arrow's."""
+
+    def __init__(self, columns: dict[str, list[Any]] | None = None) -> None:
+        self._columns: dict[str, list[Any]] = columns or {name: [] for name in _COLUMNS}
+
+    def __len__(self) -> int:
+        return len(self._columns["symbol"])
+
+    def __iter__(self) -> Iterator[Row]:
+        for symbol, trade_id, exchange_ts, local_ts, side, price, size in zip(*self._columns.values(), strict=True):
+            yield {
+                "symbol": symbol,
+                "trade_id": trade_id,
+                "exchange_ts": exchange_ts,
+                "local_ts": local_ts,
+                "side": side,
+                "price": price,
+                "size": size,
+            }
+
+    def add(self, *columns: Sequence[Any]) -> None:
+        """Append rows, given by columns in their order here."""
+        for column, more in zip(self._columns.values(), columns, strict=True):
+            column += more
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows there are."""
+        return len(self)
+
+    def slice(self, start: int, length: int) -> TradeColumns:
+        """Some of the rows."""
+        if start == 0 and length >= len(self):
+            return self
+        return TradeColumns({name: values[start : start + length] for name, values in self._columns.items()})
+
+    def to_pydict(self) -> dict[str, list[Any]]:
+        """The values by column name, in a dict of the caller's own."""
+        return dict(self._columns)
+
+
+class Archive(BlockReader):
+    """The rows of an archive, in the file's order. Made by `read_archive`."""
+
+    def __init__(
+        self,
+        path: Path,
+        symbol: str | None,
+        category: Category | None,
+        on_rejected: Callable[[RejectedRow], None] | None,
+    ) -> None:
+        super().__init__(on_rejected)
+        if category not in (None, "linear", "inverse", "spot"):
+            raise InputError(f"there is no category {category!r}; it is linear, inverse or spot")
+        self.path = path
+        self.symbol = symbol
+        self.category = category
+
+    def blocks(self, size: int) -> Iterator[Block]:
+        """The rows by blocks of about `size` lines, as columns, which `bulk_create` takes fastest."""
+        with open_text(self.path) as (file, text):
+            header = text.readline(_LINE_LIMIT).rstrip("\r\n").split(",")
+            lines = _Lines(len(header), *self._layout(header))
+            line = 2
+            block = Block(TradeColumns(), [], line)
+            while chunk := text.read(_CHUNK) + text.readline(_LINE_LIMIT):
+                line = lines.convert(chunk, line, block)
+                self.bytes_read = file.tell()
+                if line - block.first_line >= size:
+                    yield block
+                    block = Block(TradeColumns(), [], line)
+            yield block
+
+    def _layout(self, header: list[str]) -> tuple[list[int], Callable[[str], str]]:
+        """The columns of symbol, trade id, time, side, price and size, and what turns the first into the symbol."""
+        present = [name.strip().lower() for name in header]
+        wanted = next((names for names in _ARCHIVES if set(names) <= set(present)), None)
+        if wanted is None:
+            raise InputError(
+                f"{self.path} is not a trade archive of Bybit: its first line is {','.join(header)[:100]!r}; "
+                "take the files from https://public.bybit.com/trading/ or /spot/"
+            )
+        if self.category is not None and (self.category == "spot") != (wanted is _SPOT):
+            raise InputError(
+                f"{self.path} is {'a spot archive' if wanted is _SPOT else 'an archive of derivatives'}, "
+                f"not one of category {self.category}; leave the category out, or correct it"
+            )
+        columns = [present.index(name) for name in wanted]
+        if wanted is _SPOT:
+            own = self._symbol_of_file()
+            return columns, lambda trade_id: own
+        return columns, lru_cache(64)(self._checked_symbol)
+
+    def _symbol_of_file(self) -> str:
+        found = _SYMBOL_IN_NAME.search(self.path.name)
+        symbol = self.symbol if self.symbol is not None else found and found[1]
+        if symbol is None:
+            raise InputError(
+                f"{self.path} names no symbol, as no spot archive does, and its name does not tell it; "
+                "pass symbol= (--symbol), or name the file like BTCUSDT_2025-05-19.csv.gz"
+            )
+        try:
+            return checked_text(symbol, "symbol", SYMBOL_LENGTH)
+        except RefusedError as error:
+            raise InputError(f"{self.path}: {error}") from None
+
+    def _checked_symbol(self, symbol: str) -> str:
+        if self.symbol is not None and symbol != self.symbol:
+            raise RefusedError(f"symbol is {symbol!r}, and only {self.symbol!r} was asked for")
+        return checked_text(symbol, "symbol", SYMBOL_LENGTH)
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[tuple[io.BufferedReader, io.TextIOWrapper]]:
+    """A file for reading, and its text, unpacked if it is gzip (its content says so, not its name).
+
+    Bytes that are no UTF-8 come through as lone surrogates, which no check lets pass. Raises `InputError` for a
+    file that is missing or, while it is read, turns out to be damaged.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise InputError(f"{path} cannot be opened: {error.strerror}") from error
+    with file:
+        unpacked: Any = gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == b"\x1f\x8b" else file
+        with io.TextIOWrapper(unpacked, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as text:
+            try:
+                yield file, text
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                raise InputError(f"{path} is damaged or only half there ({error}); download it again") from error
+
+
+class _Lines:
+    """The lines of an archive of one layout, turned into columns, some hundred lines at a time.
+
+    This runs millions of times a file, and a call into C for many values takes half the time of as many calls. Bybit
+    quotes nothing, so that split() will do, in a third of the csv module's time; and a stray quotation mark spoils
+    its own line alone.
+    """
+
+    def __init__(self, width: int, columns: list[int], symbol_of: Callable[[str], str]) -> None:
+        self._width = width
+        self._columns = columns
+        self._symbol_of = symbol_of
+
+    def convert(self, chunk: str, first_line: int, block: Block) -> int:
+        """Add whole lines to the block, to its rows or to its rejected ones; the number of the line after them."""
+        if "\r" in chunk:
+            chunk = chunk.replace("\r\n", "\n")
+        if not chunk.endswith("\n"):
+            chunk += "\n"
+        try:
+            self._add(chunk, block.rows)
+        except RefusedError:
+            for position, line in enumerate(chunk.split("\n")[:-1], first_line):
+                try:
+                    self._add(f"{line}\n", block.rows)
+                except RefusedError as error:
+                    if line.strip():
+                        block.rejected.append(RejectedRow(position, str(error), line))
+        return first_line + chunk.count("\n")
+
+    def _add(self, chunk: str, rows: TradeColumns) -> None:
+        # Every line end becomes a value of its own, which then must stand in its own column: a line cut off may end
+        # in half an id, one with a comma too many has its columns shifted.
+        width = self._width + 1
+        values = chunk.replace("\n", ",\n,").split(",")
+        if len(values) % width != 1 or set(values[self._width :: width]) != {"\n"}:
+            raise RefusedError(f"the line has {chunk.count(',') + 1} columns, not the header's {self._width}")
+        symbols, trade_ids, times, sides, prices, sizes = (values[column:-1:width] for column in self._columns)
+        # Trades that one order makes have one time.
+        moments = {time: instant_of(time) for time in set(times)}
+        when = [moments[time] for time in times]
+        rows.add(
+            list(map(self._symbol_of, symbols)),
+            checked_texts(trade_ids, "trade id", TRADE_ID_LENGTH),
+            when,
+            when,
+            list(map(side_of, sides)),
+            list(map(price_of, prices)),
+            list(map(size_of, sizes)),
+        )

@@ -1,0 +1,156 @@
+"""Bybit's texts as the values that are stored, or the reason why not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Context, Decimal
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from shared.db.column_types import MONEY_DIGITS, MONEY_PLACES, BoundedString
+from shared.db.models import PublicTrade, Side
+
+Row = dict[str, Any]
+
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
+_QUANTUM = Decimal(1).scaleb(-MONEY_PLACES)
+# 2010 to 2100: a unit mixed up (microseconds, say) falls far outside.
+_SECONDS = range(1_262_304_000, 4_102_444_800)
+# Up to this many digits a whole number is seconds, above it milliseconds: the border lies in the year 5138.
+_SECOND_DIGITS = 11
+_EXACT = Context(prec=60)
+_SIDES = {side.value.lower(): side.value for side in Side}
+# Prices and sizes repeat themselves among neighbouring trades.
+_CACHE = 8192
+
+
+def stored_length(column: Any) -> int:
+    """How many characters a text column of a model holds."""
+    kind = column.type
+    assert isinstance(kind, BoundedString)
+    return kind.length
+
+
+SYMBOL_LENGTH = stored_length(PublicTrade.symbol)
+TRADE_ID_LENGTH = stored_length(PublicTrade.trade_id)
+
+
+class TradeFields(NamedTuple):
+    """What the fields of a public trade are called somewhere; in this order everywhere."""
+
+    symbol: str
+    trade_id: str
+    time: str
+    side: str
+    price: str
+    size: str
+
+
+class RefusedError(ValueError):
+    """Why a row is not taken."""
+
+
+def written(entry: Mapping[str, Any], name: str) -> str:
+    """A field as text; whole numbers and decimals may stand without quotation marks."""
+    value = entry.get(name)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        raise RefusedError(
+            f"{name} came as a float, which has lost digits; decode with json.loads(parse_float=Decimal)"
+        )
+    if isinstance(value, bool) or not isinstance(value, (int, Decimal)):
+        raise RefusedError(f"{name} is missing" if value is None else f"{name} is {type(value).__name__}, not text")
+    return str(value)
+
+
+def checked_text(value: Any, name: str, length: int) -> str:
+    """A text that is not empty and fits; a whole number counts as text."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not value:
+        raise RefusedError(f"{name} is missing or empty")
+    if not isinstance(value, str) or not value.isprintable():
+        raise RefusedError(f"{name} is not plain text")
+    if len(value) > length:
+        raise RefusedError(f"{name} has {len(value)} characters, more than the {length} that are stored")
+    return value
+
+
+def checked_texts(texts: Sequence[str], name: str, length: int) -> Sequence[str]:
+    """The same for many texts at once."""
+    lengths = set(map(len, texts))
+    if min(lengths) < 1 or max(lengths) > length or not "".join(texts).isprintable():
+        return [checked_text(text, name, length) for text in texts]
+    return texts
+
+
+def number(entry: Mapping[str, Any], name: str) -> Decimal:
+    """A field as a number that fits a money column; of any sign, and with as many decimal places as it came."""
+    return _decimal(written(entry, name), name)
+
+
+def _decimal(text: str, name: str) -> Decimal:
+    if not _NUMBER.fullmatch(text):
+        raise RefusedError(f"{name} {text[:40]!r} is not a number" if text else f"{name} is empty")
+    amount = Decimal(text)
+    if amount and amount.adjusted() >= MONEY_DIGITS - MONEY_PLACES:
+        raise RefusedError(f"{name} {text[:40]} is too large for Numeric({MONEY_DIGITS}, {MONEY_PLACES})")
+    return amount
+
+
+def _exact_amount(text: str, name: str) -> Decimal:
+    amount = _decimal(text, name)
+    if amount <= 0:
+        raise RefusedError(f"{name} {text} is not above zero")
+    # A public trade is stored exactly or not at all: nothing beside it keeps the digits that rounding takes.
+    if amount != amount.quantize(_QUANTUM, context=_EXACT):
+        raise RefusedError(f"{name} {text} has more than the {MONEY_PLACES} decimal places that are stored")
+    return amount
+
+
+@lru_cache(_CACHE)
+def price_of(text: str) -> Decimal:
+    """The price of a public trade: above zero, and stored as exactly as it is written."""
+    return _exact_amount(text, "price")
+
+
+@lru_cache(_CACHE)
+def size_of(text: str) -> Decimal:
+    """The size of a public trade: above zero, and stored as exactly as it is written."""
+    return _exact_amount(text, "size")
+
+
+@lru_cache(64)
+def side_of(text: str) -> str:
+    """Buy or Sell, however its letters are cased."""
+    side = _SIDES.get(text.lower())
+    if side is None:
+        raise RefusedError(f"side {text[:20]!r} is neither Buy nor Sell")
+    return side
+
+
+def instant_of(text: str) -> datetime:
+    """The time to the millisecond, from milliseconds, or from seconds with or without a fraction."""
+    whole, point, fraction = text.partition(".")
+    if len(whole) > _SECOND_DIGITS:
+        whole, fraction = whole[:-3], whole[-3:]
+    elif point and not fraction.isdecimal():
+        raise RefusedError(f"time {text[:40]!r} is not a number")
+    return _second(whole) + _fraction(fraction[:3])
+
+
+@lru_cache(128)
+def _second(text: str) -> datetime:
+    if not text.isdecimal() or int(text) not in _SECONDS:
+        raise RefusedError(f"time {text[:40]!r} is no Unix time between 2010 and 2100, in seconds or milliseconds")
+    return datetime.fromtimestamp(int(text), UTC)
+
+
+@lru_cache(1_110)
+def _fraction(text: str) -> timedelta:
+    if text and not text.isdecimal():
+        raise RefusedError(f"time ends in {text!r}, which is not a number")
+    return timedelta(milliseconds=int(text.ljust(3, "0")))
