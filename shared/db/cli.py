@@ -1,6 +1,7 @@
 """`python -m shared.db COMMAND`: thin, one function an operation, all the work elsewhere.
 
-Exit codes: 0 done, 1 failed (one line on stderr names cause and remedy), 2 usage, 3 the schema is not the code's.
+Exit codes: 0 done, 1 failed (one line on stderr names cause and remedy), 2 usage, 3 the schema is not the code's,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import shared.db.commands.migrate as migrate
+import shared.db.commands.row_files as row_files
 import shared.db.init_db as init_db
 from shared.db.database import DatabaseFactory
 from shared.db.encryption import generate_entry
@@ -32,7 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         subparser.set_defaults(run=command(subparser))
     options = parser.parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
-    return init_db.report_failure("shared.db", lambda: run(options))
+    try:
+        return init_db.report_failure("shared.db", lambda: run(options))
+    except KeyboardInterrupt:
+        print("shared.db: interrupted", file=sys.stderr)
+        return row_files.INTERRUPTED
 
 
 def _row_security(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
@@ -85,5 +91,10 @@ COMMANDS: dict[str, tuple[str, Command]] = {
         "PostgreSQL's row-level security for users' sessions: turn it on, off, or check it",
         _row_security,
     ),
+    "import-trades": (
+        "store the trades of Bybit's daily archives, or of files that export wrote",
+        row_files.import_arguments,
+    ),
+    "export": ("write trades or executions to a CSV, JSON lines or Parquet file", row_files.export_arguments),
     "migrate": ("change the schema by revisions, or say where it stands", migrate.add_arguments),
 }

@@ -1,1 +1,1 @@
-"""Keeping a database alive: what the commands do."""
+"""Keeping a database alive, and moving data in and out: what the commands do."""

@@ -1,0 +1,127 @@
+"""`python -m shared.db import-trades` and `export`: rows from files and into files.
+
+Exit codes: 0 done, 1 failed or some rows were not taken, 2 usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from shared.db.database import DatabaseFactory
+from shared.db.init_db import settings_from_arguments
+from shared.db.operations.export import WHOLE, export_executions, export_trades
+from shared.db.operations.interruption import noted_signals
+from shared.db.operations.progress import Progress
+from shared.db.operations.row_layout import FORMATS
+from shared.db.operations.trade_import import import_trades
+
+INTERRUPTED = 130
+
+
+def import_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    """Give `parser` the arguments of import-trades; the function that runs it."""
+    parser.add_argument("files", nargs="+", metavar="FILE", help="archive of Bybit (csv, csv.gz), or an own export")
+    parser.add_argument("--symbol", help="symbol of spot archives whose name does not tell it; else the only one taken")
+    parser.add_argument("--category", choices=("linear", "inverse", "spot"), help="refuse archives of another kind")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="files imported at once (PostgreSQL)")
+    parser.add_argument("--json", action="store_true", help="report as JSON")
+
+    def run(options: argparse.Namespace) -> int:
+        size = sum(Path(file).stat().st_size for file in options.files if Path(file).is_file())
+        settings = settings_from_arguments(options)
+        with (
+            DatabaseFactory(settings) as db,
+            noted_signals() as stop,
+            Progress("importing", size) as progress,
+        ):
+            report = import_trades(
+                db,
+                options.files,
+                symbol=options.symbol,
+                category=options.category,
+                workers=options.workers,
+                watch=progress.update,
+                stop=stop,
+            )
+        if report.workers < min(options.workers, len(report.files)):
+            print("SQLite has one writer at a time: the files were imported one after the other", file=sys.stderr)
+        for file in report.files:
+            if file.error:
+                print(f"shared.db: {file.error}", file=sys.stderr)
+            if file.rejected:
+                print(f"{file.file}: {file.rejected:,} rows rejected, see {file.rejected_file}", file=sys.stderr)
+        rows = report.inserted + report.skipped
+        if options.json:
+            print(json.dumps(report.as_dict()))
+        else:
+            print(
+                f"{rows:,} trades in {_counted(len(report.files), 'file')}: {report.inserted:,} new, "
+                f"{report.skipped:,} already stored, {report.rejected:,} rows rejected; "
+                f"{report.seconds:.1f} s, {rows / max(report.seconds, 0.001):,.0f} rows/s"
+            )
+        if not report.finished:
+            print("shared.db: interrupted; run the same command again to go on", file=sys.stderr)
+            return INTERRUPTED
+        return 1 if report.failed or report.rejected else 0
+
+    return run
+
+
+def export_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    """Give `parser` the arguments of export; the function that runs it."""
+    parser.add_argument("what", choices=("trades", "executions"))
+    parser.add_argument("--symbol", help="whose trades")
+    parser.add_argument("--run", dest="run_id", metavar="RUN_ID", help="whose executions")
+    parser.add_argument("--user", metavar="USER_ID", help="the run's owner")
+    parser.add_argument("--from", dest="start", type=_start, metavar="TIME", help="first day or time, UTC")
+    parser.add_argument("--to", dest="end", type=_end, metavar="TIME", help="last day or time, UTC; included")
+    parser.add_argument("--format", choices=FORMATS, help="as the ending of the file's name says, unless given")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the file to write, or to replace")
+
+    def run(options: argparse.Namespace) -> int:
+        ending = Path(options.output).suffix.removeprefix(".")
+        kind = options.format or (ending if ending in FORMATS else None)
+        if kind is None:
+            parser.error(f"give --format, or a file whose name ends in .{', .'.join(FORMATS)}")
+        if options.what == "trades" and (options.symbol is None or options.run_id or options.user):
+            parser.error("trades are exported by --symbol, and belong to no run or user")
+        if options.what == "executions" and (options.run_id is None or options.user is None or options.symbol):
+            parser.error("executions are exported by --run and --user")
+        started = time.monotonic()
+        with (
+            DatabaseFactory(settings_from_arguments(options)) as db,
+            Progress("exporting", WHOLE) as progress,
+        ):
+            bounds = (options.start, options.end, kind, progress.update)
+            if options.what == "trades":
+                rows = export_trades(db, options.output, options.symbol, *bounds)
+            else:
+                rows = export_executions(db, options.output, options.run_id, options.user, *bounds)
+        print(f"{_counted(rows, options.what[:-1])} written to {options.output} in {time.monotonic() - started:.1f} s")
+        return 0
+
+    return run
+
+
+def _start(text: str) -> datetime:
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; write 2025-05-19 or 2025-05-19T12:00") from None
+    return when if when.tzinfo is not None else when.replace(tzinfo=UTC)
+
+
+def _end(text: str) -> datetime:
+    # A day means all of it.
+    whole_day = len(text) <= len("2025-05-19")
+    return _start(text) + (timedelta(days=1, microseconds=-1) if whole_day else timedelta(0))
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

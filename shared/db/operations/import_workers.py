@@ -1,0 +1,121 @@
+"""Several files of trades at once, each in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from shared.db.bybit import Category
+from shared.db.database import DatabaseFactory
+from shared.db.errors import SharedDBError
+from shared.db.operations.trade_file import FileReport, import_file
+from shared.db.settings import DatabaseSettings
+
+_TICK = 0.2
+
+
+@dataclass
+class _Shared:
+    """What parent and workers share: which file is next, how far each is, whether to stop, and the reports."""
+
+    next_file: Any
+    bytes_done: Any
+    rows_done: Any
+    stopped: Any
+    reports: Any
+
+    def take(self, count: int) -> int | None:
+        with self.next_file.get_lock():
+            index: int = self.next_file.value
+            self.next_file.value += 1
+        return index if index < count else None
+
+
+def import_in_parallel(
+    settings: DatabaseSettings,
+    paths: list[Path],
+    symbol: str | None,
+    category: Category | None,
+    workers: int,
+    watch: Callable[[int, int], None],
+    stop: Callable[[], bool],
+) -> list[FileReport]:
+    """`import_file` for every path, by so many processes. Raises `SharedDBError` when one of them fails.
+
+    New processes, not forked ones: a fork would share the parent's connections, and its locks in whatever state.
+    """
+    context = multiprocessing.get_context("spawn")
+    shared = _Shared(
+        context.Value("i", 0),
+        context.Array("q", len(paths), lock=False),
+        context.Array("q", len(paths), lock=False),
+        context.Event(),
+        context.SimpleQueue(),
+    )
+    processes = [
+        context.Process(target=_work, args=(settings, paths, symbol, category, shared), daemon=True)
+        for _ in range(workers)
+    ]
+    reports = [FileReport(str(path)) for path in paths]
+    failure: str | None = None
+    for process in processes:
+        process.start()
+    try:
+        running = list(processes)
+        while running:
+            wait([process.sentinel for process in running], timeout=_TICK)
+            # Asked before the queue is emptied: what ended has sent its last report by then.
+            running = [process for process in running if process.is_alive()]
+            while not shared.reports.empty():
+                index, report = shared.reports.get()
+                if isinstance(report, FileReport):
+                    reports[index] = report
+                else:
+                    failure = failure or report
+            if any(process.exitcode for process in processes):
+                failure = failure or "a worker process ended by itself"
+            if failure or stop():
+                shared.stopped.set()
+            watch(sum(shared.bytes_done), sum(shared.rows_done))
+    finally:
+        shared.stopped.set()
+        for process in processes:
+            process.join(timeout=10)
+            process.kill()
+            process.join()
+    if failure:
+        raise SharedDBError(f"{failure}; what is stored stays, run the same command again to go on")
+    return reports
+
+
+def _work(
+    settings: DatabaseSettings, paths: list[Path], symbol: str | None, category: Category | None, shared: _Shared
+) -> None:
+    # Ctrl-C reaches every process of a terminal, a service manager's stop every one of a service: what that means is
+    # for the parent to decide.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def stop() -> bool:
+        return shared.stopped.is_set() or (parent is not None and not parent.is_alive())
+
+    def note(index: int, done: int, rows: int) -> None:
+        shared.bytes_done[index], shared.rows_done[index] = done, rows
+
+    with DatabaseFactory(settings) as db:
+        while not stop() and (index := shared.take(len(paths))) is not None:
+            try:
+                report = import_file(db, paths[index], symbol, category, partial(note, index), stop)
+            except (SharedDBError, SQLAlchemyError) as error:
+                shared.reports.put((index, str(error).strip().splitlines()[0]))
+                return
+            shared.reports.put((index, report))

@@ -1,0 +1,227 @@
+"""Rows of the two big tables to CSV, JSON lines and Parquet, and back. What is written reads back equal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from shared.db.bulk import RejectedRow
+from shared.db.bybit import Block, BlockReader, Row, open_text
+from shared.db.column_types import MONEY_DIGITS, MONEY_PLACES, Money, UTCDateTime
+from shared.db.errors import InputError
+from shared.db.operations.replacing import replacing
+from shared.db.operations.row_layout import LAYOUTS, Format, Layout, cell, decoder, encoder, pyarrow
+
+Batch = Sequence[Sequence[Any]]
+
+_LINE_LIMIT = 1_000_000
+_PARQUET_BATCH = 10_000
+_ROW_GROUP = 100_000
+
+
+@contextmanager
+def writing(path: Path, layout: Layout, kind: Format) -> Iterator[Callable[[Batch], None]]:
+    """A function that takes batches of rows, values in the layout's order; the file is there when the block ends.
+
+    Raises `InputError` if it cannot be written, `MissingExtraError` for Parquet without pyarrow.
+    """
+    encoders = [encoder(layout.column(name), kind) for name in layout.columns]
+    with replacing(path) as file, _WRITERS[kind](file, layout) as write:
+
+        def encoded(rows: Batch) -> None:
+            # Column by column, so that the loops over the values run in C.
+            columns = zip(*rows, strict=True)
+            write(rows, [list(map(encode, column)) for encode, column in zip(encoders, columns, strict=True)])
+
+        yield encoded
+
+
+def read_export(
+    path: str | Path, *, symbol: str | None = None, on_rejected: Callable[[RejectedRow], None] | None = None
+) -> ExportedFile:
+    """The rows of a file that `export` wrote, for `bulk_create` of the repository of its `layout.model`.
+
+    CSV and JSON lines may be gzipped. With `symbol` only its rows are taken. Reading starts with the iteration,
+    streams, and may be repeated. Raises `InputError` for a file that is missing, damaged, or not of `export`.
+    """
+    found = recognized(Path(path))
+    if found is None:
+        raise InputError(f"{path} was not written by export; archives of Bybit are read by read_archive")
+    return ExportedFile(Path(path), *found, symbol, on_rejected)
+
+
+def recognized(path: Path) -> tuple[Layout, Format] | None:
+    """What kind of exported file this is, by its content; None if it is none. `InputError` if it cannot be read."""
+    with open_text(path) as (file, text):
+        if file.peek(4)[:4] == b"PAR1":
+            with _whole(path):
+                return _layout_with(pyarrow().parquet.read_schema(path).names, "parquet")
+        first = text.readline(_LINE_LIMIT)
+    try:
+        return _layout_with(json.loads(first), "jsonl")
+    except ValueError:
+        return _layout_with(next(csv.reader([first]), []), "csv")
+
+
+class ExportedFile(BlockReader):
+    """The rows of an exported file, in its order. Made by `read_export`."""
+
+    def __init__(
+        self,
+        path: Path,
+        layout: Layout,
+        kind: Format,
+        symbol: str | None,
+        on_rejected: Callable[[RejectedRow], None] | None,
+    ) -> None:
+        super().__init__(on_rejected)
+        self.path = path
+        self.layout = layout
+        self.symbol = symbol
+        self._first_line = 2 if kind == "csv" else 1
+        self._lines = {"csv": self._csv, "jsonl": self._jsonl, "parquet": self._parquet}[kind]
+        self._decoders = [(name, decoder(layout.column(name), kind)) for name in layout.columns]
+
+    def blocks(self, size: int) -> Iterator[Block]:
+        """The rows by blocks of about `size` lines, as mappings."""
+        block = Block([], [], self._first_line)
+        for position, given in self._lines():
+            try:
+                block.rows.append(self._decoded(given))
+            except ValueError as error:
+                block.rejected.append(RejectedRow(position, str(error), given))
+            if position - block.first_line + 1 >= size:
+                yield block
+                block = Block([], [], position + 1)
+        yield block
+
+    def _decoded(self, given: Any) -> Row:
+        if not isinstance(given, dict):
+            raise ValueError("the line is no row")
+        row = {}
+        for name, decode in self._decoders:
+            if name not in given:
+                raise ValueError(f"{name} is missing")
+            try:
+                row[name] = decode(given[name])
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        if self.symbol not in (None, row["symbol"]):
+            raise ValueError(f"symbol is {row['symbol']!r}, and only {self.symbol!r} was asked for")
+        return row
+
+    def _csv(self) -> Iterator[tuple[int, Any]]:
+        with open_text(self.path) as (file, text):
+            lines = csv.reader(text)
+            header = next(lines)
+            while True:
+                try:
+                    for values in lines:
+                        self.bytes_read = file.tell()
+                        yield lines.line_num, dict(zip(header, values, strict=False))
+                    return
+                except csv.Error as error:
+                    yield lines.line_num, str(error)
+
+    def _jsonl(self) -> Iterator[tuple[int, Any]]:
+        with open_text(self.path) as (file, text):
+            for position, line in enumerate(text, 1):
+                self.bytes_read = file.tell()
+                try:
+                    given = json.loads(line)
+                except ValueError:
+                    given = line.rstrip("\n")
+                yield position, given
+
+    def _parquet(self) -> Iterator[tuple[int, Any]]:
+        size = self.path.stat().st_size
+        with _whole(self.path), pyarrow().parquet.ParquetFile(self.path) as file:
+            before, total = 0, file.metadata.num_rows
+            for batch in file.iter_batches(_PARQUET_BATCH, columns=list(self.layout.columns)):
+                yield from enumerate(batch.to_pylist(), before + 1)
+                before += batch.num_rows
+                self.bytes_read = size * before // total
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except pyarrow().ArrowException as error:
+        raise InputError(f"{path} is damaged or only half there ({error}); export it again") from error
+
+
+def _layout_with(names: Any, kind: Format) -> tuple[Layout, Format] | None:
+    present = set(names) if isinstance(names, (list, dict)) else set()
+    return next(((layout, kind) for layout in LAYOUTS if present.issuperset(layout.columns)), None)
+
+
+Write = Callable[[Batch, list[list[Any]]], None]
+
+
+@contextmanager
+def _csv_writer(file: BinaryIO, layout: Layout) -> Iterator[Write]:
+    text = io.TextIOWrapper(file, "utf-8", newline="")
+    lines = csv.writer(text)
+    lines.writerow([*layout.columns, *layout.from_json])
+    message = layout.columns.index("raw_json") if layout.from_json else 0
+
+    def write(rows: Batch, columns: list[list[Any]]) -> None:
+        told = ([_said(row[message], key) for row in rows] for key in layout.from_json.values())
+        lines.writerows(zip(*columns, *told, strict=True))
+
+    try:
+        yield write
+    finally:
+        text.detach()
+
+
+@contextmanager
+def _jsonl_writer(file: BinaryIO, layout: Layout) -> Iterator[Write]:
+    def write(rows: Batch, columns: list[list[Any]]) -> None:
+        for values in zip(*columns, strict=True):
+            line = json.dumps(dict(zip(layout.columns, values, strict=True)), separators=(",", ":"))
+            file.write(line.encode() + b"\n")
+
+    yield write
+
+
+@contextmanager
+def _parquet_writer(file: BinaryIO, layout: Layout) -> Iterator[Write]:
+    arrow = pyarrow()
+
+    def kind(name: str) -> Any:
+        column_type = layout.column(name).type
+        if isinstance(column_type, Money):
+            return arrow.decimal128(MONEY_DIGITS, MONEY_PLACES)
+        return arrow.timestamp("us", "UTC") if isinstance(column_type, UTCDateTime) else arrow.string()
+
+    schema = arrow.schema([(name, kind(name)) for name in layout.columns])
+    waiting: list[Any] = []
+
+    def write(rows: Batch, columns: list[list[Any]]) -> None:
+        waiting.append(arrow.record_batch(columns, schema=schema))
+        if sum(batch.num_rows for batch in waiting) >= _ROW_GROUP:
+            flush()
+
+    def flush() -> None:
+        # One row group for all of them: small ones cost readers time and space.
+        parquet.write_table(arrow.Table.from_batches(waiting, schema))
+        waiting.clear()
+
+    with arrow.parquet.ParquetWriter(file, schema) as parquet:
+        yield write
+        flush()
+
+
+_WRITERS = {"csv": _csv_writer, "jsonl": _jsonl_writer, "parquet": _parquet_writer}
+
+
+def _said(message: Any, key: str) -> str:
+    value = message.get(key) if isinstance(message, dict) else None
+    return "" if value is None else cell(str(value))

@@ -1,0 +1,170 @@
+"""What rows of the two big tables look like in files: columns, spelling, and the way back.
+
+Times are ISO 8601 in UTC to the microsecond, numbers plain decimal digits without exponent, in JSON as strings:
+neither a spreadsheet nor a JSON reader may make floats of them. Parquet holds money as decimal128(20, 8) and times
+as timestamp[us, UTC].
+
+In CSV, text that a spreadsheet would run as a formula gets an apostrophe before it, and so does text that begins
+with one; reading takes one off. In a column that may be NULL an apostrophe alone is the empty text, which leaves
+the empty cell to NULL.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from typing import Any, Literal, get_args
+
+from sqlalchemy import Column, Table
+
+from shared.db.column_types import Json, Money, UTCDateTime
+from shared.db.errors import MissingExtraError
+from shared.db.models import Base, PrivateExecution, PublicTrade
+
+Format = Literal["csv", "jsonl", "parquet"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+# What spreadsheets take for the start of a formula, full-width signs and white space before it included; and the
+# apostrophe that says it is none.
+_NEEDS_APOSTROPHE = re.compile("\\s*[=+@\uff1d\uff0b\uff0d\uff20-]|[\t\r\n']")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The columns of a table in a file, in their order.
+
+    CSV has `from_json` besides, for people and tax tools: columns with what Bybit's own message, kept in raw_json,
+    says under another name. Reading ignores them.
+    """
+
+    model: type[Base]
+    columns: tuple[str, ...]
+    from_json: Mapping[str, str]
+
+    def column(self, name: str) -> Column[Any]:
+        """The table's column of this name."""
+        table: Table = self.model.__table__  # type: ignore[assignment] # declared wider than it is
+        return table.c[name]
+
+
+TRADES = Layout(PublicTrade, ("exchange_ts", "symbol", "side", "price", "size", "trade_id", "local_ts"), {})
+EXECUTIONS = Layout(
+    PrivateExecution,
+    (
+        "exchange_ts",
+        "symbol",
+        "side",
+        "exec_price",
+        "exec_qty",
+        "exec_fee",
+        "closed_pnl",
+        "exec_id",
+        "order_id",
+        "order_link_id",
+        "account_id",
+        "run_id",
+        "raw_json",
+    ),
+    {"fee_currency": "feeCurrency", "exec_type": "execType", "category": "category"},
+)
+LAYOUTS = (TRADES, EXECUTIONS)
+
+
+def encoder(column: Column[Any], kind: Format) -> Callable[[Any], Any]:
+    """What turns a value of this column into what stands in a file of this kind."""
+    if isinstance(column.type, Json):
+        return _identity if kind == "jsonl" else _json_text
+    if kind == "parquet":
+        return _identity
+    if isinstance(column.type, UTCDateTime):
+        return _iso
+    if isinstance(column.type, Money):
+        return _plain_digits
+    if kind == "jsonl":
+        return _identity
+    return _nullable_cell if column.nullable else cell
+
+
+def decoder(column: Column[Any], kind: Format) -> Callable[[Any], Any]:
+    """The way back: raises `ValueError` with the reason for what cannot have been written."""
+    if isinstance(column.type, Json):
+        return _identity if kind == "jsonl" else _from_json_text
+    if isinstance(column.type, UTCDateTime):
+        return _from_iso
+    if isinstance(column.type, Money):
+        return _from_digits
+    if kind != "csv":
+        return _identity
+    return _from_nullable_cell if column.nullable else _from_cell
+
+
+def cell(text: str) -> str:
+    """Text that no spreadsheet runs as a formula."""
+    return f"'{text}" if _NEEDS_APOSTROPHE.match(text) else text
+
+
+def pyarrow() -> Any:
+    """The library, with its Parquet part. Raises `MissingExtraError` where it is not installed."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingExtraError("pyarrow", "frames") from error
+    return pyarrow
+
+
+def _identity(value: Any) -> Any:
+    return value
+
+
+def _iso(value: datetime) -> str:
+    return value.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _plain_digits(value: Decimal | None) -> str | None:
+    if value is None:
+        return None
+    digits = format(value, "f")
+    return digits.rstrip("0").rstrip(".") if "." in digits else digits
+
+
+def _nullable_cell(text: str | None) -> str | None:
+    return None if text is None else cell(text) or "'"
+
+
+def _json_text(value: Any) -> str | None:
+    return None if value is None else json.dumps(value, separators=(",", ":"))
+
+
+def _from_iso(value: Any) -> datetime:
+    instant = datetime.fromisoformat(value) if isinstance(value, str) else value
+    if not isinstance(instant, datetime) or instant.tzinfo is None:
+        raise ValueError("is no time with its offset, such as 2025-05-19T00:00:36.878000Z")
+    return instant.astimezone(UTC)
+
+
+def _from_digits(value: Any) -> Decimal | None:
+    if value is None or value == "":
+        return None
+    if not isinstance(value, (str, Decimal)):
+        raise ValueError(f"is {type(value).__name__}; exact numbers are written as text")
+    try:
+        return Decimal(value)
+    except InvalidOperation:
+        raise ValueError(f"{str(value)[:40]!r} is not a number") from None
+
+
+def _from_json_text(value: Any) -> Any:
+    return json.loads(value) if value else None
+
+
+def _from_cell(text: str) -> str:
+    return text.removeprefix("'")
+
+
+def _from_nullable_cell(text: str) -> str | None:
+    return _from_cell(text) if text else None

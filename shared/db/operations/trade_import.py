@@ -1,0 +1,98 @@
+"""Files of trades into the database, one after the other or several at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from shared.db.bybit import Category
+from shared.db.database import DatabaseFactory
+from shared.db.errors import InputError
+from shared.db.operations.import_workers import import_in_parallel
+from shared.db.operations.trade_file import FileReport, import_file
+
+
+@dataclass
+class ImportReport:
+    """What an import did, file by file. `finished` is False if it was asked to stop before the end."""
+
+    files: list[FileReport]
+    seconds: float
+    workers: int
+
+    @property
+    def inserted(self) -> int:
+        """Trades that are new in the database."""
+        return sum(file.inserted for file in self.files)
+
+    @property
+    def skipped(self) -> int:
+        """Trades that were stored already."""
+        return sum(file.skipped for file in self.files)
+
+    @property
+    def rejected(self) -> int:
+        """Rows that were not taken."""
+        return sum(file.rejected for file in self.files)
+
+    @property
+    def failed(self) -> list[FileReport]:
+        """Files that could not be read to their end."""
+        return [file for file in self.files if file.error is not None]
+
+    @property
+    def finished(self) -> bool:
+        """Whether every file was dealt with."""
+        return all(file.finished or file.error is not None for file in self.files)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report in JSON's own types."""
+        totals = {name: getattr(self, name) for name in ("inserted", "skipped", "rejected", "finished")}
+        return {**totals, "seconds": round(self.seconds, 3), "files": [asdict(file) for file in self.files]}
+
+
+def import_trades(
+    db: DatabaseFactory,
+    files: Sequence[str | Path],
+    *,
+    symbol: str | None = None,
+    category: Category | None = None,
+    workers: int = 1,
+    watch: Callable[[int, int], None] = lambda done, rows: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> ImportReport:
+    """Insert the trades of Bybit's archives, or of our own exports, that are not stored yet.
+
+    Files stream through transactions of a few thousand rows, so that an import which is interrupted, or killed,
+    goes on where it was when it is run again: nothing is lost, nothing doubled. Rows that are not taken go to
+    FILE.rejected.jsonl, with the reason. A file that cannot be read does not keep the others from being imported; a
+    failure of the database ends everything and is raised, and so is `SchemaVersionError`.
+
+    `symbol` and `category` are those of `read_archive`. `workers` processes take files in turn on PostgreSQL; SQLite
+    has one writer at a time, and gets one. `watch` is told bytes and rows done so far, and `stop` asked now and then
+    whether to end early.
+    """
+    if workers < 1:
+        raise InputError(f"{workers} workers import nothing; use 1 or more")
+    db.check_schema()
+    started = time.monotonic()
+    # A file given twice would only wait for itself.
+    paths = list({Path(file).absolute(): Path(file) for file in files}.values())
+    workers = 1 if db.settings.is_sqlite else min(workers, len(paths))
+    if workers > 1:
+        reports = import_in_parallel(db.settings, paths, symbol, category, workers, watch, stop)
+    else:
+        bytes_done, rows_done = [0] * len(paths), [0] * len(paths)
+
+        def note(index: int, done: int, rows: int) -> None:
+            bytes_done[index], rows_done[index] = done, rows
+            watch(sum(bytes_done), sum(rows_done))
+
+        reports = [
+            import_file(db, path, symbol, category, partial(note, index), stop) for index, path in enumerate(paths)
+        ]
+    return ImportReport(reports, time.monotonic() - started, workers)
