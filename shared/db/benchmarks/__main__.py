@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from shared.db.benchmarks import secrets, writes
+from shared.db.benchmarks import imports, secrets, writes
 from shared.db.benchmarks.harness import place
 
-BENCHMARKS = {**writes.BENCHMARKS, **secrets.BENCHMARKS}
-LONG = {**writes.LONG}
+BENCHMARKS = {**writes.BENCHMARKS, **imports.BENCHMARKS, **secrets.BENCHMARKS}
+LONG = {**writes.LONG, **imports.LONG}
 
 
 def main(arguments: list[str] | None = None) -> int:
