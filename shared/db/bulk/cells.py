@@ -65,7 +65,16 @@ class Layout:
     def cells(self, chunk: Chunk) -> list[Cells]:
         """One sequence of cells for each column; `InvalidValueError` if any value does not fit."""
         given = self._given(chunk)
-        return [column.cells(given.get(column.name), chunk.size) for column in self.columns]
+        made: dict[Any, Cells] = {}
+        cells = []
+        for column in self.columns:
+            values = given.get(column.name)
+            # Archives know no local time and give the exchange's twice: the very same times are converted once.
+            key = (id(values), column.nullable) if column.is_time and values is not None else column.name
+            if key not in made:
+                made[key] = column.cells(values, chunk.size)
+            cells.append(made[key])
+        return cells
 
     def check(self, chunk: Chunk) -> None:
         """`InvalidValueError` if any value that is given does not fit; missing columns are none of its business."""
@@ -100,6 +109,7 @@ class CellColumn:
     def __init__(self, column: Column[Any], dialect: Dialect) -> None:
         self.name = column.name
         self.nullable = bool(column.nullable)
+        self.is_time = isinstance(column.type, UTCDateTime)
         self.is_text = not isinstance(column.type, (Money, UTCDateTime))
         self._column = column
         self._place = f"{column.table.name}.{column.name}"

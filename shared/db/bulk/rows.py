@@ -88,7 +88,9 @@ class FrameBatch(Batch):
     def chunks(self, start: int, stop: int) -> list[Chunk]:
         """The rows from `start` to before `stop`."""
         size = min(stop, self._size) - start
-        return [Chunk(tuple(self._columns), [values[start:stop] for values in self._columns.values()], size)]
+        # A column that the frame has twice stays one, and is converted once.
+        parts = {id(values): values[start:stop] for values in self._columns.values()}
+        return [Chunk(tuple(self._columns), [parts[id(values)] for values in self._columns.values()], size)]
 
 
 def batches(

@@ -36,7 +36,7 @@ _DERIVATIVES = TradeFields("symbol", "trdmatchid", "timestamp", "side", "price",
 _SPOT = TradeFields("id", "id", "timestamp", "side", "price", "volume")
 _ARCHIVES = (_DERIVATIVES, _SPOT)
 
-_COLUMNS = ("symbol", "trade_id", "exchange_ts", "local_ts", "side", "price", "size")
+_COLUMNS = ("symbol", "trade_id", "exchange_ts", "side", "price", "size")
 _LINE_LIMIT = 10_000
 # Characters converted together: few enough for what they become to stay in the processor's cache.
 _CHUNK = 16_384
@@ -64,27 +64,27 @@ def read_archive(
 class TradeColumns(Iterable[Row]):
     """Trades by columns: what `bulk_create` takes fastest. It knows a frame by these methods, which are Arrow's."""
 
-    def __init__(self, columns: dict[str, list[Any]] | None = None) -> None:
-        self._columns: dict[str, list[Any]] = columns or {name: [] for name in _COLUMNS}
+    def __init__(self, columns: tuple[list[Any], ...] | None = None) -> None:
+        self._columns = columns or tuple([] for _ in _COLUMNS)
 
     def __len__(self) -> int:
-        return len(self._columns["symbol"])
+        return len(self._columns[0])
 
     def __iter__(self) -> Iterator[Row]:
-        for symbol, trade_id, exchange_ts, local_ts, side, price, size in zip(*self._columns.values(), strict=True):
+        for symbol, trade_id, time, side, price, size in zip(*self._columns, strict=True):
             yield {
                 "symbol": symbol,
                 "trade_id": trade_id,
-                "exchange_ts": exchange_ts,
-                "local_ts": local_ts,
+                "exchange_ts": time,
+                "local_ts": time,
                 "side": side,
                 "price": price,
                 "size": size,
             }
 
     def add(self, *columns: Sequence[Any]) -> None:
-        """Append rows, given by columns in their order here."""
-        for column, more in zip(self._columns.values(), columns, strict=True):
+        """Append rows, given by columns: symbol, trade id, time, side, price and size."""
+        for column, more in zip(self._columns, columns, strict=True):
             column += more
 
     @property
@@ -94,13 +94,12 @@ class TradeColumns(Iterable[Row]):
 
     def slice(self, start: int, length: int) -> TradeColumns:
         """Some of the rows."""
-        if start == 0 and length >= len(self):
-            return self
-        return TradeColumns({name: values[start : start + length] for name, values in self._columns.items()})
+        return TradeColumns(tuple(column[start : start + length] for column in self._columns))
 
     def to_pydict(self) -> dict[str, list[Any]]:
-        """The values by column name, in a dict of the caller's own."""
-        return dict(self._columns)
+        """The values by column name. Both times are the same list, which is converted once."""
+        columns = dict(zip(_COLUMNS, self._columns, strict=True))
+        return columns | {"local_ts": columns["exchange_ts"]}
 
 
 class Archive(BlockReader):
@@ -234,12 +233,10 @@ class _Lines:
         symbols, trade_ids, times, sides, prices, sizes = (values[column:-1:width] for column in self._columns)
         # Trades that one order makes have one time.
         moments = {time: instant_of(time) for time in set(times)}
-        when = [moments[time] for time in times]
         rows.add(
             list(map(self._symbol_of, symbols)),
             checked_texts(trade_ids, "trade id", TRADE_ID_LENGTH),
-            when,
-            when,
+            [moments[time] for time in times],
             list(map(side_of, sides)),
             list(map(price_of, prices)),
             list(map(size_of, sizes)),

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, select
-from sqlalchemy.orm import Session
-
 from shared.db.database import DatabaseFactory
 from shared.db.errors import InputError
-from shared.db.models import PrivateExecution, PublicTrade
 from shared.db.operations.row_files import writing
 from shared.db.operations.row_layout import EXECUTIONS, TRADES, Format, Layout
-from shared.db.repositories import RunRepository
+from shared.db.repositories import PrivateExecutionRepository, PublicTradeRepository, RunRepository
 
 # What `watch` counts up to: the share of the time range that is done, since counting rows beforehand takes long.
 WHOLE = 1_000_000
@@ -42,7 +40,8 @@ def export_trades(
     """
     db.check_schema()
     with db.get_session(read_only=True) as session:
-        return _export(session, TRADES, [PublicTrade.symbol == symbol], start, end, Path(path), kind, watch)
+        asked = partial(PublicTradeRepository(session).iter_symbol_range, symbol, start, end)
+        return _export(asked(), asked(reverse=True, page_size=1), TRADES, Path(path), kind, watch)
 
 
 def export_executions(
@@ -63,37 +62,23 @@ def export_executions(
     with db.get_session(user_id=user_id, read_only=True) as session:
         if RunRepository(session).get_by_id(run_id) is None:
             raise InputError(f"user {user_id!r} has no run {run_id!r}; check both ids")
-        mine = [PrivateExecution.run_id == run_id]
-        return _export(session, EXECUTIONS, mine, start, end, Path(path), kind, watch)
+        # As objects: the plain rows leave raw_json out.
+        asked = partial(PrivateExecutionRepository(session).iter_run_range, run_id, start, end, as_objects=True)
+        return _export(asked(), asked(reverse=True, page_size=1), EXECUTIONS, Path(path), kind, watch)
 
 
 def _export(
-    session: Session,
-    layout: Layout,
-    criteria: list[ColumnElement[bool]],
-    start: datetime | None,
-    end: datetime | None,
-    path: Path,
-    kind: Format,
-    watch: Watch,
+    rows: Iterator[Any], newest_first: Iterator[Any], layout: Layout, path: Path, kind: Format, watch: Watch
 ) -> int:
-    model: Any = layout.model
-    if start is not None:
-        criteria = [*criteria, model.exchange_ts >= start]
-    if end is not None:
-        criteria = [*criteria, model.exchange_ts <= end]
-    tie = model.trade_id if layout is TRADES else model.exec_id
-    columns = [getattr(model, name) for name in layout.columns]
-    # Two queries: SQLite looks only a single minimum or maximum up in the index, for both it would read all of it.
-    first: Any = session.scalar(select(func.min(model.exchange_ts)).where(*criteria))
-    last: Any = session.scalar(select(func.max(model.exchange_ts)).where(*criteria))
-    rows = session.execute(
-        select(*columns).where(*criteria).order_by(model.exchange_ts, tie), execution_options={"yield_per": _BATCH}
-    )
-    written = 0
+    last: Any = next(newest_first, None)
+    values = map(attrgetter(*layout.columns), rows)
+    time = layout.columns.index("exchange_ts")
+    written, first, until = 0, None, last and last.exchange_ts
     with writing(path, layout, kind) as write:
-        while batch := list(islice(rows, _BATCH)):
+        while batch := list(islice(values, _BATCH)):
             write(batch)
+            first = first or batch[0][time]
             written += len(batch)
-            watch(WHOLE * (batch[-1].exchange_ts - first) // max(last - first, _MICROSECOND), written)
+            now = batch[-1][time]
+            watch(WHOLE * (now - first) // max((until or now) - first, _MICROSECOND), written)
     return written
