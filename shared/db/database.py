@@ -30,7 +30,7 @@ from shared.db.errors import RowSecurityError, hide_row, typed_failure
 from shared.db.hidden import HiddenText
 from shared.db.models import Base
 from shared.db.settings import DatabaseSettings, settings_from
-from shared.db.tenancy import row_security
+from shared.db.tenancy import confined_sql, row_security
 from shared.db.tenancy.guard import UNSET, UserId, checked_user_id
 from shared.db.tenancy.row_security import RowSecurityStatus
 from shared.db.tenancy.session_scope import TenantRequiredSession, UserSession
@@ -329,6 +329,7 @@ def _make_engine(settings: DatabaseSettings, folder: str) -> Engine:
         event.listen(engine, "connect", _on_connect_sqlite_file)
         event.listen(engine, "begin", _begin_sqlite)
     event.listen(engine, "handle_error", _name_failure)
+    confined_sql.confine(engine)
     return engine
 
 

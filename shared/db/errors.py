@@ -128,7 +128,7 @@ class ForkError(SharedDBError, DontWrapMixin):
     """A connection, or an SQLite file, that was in use when this process was forked was asked for again in it."""
 
 
-class TenantError(SharedDBError):
+class TenantError(SharedDBError, DontWrapMixin):
     """Base of the errors that keep users apart."""
 
 

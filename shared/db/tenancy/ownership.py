@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, FromClause, Table, null, select
+from sqlalchemy import ColumnElement, Table, null, select
 
 from shared.db.models import (
     ApiCredential,
@@ -56,6 +56,11 @@ class Ownership:
         leading = () if self.parent is None else (Reference(self.column, self.parent),)
         return leading + self.references
 
+    @property
+    def columns(self) -> frozenset[str]:
+        """The columns that say whose a row is."""
+        return frozenset({self.column, *(reference.column for reference in self.parents)})
+
 
 SHARED_BY_ALL = None
 
@@ -88,15 +93,12 @@ def ownership_of(model: type[Any]) -> Ownership | None:
         ) from None
 
 
-def owned_by(model: type[Any], user_id: Any, source: FromClause | None = None) -> ColumnElement[bool] | None:
-    """The criterion that a row of `model` belongs to `user_id`; None if the model is shared by all.
-
-    `source` is the table or alias that the rows are read from, the mapped class itself if left out.
-    """
+def owned_by(model: type[Any], user_id: Any) -> ColumnElement[bool] | None:
+    """The criterion that a row of `model` belongs to `user_id`; None if the model is shared by all."""
     ownership = ownership_of(model)
     if ownership is None:
         return None
-    column: Any = getattr(model, ownership.column) if source is None else source.c[ownership.column]
+    column: Any = getattr(model, ownership.column)
     criterion: ColumnElement[bool] = (
         column == user_id if ownership.parent is None else column.in_(owned_keys(ownership.parent, user_id))
     )

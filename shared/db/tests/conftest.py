@@ -22,6 +22,14 @@ from shared.db import (
     Strategy,
     User,
 )
+from shared.db.tests.fleet import (  # noqa: F401 # fixtures
+    busy_fleet,
+    fleet,
+    fleet_databases,
+    policed_fleet,
+    postgresql_fleet,
+    unpoliced_fleet,
+)
 from shared.db.tests.migration_support import OwnRevisions
 from shared.db.tests.support import new_run, new_strategy, run_on_server, stored
 

@@ -7,19 +7,15 @@ and "bob" own one of everything, under ids that tell whose they are.
 from __future__ import annotations
 
 import asyncio
-import itertools
-import os
 import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import (
-    URL,
     String,
     delete,
     exists,
@@ -34,8 +30,9 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import IntegrityError, InvalidRequestError, NoResultFound
+from sqlalchemy.exc import IntegrityError, InvalidRequestError, NoResultFound, ProgrammingError
 from sqlalchemy.orm import (
+    Mapped,
     Session,
     aliased,
     contains_eager,
@@ -55,7 +52,6 @@ from shared.db import (
     BybitAccount,
     BybitAccountRepository,
     DatabaseFactory,
-    DatabaseSettings,
     DatabaseUnreachableError,
     PrivateExecution,
     PublicTrade,
@@ -68,99 +64,11 @@ from shared.db import (
     UserSession,
 )
 from shared.db.tenancy.ownership import OWNERSHIP, ownership_of
-from shared.db.tests.support import execution_values, run_on_server, trade_values
-
-_numbers = itertools.count(1_000_000)
+from shared.db.tests.fleet import FOREIGN, OWN, detached, everything_of, refused_and_unwritten, run_values
+from shared.db.tests.support import execution_values, trade_values
 
 # The audit log has tests of its own; its table is not there by default.
 OWNED = [model for model, entry in OWNERSHIP.items() if entry is not None and model is not AuditLog]
-PLACES = ("memory", "file", "postgresql", "policies")
-
-
-@pytest.fixture(scope="session")
-def fleet_templates(postgresql_server: URL) -> Iterator[dict[str, str]]:
-    """Names of two PostgreSQL databases with all rows in them, without and with the policies."""
-    names = {place: f"shared_db_fleet_{place}_{os.getpid()}" for place in PLACES[2:]}
-    for place, name in names.items():
-        run_on_server(postgresql_server, f"CREATE DATABASE {name}")
-        with DatabaseFactory(postgresql_server.set(database=name)) as db:
-            _fill(db)
-            if place == "policies":
-                db.enable_row_security()
-    yield names
-    for name in names.values():
-        run_on_server(postgresql_server, f"DROP DATABASE {name} WITH (FORCE)")
-
-
-@pytest.fixture(params=PLACES)
-def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DatabaseFactory]:
-    """A database with all of ann's and bob's rows in it."""
-    yield from _fleet(request, tmp_path)
-
-
-@pytest.fixture(params=PLACES[1:])
-def busy_fleet(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DatabaseFactory]:
-    """The same where several sessions can be open at once."""
-    yield from _fleet(request, tmp_path)
-
-
-@pytest.fixture(params=PLACES[2:])
-def postgresql_fleet(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DatabaseFactory]:
-    """The same on PostgreSQL, without and with its policies."""
-    yield from _fleet(request, tmp_path)
-
-
-def _fleet(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DatabaseFactory]:
-    if request.param in ("memory", "file"):
-        name = ":memory:" if request.param == "memory" else str(tmp_path / "grid_bot.db")
-        with DatabaseFactory(DatabaseSettings(db_name=name, _env_file=None)) as db:
-            _fill(db)
-            yield db
-        return
-    server: URL = request.getfixturevalue("postgresql_server")
-    name = f"shared_db_test_{os.getpid()}_{next(_numbers)}"
-    template = request.getfixturevalue("fleet_templates")[request.param]
-    run_on_server(server, f"CREATE DATABASE {name} TEMPLATE {template}")
-    with DatabaseFactory(server.set(database=name)) as db:
-        yield db
-    run_on_server(server, f"DROP DATABASE {name} WITH (FORCE)")
-
-
-def _fill(db: DatabaseFactory) -> None:
-    db.create_tables()
-    with db.get_session() as session:
-        for user in ("ann", "bob"):
-            session.add_all(_rows_of(user))
-
-
-def _rows_of(user: str) -> list[Base]:
-    run = Run(run_id=f"run-{user}", user_id=user, account_id=f"acc-{user}", strategy_id=f"str-{user}", run_type="live")
-    return [
-        User(user_id=user, username=f"name-{user}", email=f"{user}@example.com"),
-        BybitAccount(account_id=f"acc-{user}", user_id=user, account_name=f"main-{user}", environment="testnet"),
-        ApiCredential(
-            credential_id=f"cred-{user}",
-            account_id=f"acc-{user}",
-            api_key_id=f"key-{user}",
-            api_secret=f"secret-{user}",
-        ),
-        Strategy(
-            strategy_id=f"str-{user}", account_id=f"acc-{user}", strategy_type="Grid", symbol="BTCUSDT", config_json={}
-        ),
-        run,
-        PrivateExecution(**execution_values(run, exec_id=f"exec-{user}")),
-    ]
-
-
-def everything_of(db: DatabaseFactory, user: str) -> list[Any]:
-    """All rows of a user as a plain session sees them, whatever their ids."""
-    with db.get_session() as session:
-        return [
-            tuple(row)
-            for table in Base.metadata.sorted_tables
-            for row in session.execute(select(table).order_by(*table.primary_key.columns))
-            if user in str(row)
-        ]
 
 
 def test_everything_of_a_user_is_seen_by_its_own_checker(fleet: DatabaseFactory) -> None:
@@ -173,16 +81,6 @@ def test_everything_of_a_user_is_seen_by_its_own_checker(fleet: DatabaseFactory)
 
 
 # Reads
-
-
-OWN = {
-    User: "ann",
-    BybitAccount: "acc-ann",
-    ApiCredential: "cred-ann",
-    Strategy: "str-ann",
-    Run: "run-ann",
-}
-FOREIGN = {model: key.replace("ann", "bob") for model, key in OWN.items()}
 
 
 @pytest.mark.parametrize("model", FOREIGN)
@@ -219,17 +117,9 @@ def test_public_trades_are_shared_by_all(fleet: DatabaseFactory) -> None:
         assert session.scalar(select(func.count(PublicTrade.id))) == 1
 
 
-def _detached(db: DatabaseFactory, model: type[Base], key: str) -> Any:
-    with db.get_session() as plain:
-        found = plain.get(model, key)
-        assert found is not None
-        plain.expunge(found)
-        return found
-
-
 def test_a_foreign_object_cannot_be_added(fleet: DatabaseFactory) -> None:
     """An object that another session loaded is refused at the door."""
-    foreign = _detached(fleet, Run, "run-bob")
+    foreign = detached(fleet, Run, "run-bob")
     with fleet.get_session(user_id="ann") as session:
         with pytest.raises(TenantViolation):
             session.add(foreign)
@@ -238,7 +128,7 @@ def test_a_foreign_object_cannot_be_added(fleet: DatabaseFactory) -> None:
 
 def test_a_foreign_object_cannot_be_deleted(fleet: DatabaseFactory) -> None:
     """delete() of another user's object is refused, and its row stays."""
-    foreign = _detached(fleet, Run, "run-bob")
+    foreign = detached(fleet, Run, "run-bob")
     before = everything_of(fleet, "bob")
     with fleet.get_session(user_id="ann") as session, pytest.raises(TenantViolation):
         session.delete(foreign)
@@ -417,31 +307,12 @@ def test_a_delete_without_where_removes_own_rows_only(fleet: DatabaseFactory) ->
     assert everything_of(fleet, "bob") == before
 
 
-def _refused_and_unwritten(db: DatabaseFactory, attempt: Callable[[Session], object]) -> TenantViolation:
-    """`attempt` in ann's session raises TenantViolation, and afterwards the whole database is as it was."""
-    before = [everything_of(db, user) for user in ("ann", "bob")]
-
-    def try_it() -> None:
-        with db.get_session(user_id="ann") as session:
-            attempt(session)
-
-    with pytest.raises(TenantViolation) as refused:
-        try_it()
-    assert [everything_of(db, user) for user in ("ann", "bob")] == before
-    return refused.value
-
-
-def _run_values(user: str = "bob", **values: Any) -> dict[str, Any]:
-    given = {"user_id": user, "account_id": f"acc-{user}", "strategy_id": f"str-{user}", "run_type": "live"}
-    return given | values
-
-
 def test_an_update_cannot_give_rows_away(fleet: DatabaseFactory) -> None:
     """Assigning owner or parent in an UPDATE is refused, as a value and as an expression."""
-    _refused_and_unwritten(fleet, lambda session: session.execute(update(Run).values(user_id="bob")))
-    _refused_and_unwritten(fleet, lambda session: session.execute(update(Run).values(account_id="acc-bob")))
-    _refused_and_unwritten(fleet, lambda session: session.execute(update(Run).values(user_id=func.lower("BOB"))))
-    _refused_and_unwritten(fleet, lambda session: session.execute(update(Run), {"user_id": "bob"}))
+    refused_and_unwritten(fleet, lambda session: session.execute(update(Run).values(user_id="bob")))
+    refused_and_unwritten(fleet, lambda session: session.execute(update(Run).values(account_id="acc-bob")))
+    refused_and_unwritten(fleet, lambda session: session.execute(update(Run).values(user_id=func.lower("BOB"))))
+    refused_and_unwritten(fleet, lambda session: session.execute(update(Run), {"user_id": "bob"}))
 
 
 def test_an_own_object_cannot_be_given_away(fleet: DatabaseFactory) -> None:
@@ -450,12 +321,12 @@ def test_an_own_object_cannot_be_given_away(fleet: DatabaseFactory) -> None:
     def attempt(session: Session) -> None:
         session.get_one(Run, "run-ann").user_id = "bob"
 
-    _refused_and_unwritten(fleet, attempt)
+    refused_and_unwritten(fleet, attempt)
 
 
 def test_an_own_object_cannot_be_hung_under_a_foreign_one(fleet: DatabaseFactory) -> None:
     """By the parent's id, and by the parent as an object."""
-    foreign = _detached(fleet, BybitAccount, "acc-bob")
+    foreign = detached(fleet, BybitAccount, "acc-bob")
 
     def by_object(session: Session) -> None:
         session.get_one(Run, "run-ann").account = foreign
@@ -463,15 +334,15 @@ def test_an_own_object_cannot_be_hung_under_a_foreign_one(fleet: DatabaseFactory
     def by_key(session: Session) -> None:
         session.get_one(Strategy, "str-ann").account_id = "acc-bob"
 
-    _refused_and_unwritten(fleet, by_object)
-    _refused_and_unwritten(fleet, by_key)
+    refused_and_unwritten(fleet, by_object)
+    refused_and_unwritten(fleet, by_key)
 
 
 def test_a_new_row_cannot_name_a_foreign_owner(fleet: DatabaseFactory) -> None:
     """add() of a row of another user is refused, before a colliding name is."""
-    _refused_and_unwritten(fleet, lambda session: session.add(Run(**_run_values())))
+    refused_and_unwritten(fleet, lambda session: session.add(Run(**run_values())))
     taken = {"user_id": "bob", "account_name": "main-bob", "environment": "testnet"}
-    _refused_and_unwritten(fleet, lambda session: session.add(BybitAccount(**taken)))
+    refused_and_unwritten(fleet, lambda session: session.add(BybitAccount(**taken)))
 
 
 @pytest.mark.parametrize(
@@ -479,28 +350,28 @@ def test_a_new_row_cannot_name_a_foreign_owner(fleet: DatabaseFactory) -> None:
     [
         lambda: ApiCredential(account_id="acc-bob", api_key_id="k", api_secret="s"),
         lambda: Strategy(account_id="acc-bob", strategy_type="Grid", symbol="ETHUSDT", config_json={}),
-        lambda: Run(**_run_values("ann", account_id="acc-bob")),
-        lambda: Run(**_run_values("ann", strategy_id="str-bob")),
+        lambda: Run(**run_values("ann", account_id="acc-bob")),
+        lambda: Run(**run_values("ann", strategy_id="str-bob")),
         lambda: PrivateExecution(**execution_values(Run(run_id="run-bob", account_id="acc-ann"))),
         lambda: PrivateExecution(**execution_values(Run(run_id="run-ann", account_id="acc-bob"))),
     ],
 )
 def test_a_new_row_cannot_name_a_foreign_parent(fleet: DatabaseFactory, child: Callable[[], Base]) -> None:
     """Every column that names a parent is checked, foreign key or not."""
-    _refused_and_unwritten(fleet, lambda session: session.add(child()))
+    refused_and_unwritten(fleet, lambda session: session.add(child()))
 
 
 def test_a_run_cannot_mix_a_strategy_with_another_account(fleet: DatabaseFactory) -> None:
     """Even between two accounts of the same user, by key and by object."""
     with fleet.get_session(user_id="ann") as session:
         session.add(BybitAccount(account_id="acc2-ann", user_id="ann", account_name="second", environment="testnet"))
-    _refused_and_unwritten(fleet, lambda session: session.add(Run(**_run_values("ann", account_id="acc2-ann"))))
+    refused_and_unwritten(fleet, lambda session: session.add(Run(**run_values("ann", account_id="acc2-ann"))))
 
     def by_object(session: Session) -> None:
         account, strategy = session.get_one(BybitAccount, "acc2-ann"), session.get_one(Strategy, "str-ann")
         session.add(Run(user_id="ann", account=account, strategy=strategy, run_type="live"))
 
-    _refused_and_unwritten(fleet, by_object)
+    refused_and_unwritten(fleet, by_object)
 
 
 def test_a_violation_inside_a_savepoint_leaves_nothing(fleet: DatabaseFactory) -> None:
@@ -508,7 +379,7 @@ def test_a_violation_inside_a_savepoint_leaves_nothing(fleet: DatabaseFactory) -
     before = everything_of(fleet, "bob")
     with fleet.get_session(user_id="ann") as session:
         savepoint = session.begin_nested()
-        session.add(Run(**_run_values()))
+        session.add(Run(**run_values()))
         with pytest.raises(TenantViolation):
             session.flush()
         savepoint.rollback()
@@ -522,22 +393,22 @@ def test_a_violation_is_found_by_autoflush(fleet: DatabaseFactory) -> None:
     """A query that flushes first raises instead of writing."""
 
     def attempt(session: Session) -> None:
-        session.add(Run(**_run_values()))
+        session.add(Run(**run_values()))
         session.scalars(select(Run)).all()
 
-    _refused_and_unwritten(fleet, attempt)
+    refused_and_unwritten(fleet, attempt)
 
 
 def test_an_insert_with_one_foreign_row_writes_none(fleet: DatabaseFactory) -> None:
     """As a list of parameters, as multiple values, with RETURNING, with an expression for the owner."""
-    mixed = [_run_values("ann"), _run_values("bob")]
-    _refused_and_unwritten(fleet, lambda session: session.execute(insert(Run), mixed))
-    _refused_and_unwritten(fleet, lambda session: session.execute(insert(Run).values(mixed)))
-    _refused_and_unwritten(fleet, lambda session: session.scalars(insert(Run).returning(Run), mixed).all())
-    expression = _run_values("ann", user_id=func.lower("ANN"))
-    _refused_and_unwritten(fleet, lambda session: session.execute(insert(Run).values(expression)))
+    mixed = [run_values("ann"), run_values("bob")]
+    refused_and_unwritten(fleet, lambda session: session.execute(insert(Run), mixed))
+    refused_and_unwritten(fleet, lambda session: session.execute(insert(Run).values(mixed)))
+    refused_and_unwritten(fleet, lambda session: session.scalars(insert(Run).returning(Run), mixed).all())
+    expression = run_values("ann", user_id=func.lower("ANN"))
+    refused_and_unwritten(fleet, lambda session: session.execute(insert(Run).values(expression)))
     with fleet.get_session(user_id="ann") as session:
-        session.execute(insert(Run), [_run_values("ann"), _run_values("ann")])
+        session.execute(insert(Run), [run_values("ann"), run_values("ann")])
         assert session.scalar(select(func.count(Run.run_id))) == 3
 
 
@@ -548,13 +419,13 @@ def _upsert(db: DatabaseFactory, model: type[Base], values: dict[str, Any], key:
 
 def test_an_upsert_cannot_reach_a_foreign_row(fleet: DatabaseFactory) -> None:
     """DO UPDATE on a key without the owner is refused; on the own (run, execution) it works."""
-    statement, key = _upsert(fleet, Run, _run_values("ann", run_id="run-bob"), ["run_id"])
+    statement, key = _upsert(fleet, Run, run_values("ann", run_id="run-bob"), ["run_id"])
     stolen = statement.on_conflict_do_update(index_elements=key, set_={"status": "failed"})
-    _refused_and_unwritten(fleet, lambda session: session.execute(stolen))
+    refused_and_unwritten(fleet, lambda session: session.execute(stolen))
     own = execution_values(Run(run_id="run-ann", account_id="acc-ann"), exec_id="exec-ann", symbol="ETHUSDT")
     statement, key = _upsert(fleet, PrivateExecution, own, ["run_id", "exec_id"])
     moved = statement.on_conflict_do_update(index_elements=key, set_={"run_id": "run-bob"})
-    _refused_and_unwritten(fleet, lambda session: session.execute(moved))
+    refused_and_unwritten(fleet, lambda session: session.execute(moved))
     with fleet.get_session(user_id="ann") as session:
         session.execute(statement.on_conflict_do_update(index_elements=key, set_={"symbol": "ETHUSDT"}))
         assert session.scalars(select(PrivateExecution.symbol)).all() == ["ETHUSDT"]
@@ -563,8 +434,8 @@ def test_an_upsert_cannot_reach_a_foreign_row(fleet: DatabaseFactory) -> None:
 def test_a_bulk_update_by_key_reaches_own_rows_only(fleet: DatabaseFactory) -> None:
     """A list of keys with a foreign one changes nothing; own keys work."""
     rows = [{"run_id": "run-ann", "status": "failed"}, {"run_id": "run-bob", "status": "failed"}]
-    _refused_and_unwritten(fleet, lambda session: session.execute(update(Run), rows))
-    _refused_and_unwritten(
+    refused_and_unwritten(fleet, lambda session: session.execute(update(Run), rows))
+    refused_and_unwritten(
         fleet, lambda session: session.execute(update(Run), [{"run_id": "run-ann", "user_id": "bob"}])
     )
     with fleet.get_session(user_id="ann") as session:
@@ -572,27 +443,33 @@ def test_a_bulk_update_by_key_reaches_own_rows_only(fleet: DatabaseFactory) -> N
         assert session.scalars(select(Run.status)).all() == ["failed"]
 
 
-def test_an_update_cannot_copy_from_foreign_rows(fleet: DatabaseFactory) -> None:
-    """UPDATE ... FROM and DELETE ... USING another table are refused; a subquery sees own rows."""
-    source = update(Run).where(Strategy.account_id == "acc-bob").values(gridcore_version=Strategy.symbol)
-    _refused_and_unwritten(fleet, lambda session: session.execute(source))
-    doomed = delete(Run).where(Run.user_id == User.user_id, User.username == "name-bob")
-    _refused_and_unwritten(fleet, lambda session: session.execute(doomed))
+def test_an_update_copies_from_own_rows_only(fleet: DatabaseFactory) -> None:
+    """UPDATE ... FROM another table, and a subquery, see what the user owns there."""
+    before = everything_of(fleet, "bob")
+    no_sync = {"synchronize_session": False}
     with fleet.get_session(user_id="ann") as session:
-        newest = select(func.max(Strategy.strategy_id)).scalar_subquery()
-        session.execute(update(Run).values(gridcore_version=newest))
+        linked = Strategy.strategy_type != Run.run_type
+        theirs = update(Run).where(linked, Strategy.account_id == "acc-bob").values(gridcore_version=Strategy.symbol)
+        session.execute(theirs, execution_options=no_sync)
+        assert session.scalars(select(Run.gridcore_version)).all() == [None]
+        any_of_them = update(Run).where(linked).values(gridcore_version=Strategy.strategy_id)
+        session.execute(any_of_them, execution_options=no_sync)
         assert session.scalars(select(Run.gridcore_version)).all() == ["str-ann"]
+        newest = select(func.max(BybitAccount.account_id)).scalar_subquery()
+        session.execute(update(Run).values(gridcore_version=newest))
+        assert session.scalars(select(Run.gridcore_version)).all() == ["acc-ann"]
+    assert everything_of(fleet, "bob") == before
 
 
 def test_merge_cannot_take_over_a_foreign_row(fleet: DatabaseFactory) -> None:
     """As it is, relabelled as one's own, and without looking; an own row merges."""
-    _refused_and_unwritten(fleet, lambda session: session.merge(Run(run_id="run-bob", **_run_values())))
-    _refused_and_unwritten(fleet, lambda session: session.merge(Run(run_id="run-bob", **_run_values("ann"))))
-    foreign = _detached(fleet, Run, "run-bob")
-    _refused_and_unwritten(fleet, lambda session: session.merge(foreign, load=False))
+    refused_and_unwritten(fleet, lambda session: session.merge(Run(run_id="run-bob", **run_values())))
+    refused_and_unwritten(fleet, lambda session: session.merge(Run(run_id="run-bob", **run_values("ann"))))
+    foreign = detached(fleet, Run, "run-bob")
+    refused_and_unwritten(fleet, lambda session: session.merge(foreign, load=False))
     with fleet.get_session(user_id="ann") as session:
         assert session.merge(Run(run_id="run-ann", gridcore_version="3.0")).user_id == "ann"
-        assert session.merge(Run(run_id="run-new", **_run_values("ann"))).run_id == "run-new"
+        assert session.merge(Run(run_id="run-new", **run_values("ann"))).run_id == "run-new"
 
 
 # Raw SQL
@@ -629,7 +506,7 @@ def test_raw_sql_is_refused_or_confined_by_the_server(fleet: DatabaseFactory, wh
 
 def test_prefixes_and_hints_are_refused_where_the_server_does_not_confine(fleet: DatabaseFactory) -> None:
     """They carry text that nobody looks into; INSERT OR REPLACE would even delete a foreign row."""
-    replace = insert(Run).prefix_with("OR REPLACE", dialect="sqlite").values(_run_values("ann", run_id="run-bob"))
+    replace = insert(Run).prefix_with("OR REPLACE").values(run_values("ann", run_id="run-bob"))
     with fleet.get_session(user_id="ann") as session:
         assert isinstance(session, UserSession)
         if not session.confined_by_server:
@@ -639,21 +516,29 @@ def test_prefixes_and_hints_are_refused_where_the_server_does_not_confine(fleet:
 
 
 def test_a_class_without_an_owner_is_refused(fleet: DatabaseFactory) -> None:
-    """A mapped class that the ownership map does not know cannot be read: nothing would confine it."""
+    """A mapped class that the ownership map does not know: refused, and confined if it is mapped to a known table."""
 
     class Unlisted(Base):
+        __tablename__ = "unlisted"
+        key: Mapped[str] = mapped_column(primary_key=True)
+
+    class Again(Base):
         __table__ = Run.__table__
 
     try:
         with fleet.get_session(user_id="ann") as session:
-            assert isinstance(session, UserSession)
-            if session.confined_by_server:
-                assert [vars(row)["run_id"] for row in session.scalars(select(Unlisted))] == ["run-ann"]
-            else:
-                with pytest.raises(TenantViolation):
-                    session.scalars(select(Unlisted))
+            assert [vars(row)["run_id"] for row in session.scalars(select(Again))] == ["run-ann"]
+            with pytest.raises((TenantViolation, ProgrammingError)):
+                session.scalars(select(Unlisted))
+            session.rollback()
+            session.add(Unlisted(key="x"))
+            with pytest.raises(LookupError, match=r"ownership\.py"):
+                session.flush()
+            session.expunge_all()
     finally:
-        Base.registry._dispose_cls(Unlisted)
+        for model in (Unlisted, Again):
+            Base.registry._dispose_cls(model)
+        Base.metadata.remove(Base.metadata.tables["unlisted"])
 
 
 def test_the_bare_connection_is_refused_or_confined(fleet: DatabaseFactory) -> None:
@@ -669,16 +554,16 @@ def test_the_bare_connection_is_refused_or_confined(fleet: DatabaseFactory) -> N
 
 def test_the_legacy_bulk_methods_are_refused(fleet: DatabaseFactory) -> None:
     """bulk_save_objects and its siblings pass by every check."""
-    _refused_and_unwritten(fleet, lambda session: session.bulk_save_objects([Run(**_run_values())]))
-    _refused_and_unwritten(fleet, lambda session: session.bulk_insert_mappings(Run, [_run_values()]))
+    refused_and_unwritten(fleet, lambda session: session.bulk_save_objects([Run(**run_values())]))
+    refused_and_unwritten(fleet, lambda session: session.bulk_insert_mappings(Run, [run_values()]))
     rows = [{"run_id": "run-bob", "status": "failed"}]
-    _refused_and_unwritten(fleet, lambda session: session.bulk_update_mappings(Run, rows))
+    refused_and_unwritten(fleet, lambda session: session.bulk_update_mappings(Run, rows))
 
 
 def test_insert_from_select_is_refused(fleet: DatabaseFactory) -> None:
     """The rows it would write cannot be checked beforehand."""
     statement = insert(User).from_select(["username"], select(User.username))
-    _refused_and_unwritten(fleet, lambda session: session.execute(statement))
+    refused_and_unwritten(fleet, lambda session: session.execute(statement))
 
 
 # Sessions and users
@@ -741,7 +626,7 @@ def test_an_unknown_user_sees_nothing_and_writes_nothing(fleet: DatabaseFactory,
         for model in OWNED:
             assert session.scalars(select(model)).all() == []
     with pytest.raises(TenantViolation), fleet.get_session(user_id=user_id) as session:
-        session.add(Run(**_run_values("ann")))
+        session.add(Run(**run_values("ann")))
 
 
 def test_a_session_tells_its_user(fleet: DatabaseFactory) -> None:
@@ -820,15 +705,15 @@ def test_an_object_from_a_users_session_works_unconfined_elsewhere(fleet: Databa
 
 def test_no_error_text_holds_foreign_data(fleet: DatabaseFactory) -> None:
     """A violation names operation, entity and the own user, and nothing of the other one's row."""
-    foreign = _detached(fleet, ApiCredential, "cred-bob")
+    foreign = detached(fleet, ApiCredential, "cred-bob")
     attempts: list[Callable[[Session], object]] = [
         lambda session: session.add(foreign),
-        lambda session: session.merge(Run(run_id="run-bob", **_run_values("ann"))),
+        lambda session: session.merge(Run(run_id="run-bob", **run_values("ann"))),
         lambda session: session.execute(update(Run), [{"run_id": "run-bob", "status": "failed"}]),
         lambda session: session.add(Strategy(account_id="acc-bob", strategy_type="G", symbol="S", config_json={})),
     ]
     for attempt in attempts:
-        violation = _refused_and_unwritten(fleet, attempt)
+        violation = refused_and_unwritten(fleet, attempt)
         assert violation.user_id == "ann"
         assert violation.entity in {"ApiCredential", "Run", "Strategy"}
         assert violation.operation

@@ -1,0 +1,361 @@
+"""SQL that is written out with one user's rows only.
+
+SQLAlchemy turns every statement into text in one place, its compiler. The one made here writes each table that
+holds users' rows together with the condition that they are the session's user's: in WHERE where that says the same,
+else by reading from `(SELECT * FROM runs WHERE user_id = ?)` in place of `runs`. So it does not matter how a table
+got into a statement (entity, alias, join, eager load, subquery, RETURNING, UPDATE ... FROM). What is passed through
+and not written out, raw SQL, is refused here too. Both happen once for each new form of statement: SQLAlchemy keeps
+the text, and the user in it is a bound parameter.
+
+The tempting alternative, SQLAlchemy's loader criteria, reaches neither full outer joins, nor subqueries inside a
+statement that is not itself an ORM one (LIMIT, CASE, window functions, ON, VALUES), nor any subquery of an INSERT.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Engine, FromClause, Join, String, TableClause, bindparam, select
+from sqlalchemy.orm import FromStatement, UserDefinedOption
+from sqlalchemy.sql.cache_key import HasCacheKey
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.elements import ClauseElement, ColumnClause
+from sqlalchemy.sql.selectable import AliasedReturnsRows, FromGrouping
+from sqlalchemy.sql.visitors import InternalTraversal
+
+from shared.db.errors import TenantError, TenantScopeError, TenantViolation
+from shared.db.tenancy.ownership import OWNERSHIP, ownership_of, primary_key
+
+USER_PARAMETER: Final = "shared_db_user_id"
+_MODELS = {model.__table__: model for model in OWNERSHIP}
+_SHARED_TABLES = frozenset(table for table, model in _MODELS.items() if OWNERSHIP[model] is None)
+_TABLE_NAMES = frozenset(model.__tablename__ for model in OWNERSHIP)
+_REMEDY = "use mapped classes (select(Run)), or a plain session from db.get_session() for raw SQL"
+_TENANT_REQUIRED = (
+    "require_tenant is set, and this session without a user would touch users' data; open "
+    "db.get_session(user_id=...), or for a tool a DatabaseFactory whose settings have require_tenant=False"
+)
+
+# count(*), EXISTS (SELECT 1 ...): what SQLAlchemy itself writes as a literal column.
+_HARMLESS_LITERALS = frozenset({"*", "1"})
+# An operator given as text may be made of operator characters only, and begin no comment.
+_OPERATOR = re.compile(r"(?!.*(--|/\*))[-+*/<>=~!@#%^&|?]+")
+# A type given as text may hold no parentheses but those around its numbers: it could close the CAST it stands in.
+_TYPE_NAME = re.compile(r"\w+( \w+)*(\(\d+(, ?\d+)*\))?( \w+)*(\[\])*")
+# PostgreSQL's functions that run SQL given as text, or leave the role of the session.
+_FUNCTIONS_THAT_RUN_SQL = re.compile(
+    r"(query|table|cursor|schema|database)_to_xml(schema|_and_xmlschema)?|ts_stat|ts_rewrite|set_config|dblink\w*|"
+    r"crosstab\w*|connectby|load_extension|lo_\w+|pg_read_\w+",
+    re.IGNORECASE,
+)
+
+
+class Confinement(HasCacheKey, UserDefinedOption):
+    """A statement option that says whose rows the compiler may write out, and whether raw SQL passes."""
+
+    raw_sql = False
+
+    def condition(self, table: Any, source: Any) -> ColumnElement[bool] | None:
+        """What rows of `source` (`table` itself or an alias of it) must fulfil; None if they are all allowed."""
+        raise NotImplementedError
+
+    def refusal(self, what: str) -> TenantError:
+        """The error for a part of a statement through which nobody can see whose rows it touches."""
+        raise NotImplementedError
+
+    def check(self, statement: Any) -> None:
+        """Raise for what a statement as a whole may not be."""
+
+
+class OwnRows(Confinement):
+    """The rows of one user.
+
+    With `raw_sql` text and Core tables pass: PostgreSQL's own policies confine them. `statement_of_caller` is False
+    for the statements that SQLAlchemy makes itself to load attributes, in which tables stand unmapped.
+    """
+
+    _traverse_internals = [  # noqa: RUF012 # SQLAlchemy's own spelling; it reads the list
+        ("user", InternalTraversal.dp_clauseelement),
+        ("raw_sql", InternalTraversal.dp_boolean),
+        ("statement_of_caller", InternalTraversal.dp_boolean),
+    ]
+
+    def __init__(self, user_id: str, *, raw_sql: bool, statement_of_caller: bool) -> None:
+        super().__init__()
+        self.user_id = user_id
+        self.user = bindparam(USER_PARAMETER, user_id, String(), unique=True)
+        self.raw_sql = raw_sql
+        self.statement_of_caller = statement_of_caller
+
+    def condition(self, table: Any, source: Any) -> ColumnElement[bool] | None:
+        """The same as `ownership.owned_by`; of a parent's table the compiler writes out own rows only anyway."""
+        model = _MODELS.get(table)
+        if model is None:
+            if self.raw_sql:
+                return None
+            raise self.refusal(f"the table {table.name}")
+        ownership = ownership_of(model)
+        if ownership is None:
+            return None
+        column: ColumnElement[Any] = source.c[ownership.column]
+        if ownership.parent is None:
+            return column == self.user
+        parents = ownership.parent.__table__
+        return column.in_(select(parents.c[primary_key(ownership.parent)]).correlate(None))
+
+    def refusal(self, what: str) -> TenantError:
+        """`TenantViolation`."""
+        return TenantViolation("raw SQL", what, self.user_id, _REMEDY)
+
+    def check(self, statement: Any) -> None:
+        """Refuse Core tables: they would be confined, but PostgreSQL's policies are asked for where they are meant."""
+        if self.statement_of_caller and not self.raw_sql:
+            for table in unmapped_tables(statement):
+                raise self.refusal(f"the table {table.name}")
+
+
+class NoUsersRows(Confinement):
+    """Nobody's rows: users' tables, and raw SQL that may hide them, are refused (`require_tenant`)."""
+
+    _traverse_internals: list[Any] = []  # noqa: RUF012 # SQLAlchemy's own spelling; it reads the list
+
+    def condition(self, table: Any, source: Any) -> ColumnElement[bool] | None:
+        """None for what is shared by all."""
+        if table in _SHARED_TABLES:
+            return None
+        raise self.refusal(table.name)
+
+    def refusal(self, what: str) -> TenantError:
+        """`TenantScopeError`."""
+        return TenantScopeError(_TENANT_REQUIRED)
+
+
+def confine(engine: Engine) -> None:
+    """Have `engine` obey a statement's `Confinement`. Statements without one are written as ever."""
+    compiler: Any = engine.dialect.statement_compiler
+    # Each engine has a dialect of its own.
+    engine.dialect.statement_compiler = _confined(compiler)
+
+
+def is_confined(engine: Any) -> bool:
+    """Whether `confine()` was called for this engine or connection."""
+    return issubclass(engine.dialect.statement_compiler, ConfinedCompiler)
+
+
+@lru_cache
+def _confined(compiler: Any) -> Any:
+    return type(f"Confined{compiler.__name__}", (ConfinedCompiler, compiler), {})
+
+
+_Untyped: Any = SQLCompiler
+
+
+class ConfinedCompiler(_Untyped):  # type: ignore[misc] # SQLAlchemy's compilers have no types
+    """A dialect's compiler that obeys a `Confinement`."""
+
+    _confinement: Confinement | None
+    # The FROM elements of the SELECT being written whose condition stands in its WHERE.
+    _conditioned: frozenset[int] = frozenset()
+
+    def __init__(self, dialect: Any, statement: Any, *args: Any, **options: Any) -> None:
+        given = [option for option in getattr(statement, "_with_options", ()) if isinstance(option, Confinement)]
+        # The last one: it is the session's, which adds it to what the caller gave.
+        self._confinement = given[-1] if given else None
+        if self._confinement is not None:
+            self._confinement.check(statement)
+        super().__init__(dialect, statement, *args, **options)
+
+    def construct_params(self, params: Any = None, extracted_parameters: Any = None, *args: Any, **options: Any) -> Any:
+        """The values of one execution. Whatever the caller calls his parameters, the session's user is himself."""
+        collected = options.get("_collected_params") or getattr(self, "_collected_params", None)
+        if collected and self.isinsert:
+            # They would take the place of values that the session has checked.
+            self._refuse("params() of an INSERT")
+        found = super().construct_params(params, extracted_parameters, *args, **options)
+        if isinstance(self._confinement, OwnRows):
+            user = self._confinement.user
+            if extracted_parameters:
+                # This text was made for another execution, perhaps of another user: take the bound parameter of
+                # this one that stands where that one's stood.
+                pairs = zip(self.cache_key.bindparams, extracted_parameters, strict=True)
+                user = next(here for there, here in pairs if there is user)
+            for bind, name in self.bind_names.items():
+                if USER_PARAMETER in bind.key:
+                    found[name] = user.value
+        return found
+
+    def visit_table(self, table: Any, asfrom: bool = False, iscrud: bool = False, **options: Any) -> Any:
+        """A table in FROM. The target of an UPDATE or DELETE has its condition in WHERE."""
+        text = super().visit_table(table, asfrom=asfrom, iscrud=iscrud, **options)
+        if self._confinement is None or not asfrom or iscrud:
+            return text
+        alias = options.get("enclosing_alias")
+        source = alias if alias is not None and alias.element is table else table
+        if id(source) in self._conditioned:
+            return text
+        condition = self._confinement.condition(table, table)
+        if condition is None:
+            return text
+        name = self.preparer.quote(table.name)
+        own = f"(SELECT * FROM {name} WHERE {self.process(condition)})"
+        return own if source is alias else own + self.get_render_as_alias_suffix(name)
+
+    def _compose_select_body(
+        self, text: Any, select: Any, compile_state: Any, inner_columns: Any, froms: Any, *rest: Any
+    ) -> Any:
+        # Without this method the result would be as safe, since visit_table() would confine every table. But a
+        # condition in WHERE is what the databases' planners know best, and PostgreSQL lets a query group by the
+        # key of a table, not of a subselect.
+        if self._confinement is None:
+            return super()._compose_select_body(text, select, compile_state, inner_columns, froms, *rest)
+        enclosing, conditions = self._conditioned, []
+        here = set()
+        for source in _rows_needed(froms):
+            table = source.element if isinstance(source, AliasedReturnsRows) else source
+            condition = self._confinement.condition(table, source)
+            here.add(id(source))
+            if condition is not None:
+                conditions.append(condition)
+        self._conditioned = frozenset(here)
+        try:
+            own = select.where(*conditions) if conditions else select
+            return super()._compose_select_body(text, own, compile_state, inner_columns, froms, *rest)
+        finally:
+            self._conditioned = enclosing
+
+    def visit_insert(self, insert_stmt: Any, visiting_cte: Any = None, **options: Any) -> Any:
+        """What the new rows may be is for the session to check: it knows their values."""
+        self._condition_of_target(insert_stmt, visiting_cte)
+        return super().visit_insert(insert_stmt, visiting_cte=visiting_cte, **options)
+
+    def visit_update(self, update_stmt: Any, visiting_cte: Any = None, **options: Any) -> Any:
+        """UPDATE of own rows."""
+        condition = self._condition_of_target(update_stmt, visiting_cte)
+        own = update_stmt if condition is None else update_stmt.where(condition)
+        return super().visit_update(own, visiting_cte=visiting_cte, **options)
+
+    def visit_delete(self, delete_stmt: Any, visiting_cte: Any = None, **options: Any) -> Any:
+        """DELETE of own rows."""
+        condition = self._condition_of_target(delete_stmt, visiting_cte)
+        own = delete_stmt if condition is None else delete_stmt.where(condition)
+        return super().visit_delete(own, visiting_cte=visiting_cte, **options)
+
+    def _condition_of_target(self, statement: Any, visiting_cte: Any) -> ColumnElement[bool] | None:
+        if self._confinement is None:
+            return None
+        if visiting_cte is not None:
+            self._refuse("a data-changing CTE")
+        return self._confinement.condition(statement.table, statement.table)
+
+    def visit_cte(self, cte: Any, *args: Any, **options: Any) -> Any:
+        """A CTE hides the table of the same name, also from the conditions that look up the user's parents there."""
+        if self._confinement is not None and cte.name.lower() in _TABLE_NAMES:
+            raise self._confinement.refusal(f"a CTE named {cte.name}")
+        return super().visit_cte(cte, *args, **options)
+
+    def visit_textclause(self, textclause: Any, **options: Any) -> Any:
+        """Raw SQL; prefixes and suffixes come this way too."""
+        self._refuse("text()")
+        return super().visit_textclause(textclause, **options)
+
+    def visit_textual_select(self, taf: Any, **options: Any) -> Any:
+        """Raw SQL with declared columns."""
+        self._refuse("text()")
+        return super().visit_textual_select(taf, **options)
+
+    def visit_tstring(self, tstring: Any, **options: Any) -> Any:
+        """Raw SQL from a template string (SQLAlchemy 2.1 on Python 3.14)."""
+        self._refuse("tstring()")
+        return super().visit_tstring(tstring, **options)
+
+    def visit_column(self, column: Any, *args: Any, **options: Any) -> Any:
+        """Literal columns are raw SQL."""
+        if column.is_literal and column.name not in _HARMLESS_LITERALS:
+            self._refuse("literal_column()")
+        return super().visit_column(column, *args, **options)
+
+    def get_statement_hint_text(self, hint_texts: Any) -> Any:
+        """Hints are raw SQL."""
+        self._refuse("a hint")
+        return super().get_statement_hint_text(hint_texts)
+
+    def visit_custom_op_binary(self, element: Any, operator: Any, **options: Any) -> Any:
+        """`column.op("...")`."""
+        self._check_operator(operator)
+        return super().visit_custom_op_binary(element, operator, **options)
+
+    def visit_custom_op_unary_operator(self, element: Any, operator: Any, **options: Any) -> Any:
+        """The same before its operand."""
+        self._check_operator(operator)
+        return super().visit_custom_op_unary_operator(element, operator, **options)
+
+    def visit_custom_op_unary_modifier(self, element: Any, operator: Any, **options: Any) -> Any:
+        """The same behind its operand."""
+        self._check_operator(operator)
+        return super().visit_custom_op_unary_modifier(element, operator, **options)
+
+    def visit_extract(self, extract: Any, **options: Any) -> Any:
+        """The field of EXTRACT is written as it was given."""
+        if not str(extract.field).isidentifier():
+            self._refuse("extract() of what is no field")
+        return super().visit_extract(extract, **options)
+
+    def visit_typeclause(self, typeclause: Any, **options: Any) -> Any:
+        """The type of a CAST may be any text."""
+        text = super().visit_typeclause(typeclause, **options)
+        if not _TYPE_NAME.fullmatch(text):
+            self._refuse("a type that is more than a name")
+        return text
+
+    def visit_function(self, func: Any, *args: Any, **options: Any) -> Any:
+        """A few functions run SQL that they are given as text."""
+        if _FUNCTIONS_THAT_RUN_SQL.fullmatch(func.name):
+            self._refuse(f"the function {func.name}")
+        return super().visit_function(func, *args, **options)
+
+    def _check_operator(self, operator: Any) -> None:
+        if not _OPERATOR.fullmatch(operator.opstring):
+            self._refuse("an operator made of text")
+
+    def _refuse(self, what: str) -> None:
+        if self._confinement is not None and not self._confinement.raw_sql:
+            raise self._confinement.refusal(what)
+
+
+def _rows_needed(froms: Iterable[FromClause]) -> Iterator[Any]:
+    """The tables and aliases whose rows no outer join can make up: a condition on them may stand in WHERE."""
+    for source in froms:
+        if isinstance(source, FromGrouping):
+            yield from _rows_needed([source.element])
+        elif isinstance(source, Join):
+            if not source.full:
+                yield from _rows_needed([source.left] if source.isouter else [source.left, source.right])
+        elif isinstance(source, TableClause) or (
+            isinstance(source, AliasedReturnsRows) and isinstance(source.element, TableClause)
+        ):
+            yield source
+
+
+def unmapped_tables(statement: Any) -> set[Any]:
+    """The tables of users that a statement names without their mapped class: Core tables."""
+    mapped: set[Any] = set()
+    named: set[Any] = set()
+    seen: set[int] = set()
+    to_visit = [statement.element if isinstance(statement, FromStatement) else statement]
+    while to_visit:
+        element = to_visit.pop()
+        if id(element) in seen:
+            continue
+        seen.add(id(element))
+        table = element.table if isinstance(element, ColumnClause) else element
+        if isinstance(table, AliasedReturnsRows):
+            table = table.element
+        if isinstance(table, TableClause) and table not in _SHARED_TABLES:
+            # Whatever the ORM has had in its hands it has annotated.
+            (mapped if element._annotations else named).add(table)
+        # A Select's own get_children() leaves out a mapped class whose table it has met in a column.
+        to_visit.extend(ClauseElement.get_children(element))
+    return named - mapped

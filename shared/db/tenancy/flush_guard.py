@@ -1,0 +1,87 @@
+"""What a flush of a user's session may write: the objects' side of `statement_guard`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Dialect, TableClause, inspect, select
+from sqlalchemy.orm import InstanceState, Session
+from sqlalchemy.sql import visitors
+from sqlalchemy.sql.elements import ClauseElement, ColumnClause
+from sqlalchemy.sql.selectable import AliasedReturnsRows, SelectBase
+
+from shared.db.tenancy.confined_sql import Confinement
+from shared.db.tenancy.guard import OwnershipGuard, column_values, written_values
+from shared.db.tenancy.ownership import ownership_of, primary_key
+
+
+def check_identity(guard: OwnershipGuard, state: InstanceState[Any]) -> None:
+    """`TenantViolation` if the flush would write another row than the one that was proved when the object came in.
+
+    Proved is the identity; the flush goes by the key that the attribute was loaded with.
+    """
+    if state.identity is None:
+        return
+    name = state.mapper.get_property_by_column(state.mapper.primary_key[0]).key
+    if state.committed_state.get(name, state.dict.get(name, state.identity[0])) != state.identity[0]:
+        raise guard.violation("flush", state.mapper.class_, "its key is not the one it was loaded with")
+
+
+def check_expressions(
+    guard: OwnershipGuard, state: InstanceState[Any], confinement: Confinement, dialect: Dialect
+) -> None:
+    """`TenantViolation` if an attribute is an SQL expression that reads other rows or is raw SQL.
+
+    The flush writes such expressions out by itself, and nothing confines what they read.
+    """
+    for name in state.dict if state.identity is None else state.committed_state:
+        value: Any = state.dict.get(name)
+        expression = value.__clause_element__() if hasattr(value, "__clause_element__") else value
+        if not isinstance(expression, ClauseElement):
+            continue
+        for element in visitors.iterate(expression):
+            if isinstance(element, (SelectBase, TableClause, AliasedReturnsRows)) or (
+                isinstance(element, ColumnClause) and element.table not in {None, state.mapper.local_table}
+            ):
+                raise guard.violation("flush", state.mapper.class_, f"{name} is set to what another row holds")
+        # Compiling is what refuses raw SQL.
+        column: Any = expression
+        select(column).options(confinement).compile(dialect=dialect)
+
+
+def check_flushed(guard: OwnershipGuard, session: Session, *, complete: bool) -> None:
+    """`TenantViolation` unless every new row, and every one that changes owner or parent, is the user's own.
+
+    Before the flush what it will fill in may be missing; after it the rows are `complete`.
+    """
+    if session.deleted:
+        # The database's cascade may take rows along that were proved.
+        guard.forget()
+    rows_of: dict[type[Any], list[dict[str, Any]]] = {}
+    coming: set[tuple[type[Any], Any]] = set()
+    for entity in session.new:
+        model = type(entity)
+        if ownership_of(model) is not None:
+            row = written_values(session, entity) if complete else column_values(entity)
+            rows_of.setdefault(model, []).append(row)
+            if not complete:
+                # A parent that this flush inserts cannot be looked up before it; afterwards it can.
+                coming.add((model, row[primary_key(model)]))
+    for entity in session.dirty:
+        if _moves(inspect(entity)):
+            guard.forget(type(entity), inspect(entity).identity)
+            row = written_values(session, entity) if complete else column_values(entity)
+            rows_of.setdefault(type(entity), []).append(row)
+    for model, rows in rows_of.items():
+        guard.check_rows(session, "flush", model, rows, complete=complete, coming=coming)
+
+
+def _moves(state: InstanceState[Any]) -> bool:
+    """Whether a stored row gets another owner or parent; else it stays the user's, as it was when it came in."""
+    ownership = ownership_of(state.mapper.class_)
+    if ownership is None:
+        return False
+    columns = state.mapper.local_table.c
+    return any(
+        state.mapper.get_property_by_column(columns[name]).key in state.committed_state for name in ownership.columns
+    )

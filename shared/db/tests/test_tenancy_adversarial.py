@@ -1,0 +1,747 @@
+"""What an adversary found: ways round a user's session that worked once, or might work in another implementation.
+
+Each runs on in-memory SQLite, file SQLite, PostgreSQL, and PostgreSQL with its policies.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from sqlalchemy import (
+    String,
+    bindparam,
+    case,
+    cast,
+    column,
+    create_engine,
+    delete,
+    extract,
+    func,
+    insert,
+    inspect,
+    join,
+    lambda_stmt,
+    literal,
+    literal_column,
+    not_,
+    or_,
+    select,
+    text,
+    true,
+    tuple_,
+    union_all,
+    update,
+    values,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import (
+    Bundle,
+    Session,
+    aliased,
+    joinedload,
+    load_only,
+    make_transient_to_detached,
+    outerjoin,
+    selectinload,
+    with_loader_criteria,
+    with_parent,
+)
+from sqlalchemy.orm.attributes import set_committed_value
+
+from shared.db import (
+    ApiCredential,
+    BybitAccount,
+    DatabaseFactory,
+    PrivateExecution,
+    PublicTrade,
+    Run,
+    Strategy,
+    TenantScopeError,
+    TenantViolation,
+    User,
+    UserSession,
+)
+from shared.db.tenancy.confined_sql import OwnRows
+from shared.db.tests.fleet import detached, everything_of, refused_and_unwritten, run_values
+from shared.db.tests.support import execution_values, trade_values
+
+TABLES: Any = Run.metadata.tables
+RUNS, CREDENTIALS = TABLES["runs"], TABLES["api_credentials"]
+STRATEGIES, TRADES = TABLES["strategies"], TABLES["public_trades"]
+NO_SYNC = {"synchronize_session": False}
+
+
+def _secret() -> Any:
+    """The greatest secret that can be seen: bob's, if anything of his can."""
+    return select(func.max(ApiCredential.api_key_id)).scalar_subquery()
+
+
+def _count() -> Any:
+    """The number of runs that can be seen: one, or two."""
+    return select(func.count(Run.run_id)).scalar_subquery()
+
+
+def _seen() -> Any:
+    """Whether bob's run can be seen."""
+    return select(Run.run_id).where(Run.user_id == "bob").exists()
+
+
+def _if(condition: Any) -> Any:
+    return select(literal("bob")).where(condition)
+
+
+def _more_than_one(rows: Any) -> Any:
+    return _if(select(rows.subquery()).offset(1).exists())
+
+
+def _recursive() -> Any:
+    cte = select(literal("x").label("run_id")).cte("found", recursive=True)
+    return select(cte.union(select(Run.run_id)).c.run_id)
+
+
+def _full_join_to_alias() -> Any:
+    runs = aliased(Run)
+    return select(PublicTrade.id, runs.run_id).outerjoin(runs, PublicTrade.symbol == runs.run_id, full=True)
+
+
+def _aliased_relationship() -> Any:
+    runs = aliased(Run)
+    return _if(select(User.user_id).where(User.runs.of_type(runs).any(runs.user_id == "bob")).exists())
+
+
+def _another_class(table: Any) -> Any:
+    trades = aliased(PublicTrade, table, adapt_on_names=True)
+    return _if(select(func.count(trades.symbol)).scalar_subquery() > 1)
+
+
+# Statements that would show "bob" if anything of his could be seen. Two public trades are there.
+READS: dict[str, Callable[[], Any]] = {
+    "LIMIT": lambda: _more_than_one(select(TRADES.c.id).order_by(TRADES.c.id).limit(_count())),
+    "OFFSET": lambda: _if(~select(select(TRADES.c.id).limit(9).offset(_count()).subquery()).exists()),
+    "CASE": lambda: select(case((TRADES.c.id > 0, _secret()))),
+    "CASE ... ELSE": lambda: select(case((TRADES.c.id < 0, "x"), else_=_secret())),
+    "CASE value": lambda: select(case({"key-bob": "bob"}, value=_secret())),
+    "CAST": lambda: select(cast(_secret(), String)),
+    "a function's argument": lambda: select(func.coalesce(_secret(), "x")),
+    "a concatenation": lambda: select(literal("x") + _secret()),
+    "a tuple": lambda: _if(
+        tuple_(literal("key-bob"), literal("x")).in_(select(ApiCredential.api_key_id, literal("x")))
+    ),
+    "IN": lambda: _if(literal("key-bob").in_(select(ApiCredential.api_key_id))),
+    "BETWEEN": lambda: _if(literal("key-bob").between(_secret(), _secret())),
+    "NOT": lambda: _if(not_(_secret() != "key-bob")),
+    "NOT NOT EXISTS": lambda: _if(not_(~_seen())),
+    "OR": lambda: _if(or_(_seen(), literal("a") == "b")),
+    "minus": lambda: _if(-_count() == -2),
+    "HAVING": lambda: select(literal("bob"), TRADES.c.symbol).group_by(TRADES.c.symbol).having(_secret() == "key-bob"),
+    "GROUP BY": lambda: _more_than_one(
+        select(func.count(TRADES.c.id)).group_by(case((_secret() == "key-bob", TRADES.c.id), else_=0))
+    ),
+    "DISTINCT": lambda: select(TRADES.c.symbol, _secret()).distinct(),
+    "a window's argument": lambda: select(func.max(_secret()).over(order_by=TRADES.c.id)),
+    "a window's order": lambda: select(func.first_value(Run.run_id).over(order_by=Run.run_id.desc())),
+    "a window's order alone": lambda: _more_than_one(select(func.row_number().over(order_by=Run.run_id).label("n"))),
+    "a window's partition alone": lambda: _more_than_one(
+        select(func.row_number().over(partition_by=Run.run_id).label("n"))
+    ),
+    "FILTER": lambda: select(func.max(Run.run_id).filter(Run.status == "running")),
+    "UNION with a shared table": lambda: union_all(select(TRADES.c.symbol), select(Run.run_id)),
+    "UNION ... LIMIT": lambda: _more_than_one(union_all(select(TRADES.c.id), select(TRADES.c.id)).limit(_count())),
+    "a CTE": lambda: select(select(Run.run_id).cte().c.run_id),
+    "a CTE and a bare column": lambda: select(column("run_id")).select_from(select(Run.run_id).cte("found")),
+    "a recursive CTE": _recursive,
+    "VALUES": lambda: select(values(column("x", String), name="v").data([(_secret(),)]).cte().c.x),
+    "an explicit join": lambda: select(TRADES.c.id, Run.run_id).select_from(join(TRADES, Run, true())),
+    "ON alone": lambda: select(literal("bob")).select_from(join(TRADES, Run, Run.run_id == "run-bob")),
+    "EXISTS in ON": lambda: select(literal("bob")).select_from(join(TRADES, TRADES.alias(), _seen())),
+    "WHERE alone": lambda: select(literal("bob")).where(TRADES.c.symbol != Run.run_id, Run.user_id == "bob"),
+    "an alias in WHERE alone": lambda: _if(aliased(Run).run_id == "run-bob"),
+    "a left join": lambda: select(PublicTrade.id, Run.run_id).outerjoin(Run, PublicTrade.symbol != Run.run_id),
+    "a full join": lambda: select(PublicTrade.id, Run.run_id).outerjoin(
+        Run, PublicTrade.symbol == Run.run_id, full=True
+    ),
+    "a full join to an alias": _full_join_to_alias,
+    "a full join between users' tables": lambda: select(Run.run_id, User.user_id).select_from(
+        outerjoin(User, Run, User.user_id == Run.run_id, full=True)
+    ),
+    "a nested join": lambda: select(User.user_id, Run.run_id, Strategy.strategy_id).select_from(
+        outerjoin(User, join(Run, Strategy, Run.status != Strategy.symbol), User.username != Run.status)
+    ),
+    "an alias of a Core alias": lambda: select(aliased(Run, RUNS.alias()).run_id),
+    "an alias of a Core join": lambda: select(aliased(Run, RUNS.join(CREDENTIALS, true())).run_id),
+    "a shared class over a users' table": lambda: _another_class(STRATEGIES),
+    "a shared class over a users' table's alias": lambda: _another_class(STRATEGIES.alias()),
+    "a shared class over a join with a users' table": lambda: _more_than_one(
+        select(aliased(PublicTrade, TRADES.join(CREDENTIALS, TRADES.c.trade_id == "trade-0")).symbol)
+    ),
+    "an aliased relationship": _aliased_relationship,
+    "a bundle": lambda: select(Bundle("b", Strategy.strategy_id, Run.run_id)).where(Strategy.symbol != Run.status),
+    "a correlated subquery": lambda: select(
+        Run.run_id, select(Run.run_id).where(Run.run_id == "run-bob").correlate(Run).scalar_subquery()
+    ),
+    "a subquery that correlates to nothing": lambda: select(
+        User.user_id, select(func.max(Run.run_id)).correlate_except(None).scalar_subquery()
+    ),
+    "an unmapped column beside its class": lambda: select(Run.status, RUNS.c.run_id),
+    "an unmapped column under its class": lambda: select(
+        Run.run_id, select(func.max(RUNS.c.run_id)).correlate(None).scalar_subquery()
+    ),
+    "ORM inside Core inside ORM": lambda: select(literal("bob"), User.user_id).where(
+        select(TRADES.c.id).where(_seen()).exists()
+    ),
+    "row locks": lambda: select(Run.run_id).with_for_update(),
+    "a parameter that was another statement's": lambda: select(Run.run_id).where(
+        bindparam("user_id_1", "bob") == "bob"
+    ),
+    "another user's option": lambda: select(Run.run_id).options(OwnRows("bob", raw_sql=True, statement_of_caller=True)),
+    "criteria that read a Core table": lambda: select(literal("bob"), Run.run_id).options(
+        with_loader_criteria(Run, select(CREDENTIALS).where(CREDENTIALS.c.api_key_id == "key-bob").exists())
+    ),
+    "a relationship's criteria that read a Core table": lambda: select(literal("bob"), User.user_id).join(
+        User.runs.and_(select(CREDENTIALS).where(CREDENTIALS.c.api_key_id == "key-bob").exists())
+    ),
+    "an alias named like a table": lambda: select(
+        aliased(Run, name="bybit_accounts").run_id, Strategy.strategy_id
+    ).join(Strategy, true()),
+}
+
+
+def _with_trades(db: DatabaseFactory) -> None:
+    with db.get_session() as plain:
+        plain.add_all(PublicTrade(**trade_values(number)) for number in range(2))
+
+
+unlinked = pytest.mark.filterwarnings("ignore:SELECT statement has a cartesian product:sqlalchemy.exc.SAWarning")
+
+
+@unlinked
+def test_no_position_in_a_statement_shows_foreign_rows(fleet: DatabaseFactory) -> None:
+    """Wherever a mapped class stands, only the session's user's rows are there; also right after the other user."""
+    _with_trades(fleet)
+    leaks = []
+    for name, statement in READS.items():
+        # Bob first: what SQLAlchemy remembers of his statement must not show ann his rows.
+        for user in ("bob", "ann"):
+            with fleet.get_session(user_id=user) as session:
+                found = str(session.execute(statement()).all())
+            if user == "ann" and "bob" in found:
+                leaks.append((name, found))
+    assert leaks == []
+
+
+@unlinked
+def test_these_statements_do_see_what_a_plain_session_shows(fleet: DatabaseFactory) -> None:
+    """Each of them would tell: in a session that sees everything it shows bob."""
+    _with_trades(fleet)
+    blind = []
+    for name, statement in READS.items():
+        with fleet.get_session() as plain:
+            if name != "another user's option" and "bob" not in str(plain.execute(statement()).all()):
+                blind.append(name)
+    assert blind == []
+
+
+@pytest.mark.parametrize("name", ["user_id_1", "shared_db_user_id", "shared_db_user_id_1"])
+def test_a_parameter_does_not_take_the_users_place(fleet: DatabaseFactory, name: str) -> None:
+    """Whatever a caller's parameters are called, and however they are given, the session's user stays who he is."""
+    before = everything_of(fleet, "bob")
+    for _ in range(2):  # the second time with what SQLAlchemy remembers of the first
+        with fleet.get_session(user_id="ann") as session:
+            for statement, own in ((select(Run.run_id), "run-ann"), (select(Strategy.strategy_id), "str-ann")):
+                assert session.scalars(statement, {name: "bob"}).all() == [own]
+                assert session.scalars(statement.params({name: "bob"})).all() == [own]
+                nested = select(statement.params({name: "bob"}).scalar_subquery())
+                assert session.scalars(nested).all() == [own]
+            assert session.query(Run.run_id).params({name: "bob"}).all() == [("run-ann",)]
+            session.execute(delete(PrivateExecution), {name: "bob"})
+    assert everything_of(fleet, "bob") == before
+
+
+def test_a_refreshed_object_does_not_bring_along_a_foreign_parent(fleet: DatabaseFactory) -> None:
+    """An eager load is confined again when the object is loaded again."""
+    with fleet.get_session() as plain:
+        plain.execute(update(Run).where(Run.run_id == "run-ann").values(account_id="acc-bob", strategy_id="str-bob"))
+    with fleet.get_session(user_id="ann") as session:
+        run = session.scalars(select(Run).options(joinedload(Run.account))).one()
+        session.refresh(run)
+        assert run.account is None
+        session.expire(run)
+        assert run.status == "running"
+        assert run.account is None
+        session.refresh(run, ["account"])
+        assert run.account is None
+
+
+def test_an_object_that_is_another_users_by_now_is_not_loaded_again(busy_fleet: DatabaseFactory) -> None:
+    """What is in memory stays, but a refresh finds no row of the user."""
+    with busy_fleet.get_session(user_id="ann", read_only=True) as session:
+        run = session.get_one(Run, "run-ann")
+        session.rollback()
+        with busy_fleet.get_session() as plain:
+            plain.execute(update(Run).values(**run_values("bob")))
+        with pytest.raises(Exception, match="refresh"):
+            session.refresh(run)
+
+
+def test_relationships_of_a_new_object_load_nothing_foreign(fleet: DatabaseFactory) -> None:
+    """Not even when the session is told to treat it as stored, or asked for what a foreign object has."""
+    bob = detached(fleet, User, "bob")
+    with fleet.get_session(user_id="ann") as session:
+        run = Run(run_id="run-bob", **run_values())
+        session.enable_relationship_loading(run)
+        assert run.account is None
+        assert run.executions == []
+        session.expunge(run)
+        assert session.scalars(select(Run).where(with_parent(bob, User.runs))).all() == []
+
+
+def test_a_loaded_object_can_be_pickled(fleet: DatabaseFactory) -> None:
+    """Nothing of the session hangs on it."""
+    with fleet.get_session(user_id="ann") as session:
+        run = session.scalars(select(Run).options(joinedload(Run.account))).one()
+        assert pickle.loads(pickle.dumps(run)).account.account_id == "acc-ann"
+
+
+# Raw SQL in disguise
+
+INJECTED = "(SELECT max(api_key_id) FROM api_credentials)"
+
+RAW_SQL: dict[str, Callable[[], Any]] = {
+    "an operator": lambda: select(Run.run_id.op(f"|| {INJECTED} ||")("x")),
+    "an operator that closes a parenthesis": lambda: select(Run.run_id).where(
+        Run.run_id.op("IS NOT NULL) OR (1=1 OR 'a' =")("b")
+    ),
+    "an operator with a comment": lambda: select(Run.run_id).where(Run.run_id.op("<> '' --")("b")),
+    "an operator of one word": lambda: select(Run.run_id).where(Run.run_id.op("OR")("b")),
+    "a boolean operator": lambda: select(Run.run_id).where(Run.run_id.bool_op("IS NOT NULL) OR (1=1 OR 'a' =")("b")),
+    "a type": lambda: select(cast(Run.run_id, String(collation=f'C"), {INJECTED}, ("x'))),
+    "text in a relationship's criteria": lambda: select(User.user_id).join(User.runs.and_(text("1=1) OR (1=1"))),
+    "text in VALUES": lambda: select(values(column("x", String), name="v").data([(text(INJECTED),)]).cte().c.x),
+    "text in a function": lambda: select(func.coalesce(text(INJECTED), Run.run_id)),
+    "text in ORDER BY": lambda: select(Run.run_id).order_by(text("run_id")),
+    "a literal column from a lambda": lambda: select(Run.run_id).where(lambda: literal_column("1=1) OR (1=1") == 1),
+    "a lambda": lambda: lambda_stmt(lambda: select(Run.run_id)),
+    "a literal column in WHERE": lambda: select(Run.run_id).where(literal_column(INJECTED) != "x"),
+    "a Core table under a function": lambda: select(func.max(select(RUNS.c.run_id).scalar_subquery())),
+    "a Core table in IN": lambda: select(Run.run_id).where(literal("x").in_(select(CREDENTIALS.c.api_key_id))),
+    "a table of another MetaData": lambda: select(func.count(RUNS.to_metadata(type(Run.metadata)()).c.run_id)),
+    "a bare function": lambda: func.coalesce("x"),
+    "a CTE named like a table": lambda: select(Strategy.strategy_id).add_cte(_forged("bybit_accounts")),
+    "a CTE named like a table, in capitals": lambda: select(Strategy.strategy_id).add_cte(_forged("BYBIT_ACCOUNTS")),
+    "a CTE that writes": lambda: select(Run.run_id).add_cte(delete(Run).returning(Run.run_id).cte("gone")),
+    "a function that runs SQL": lambda: select(func.query_to_xml("SELECT * FROM runs", True, False, ""), Run.run_id),
+    "a function that leaves the role": lambda: select(func.set_config("role", "none", True), Run.run_id),
+}
+
+
+def _forged(name: str) -> Any:
+    return select(literal("acc-bob").label("account_id"), literal("ann").label("user_id")).cte(name)
+
+
+@pytest.mark.parametrize("what", RAW_SQL)
+def test_raw_sql_in_disguise_is_refused(unpoliced_fleet: DatabaseFactory, what: str) -> None:
+    """Text that reaches the database unseen could read everything."""
+    with unpoliced_fleet.get_session(user_id="ann") as session, pytest.raises(TenantViolation):
+        session.execute(RAW_SQL[what]()).all()
+
+
+def test_a_field_of_extract_is_a_word(unpoliced_fleet: DatabaseFactory) -> None:
+    """EXTRACT takes its field as text; on SQLite SQLAlchemy itself knows the fields."""
+    field = f"year FROM now())::text || {INJECTED} || extract(year"
+    with unpoliced_fleet.get_session(user_id="ann") as session:
+        with pytest.raises(TenantViolation):
+            session.execute(select(extract(field, Run.start_ts)))
+        assert session.scalar(select(extract("year", Run.start_ts) > 2000))
+
+
+def test_a_type_may_not_close_its_cast(unpoliced_fleet: DatabaseFactory) -> None:
+    """INTERVAL takes its fields as text."""
+    if unpoliced_fleet.engine.dialect.name == "postgresql":
+        statement = select(cast(Run.run_id, postgresql.INTERVAL(fields=f"YEAR), {INJECTED}")))
+        with unpoliced_fleet.get_session(user_id="ann") as session, pytest.raises(TenantViolation):
+            session.execute(statement)
+
+
+def test_text_in_a_loaders_criteria_is_refused(unpoliced_fleet: DatabaseFactory) -> None:
+    """Whichever way the option is loaded."""
+    for how in (joinedload, selectinload):
+        with unpoliced_fleet.get_session(user_id="ann") as session, pytest.raises(TenantViolation):
+            session.scalars(
+                select(User).options(how(User.runs.and_(literal_column("1=1) OR (1=1") == 1)))
+            ).unique().all()
+
+
+def test_ordinary_operators_types_and_functions_are_not_raw_sql(fleet: DatabaseFactory) -> None:
+    """What mapped code needs passes."""
+    with fleet.get_session(user_id="ann") as session:
+        assert session.scalar(select(Run.run_id.op("||")("x"))) == "run-annx"
+        assert session.scalar(select(cast(Run.start_ts, String(30)))) is not None
+        assert session.scalar(select(func.upper(Run.run_id))) == "RUN-ANN"
+        assert (
+            session.scalar(select(Run.run_id).where(Run.run_id.like("run%"), Run.run_id.regexp_match("^run")))
+            == "run-ann"
+        )
+        assert session.scalar(select(Run).group_by(Run.run_id).having(func.count(Run.run_id) == 1)) is not None
+
+
+def test_a_session_works_on_its_own_factorys_engine_only(fleet: DatabaseFactory) -> None:
+    """An engine made elsewhere would write statements out unconfined."""
+    stranger = create_engine("sqlite://")
+    with fleet.get_session(user_id="ann") as session, pytest.raises(TenantScopeError):
+        session.execute(select(Run.run_id), bind_arguments={"bind": stranger})
+    stranger.dispose()
+
+
+# Writes
+
+
+def _insert(db: DatabaseFactory) -> Any:
+    return sqlite.insert if db.engine.dialect.name == "sqlite" else postgresql.insert
+
+
+def _values_without_user() -> dict[str, Any]:
+    return {name: value for name, value in run_values("ann").items() if name != "user_id"}
+
+
+INSERTS: dict[str, Callable[[Session], object]] = {
+    "a parameter for a bindparam": lambda session: session.execute(
+        insert(Run).values(**run_values("ann", user_id=bindparam("uid", "ann"))), {"uid": "bob"}
+    ),
+    "parameters for a bindparam": lambda session: session.execute(
+        insert(Run).values(**run_values("ann", user_id=bindparam("uid", "ann"))), [{"uid": "bob"}, {"uid": "ann"}]
+    ),
+    "a bindparam named like a column": lambda session: session.execute(
+        insert(Run).values(**run_values("ann", user_id=bindparam("gridcore_version", "ann"))),
+        {"gridcore_version": "bob"},
+    ),
+    "a bindparam whose value changes": lambda session: session.execute(
+        insert(Run).values(**run_values("ann", user_id=bindparam(None, callable_=iter(["ann", "bob"] * 9).__next__)))
+    ),
+    "a parameter for one of many values": lambda session: session.execute(
+        insert(Run).values([run_values("ann")]), {"user_id_m0": "bob"}
+    ),
+    "a parameter for a literal": lambda session: session.execute(
+        insert(Run).values(**run_values("ann", user_id=literal("ann"))), {"param_1": "bob"}
+    ),
+    "a parameter in place of a value": lambda session: session.execute(
+        insert(Run).values(**run_values("ann")), {"user_id": "bob"}
+    ),
+    "a column named twice": lambda session: session.execute(
+        insert(Run).values({**_values_without_user(), "user_id": "ann", RUNS.c.user_id: "bob"})
+    ),
+    "a column named in two calls": lambda session: session.execute(
+        insert(Run).values(**run_values("ann")).values({Run.user_id: "bob"})
+    ),
+    "another mapper's name": lambda session: session.execute(
+        insert(Run), [run_values()], bind_arguments={"mapper": inspect(PublicTrade)}
+    ),
+    "the strategy raw": lambda session: session.execute(
+        insert(Run), [run_values()], execution_options={"dml_strategy": "raw"}
+    ),
+    "NULL for the owner": lambda session: session.execute(insert(Run).values(**run_values("ann", user_id=None))),
+    "a foreign row's rows": lambda session: session.execute(
+        insert(Run).from_select(["run_id", "user_id"], select(User.username, literal("bob")))
+    ),
+}
+
+
+@pytest.mark.parametrize("what", INSERTS)
+def test_an_insert_is_checked_for_what_it_stores(fleet: DatabaseFactory, what: str) -> None:
+    """Not for what it seems to say."""
+    refused_and_unwritten(fleet, INSERTS[what])
+
+
+def test_params_of_a_subquery_do_not_reach_the_insert(fleet: DatabaseFactory) -> None:
+    """SQLAlchemy 2.1 gathers them from everywhere in a statement, and would put them in place of checked values."""
+    before = everything_of(fleet, "bob")
+    status = select(Run.status).params(user_id="bob").scalar_subquery()
+    with suppress(TenantViolation), fleet.get_session(user_id="ann") as session:
+        session.execute(insert(Run).values(**run_values("ann", gridcore_version=status)))
+    assert everything_of(fleet, "bob") == before
+
+
+READ_INTO: dict[str, Callable[[Any], Any]] = {
+    "INSERT of a run": lambda dialect_insert: (
+        insert(Run).values(**run_values("ann", gridcore_version=_secret())).returning(Run.gridcore_version)
+    ),
+    "INSERT of several runs": lambda dialect_insert: (
+        insert(Run).values([run_values("ann", gridcore_version=_secret())]).returning(Run.gridcore_version)
+    ),
+    "INSERT of a public trade": lambda dialect_insert: (
+        insert(PublicTrade).values(**trade_values(9, symbol=_secret())).returning(PublicTrade.symbol)
+    ),
+    "INSERT FROM SELECT": lambda dialect_insert: (
+        insert(PublicTrade)
+        .from_select(
+            ["symbol", "trade_id", "exchange_ts", "local_ts", "side", "price", "size"],
+            select(Run.run_id, Run.run_id, Run.start_ts, Run.start_ts, literal("Buy"), literal(1), literal(1)),
+        )
+        .returning(PublicTrade.symbol)
+    ),
+    "RETURNING of an INSERT": lambda dialect_insert: insert(Run).values(**run_values("ann")).returning(_secret()),
+    "RETURNING of an UPDATE": lambda dialect_insert: update(Run).values(gridcore_version="1").returning(_secret()),
+    "RETURNING of a DELETE": lambda dialect_insert: delete(TRADES).returning(_secret()),
+    "UPDATE of a Core table": lambda dialect_insert: (
+        update(TRADES).values(trade_id=_secret()).returning(TRADES.c.trade_id)
+    ),
+    "UPDATE ... FROM": lambda dialect_insert: (
+        update(PublicTrade)
+        .where(PublicTrade.symbol != Strategy.strategy_id, Strategy.account_id == "acc-bob")
+        .values(trade_id=Strategy.strategy_id)
+        .returning(PublicTrade.trade_id)
+    ),
+    "an upsert's assignment": lambda dialect_insert: (
+        dialect_insert(PublicTrade)
+        .values(**trade_values(0))
+        .on_conflict_do_update(index_elements=["symbol", "exchange_ts", "trade_id"], set_={"trade_id": _secret()})
+        .returning(PublicTrade.trade_id)
+    ),
+    "an upsert's condition": lambda dialect_insert: (
+        dialect_insert(PublicTrade)
+        .values(**trade_values(0))
+        .on_conflict_do_update(
+            index_elements=["symbol", "exchange_ts", "trade_id"], set_={"trade_id": "bob"}, where=_seen()
+        )
+        .returning(PublicTrade.trade_id)
+    ),
+}
+
+
+@pytest.mark.parametrize("what", READ_INTO)
+def test_a_write_reads_own_rows_only(fleet: DatabaseFactory, what: str) -> None:
+    """A subquery in any part of INSERT, upsert, UPDATE or DELETE."""
+    _with_trades(fleet)
+    with fleet.get_session(user_id="ann") as session:
+        statement = READ_INTO[what](_insert(fleet))
+        options = {} if what.startswith("INSERT") or "upsert" in what or "INSERT" in what else NO_SYNC
+        found = session.execute(statement, execution_options=options).all()
+        assert "bob" not in str(found)
+        assert "bob" not in str(session.execute(select(PublicTrade.symbol, PublicTrade.trade_id)).all())
+
+
+@pytest.mark.parametrize("strategy", ["auto", "orm", "core_only"])
+def test_no_strategy_writes_foreign_rows(fleet: DatabaseFactory, strategy: Any) -> None:
+    """SQLAlchemy's ways of running an UPDATE or DELETE, one of which passes by the ORM."""
+    before = everything_of(fleet, "bob")
+    options = {"dml_strategy": strategy, "synchronize_session": False}
+    with fleet.get_session(user_id="ann") as session:
+        session.execute(update(Run).values(gridcore_version="1"), execution_options=options)
+        session.execute(update(Run).values(gridcore_version="2").execution_options(**options))
+        assert session.scalars(select(Run.gridcore_version)).all() == ["2"]
+        session.execute(delete(Run), execution_options=options)
+        assert session.scalars(select(Run.gridcore_version)).all() == []
+    assert everything_of(fleet, "bob") == before
+
+
+def test_an_update_of_many_reaches_own_rows_only(fleet: DatabaseFactory) -> None:
+    """Rows found by another column, with the strategy that allows it."""
+    statement = update(Run).where(Run.run_id == bindparam("key")).values(gridcore_version=bindparam("version"))
+    options = {"dml_strategy": "core_only", "synchronize_session": None}
+    refused_and_unwritten(
+        fleet,
+        lambda session: session.execute(statement, [{"key": "run-bob", "version": "x"}], execution_options=options),
+    )
+
+
+def test_an_upsert_names_its_conflict_by_columns(fleet: DatabaseFactory) -> None:
+    """A label that calls the key by the owner's name changes nothing about what it is."""
+    statement = _insert(fleet)(Run).values(**run_values("ann", run_id="run-bob"))
+    upsert = statement.on_conflict_do_update(
+        index_elements=[RUNS.c.run_id.label("user_id")], set_={"gridcore_version": "x"}
+    )
+    refused_and_unwritten(fleet, lambda session: session.execute(upsert))
+
+
+def test_an_upsert_may_take_over_what_was_excluded(fleet: DatabaseFactory) -> None:
+    """The usual upsert of own rows works, for one row and for many."""
+    own = execution_values(Run(run_id="run-ann", account_id="acc-ann"), exec_id="exec-ann", symbol="ETHUSDT")
+    with fleet.get_session(user_id="ann") as session:
+        for statement, parameters in (
+            (_insert(fleet)(PrivateExecution).values(**own), None),
+            (_insert(fleet)(PrivateExecution), [own]),
+        ):
+            upsert = statement.on_conflict_do_update(
+                index_elements=["run_id", "exec_id"], set_={"symbol": statement.excluded.symbol}
+            )
+            session.execute(upsert, parameters)
+        assert session.scalars(select(PrivateExecution.symbol)).all() == ["ETHUSDT"]
+
+
+# The flush
+
+
+def _forge_key(session: Session) -> Run:
+    """An own run, made to look as if it had been loaded under bob's key."""
+    run = session.get_one(Run, "run-ann")
+    set_committed_value(run, "run_id", "run-bob")
+    return run
+
+
+def _forged_update(session: Session) -> None:
+    _forge_key(session).gridcore_version = "x"
+
+
+def _forged_ghost(session: Session) -> None:
+    ghost = Run(run_id="run-ann")
+    make_transient_to_detached(ghost)
+    for name, value in run_values("ann", run_id="run-bob").items():
+        set_committed_value(ghost, name, value)
+    session.add(ghost)
+    ghost.gridcore_version = "x"
+
+
+def _forged_child(session: Session) -> None:
+    own = execution_values(Run(run_id="run-ann", account_id="acc-ann"), 7)
+    del own["run_id"]
+    session.add(PrivateExecution(**own, run=_forge_key(session)))
+
+
+def _forged_member(session: Session) -> None:
+    strategy = session.get_one(Strategy, "str-ann")
+    set_committed_value(strategy, "strategy_id", "str-bob")
+    session.add(
+        BybitAccount(
+            account_id="acc-new", user_id="ann", account_name="2", environment="testnet", strategies=[strategy]
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        _forged_update,
+        lambda session: session.delete(_forge_key(session)),
+        _forged_ghost,
+        _forged_child,
+        _forged_member,
+    ],
+)
+def test_a_flush_writes_the_row_that_was_proved(fleet: DatabaseFactory, attempt: Callable[[Session], None]) -> None:
+    """An object's key as an attribute is not what it was let in with; UPDATE and DELETE go by the attribute."""
+    refused_and_unwritten(fleet, attempt)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        _secret,
+        lambda: ApiCredential.api_key_id,
+        lambda: CREDENTIALS.c.api_key_id,
+        lambda: select(func.max(CREDENTIALS.c.api_key_id)).scalar_subquery(),
+        lambda: text(INJECTED),
+        lambda: literal_column(INJECTED),
+        lambda: literal("x").op(f"|| {INJECTED} ||")("y"),
+        lambda: case((_seen(), "bob"), else_="x"),
+        lambda: func.coalesce(_secret(), "x"),
+    ],
+)
+def test_an_attribute_cannot_be_an_expression_that_reads(
+    unpoliced_fleet: DatabaseFactory, expression: Callable[[], Any]
+) -> None:
+    """The flush would write it out as it is: into a stored object, a new one, and one that is shared by all."""
+
+    def stored(session: Session) -> None:
+        session.get_one(Run, "run-ann").gridcore_version = expression()
+
+    refused_and_unwritten(unpoliced_fleet, stored)
+    refused_and_unwritten(
+        unpoliced_fleet, lambda session: session.add(Run(**run_values("ann", gridcore_version=expression())))
+    )
+    refused_and_unwritten(
+        unpoliced_fleet, lambda session: session.add(PublicTrade(**trade_values(5, symbol=expression())))
+    )
+
+
+def test_an_attribute_may_be_computed_from_its_own_row(fleet: DatabaseFactory) -> None:
+    """Functions and the row's own columns are no one else's."""
+    with fleet.get_session(user_id="ann") as session:
+        run = session.get_one(Run, "run-ann")
+        run.gridcore_version = func.upper("v") + Run.run_type
+    with fleet.get_session(user_id="ann") as session:
+        assert session.scalars(select(Run.gridcore_version)).all() == ["Vlive"]
+
+
+def test_owner_and_parent_cannot_be_expressions(fleet: DatabaseFactory) -> None:
+    """Nobody could tell before the flush what they come to."""
+    refused_and_unwritten(fleet, lambda session: session.add(Run(**run_values("ann", user_id=literal("bob")))))
+    refused_and_unwritten(
+        fleet, lambda session: session.add(Run(**run_values("ann", account_id=func.lower("ACC-BOB"))))
+    )
+
+
+def test_a_partly_loaded_object_can_be_changed(fleet: DatabaseFactory) -> None:
+    """What is not loaded has not changed, so it is still the user's own."""
+    with fleet.get_session(user_id="ann") as session:
+        session.scalars(select(Run).options(load_only(Run.status))).one().gridcore_version = "2"
+    with fleet.get_session(user_id="ann") as session:
+        assert session.scalars(select(Run.gridcore_version)).all() == ["2"]
+    with fleet.get_session(user_id="ann") as session:
+        session.add(BybitAccount(account_id="acc-2", user_id="ann", account_name="2", environment="testnet"))
+
+    def attempt(session: Session) -> None:
+        session.scalars(select(Run).options(load_only(Run.status))).one().account_id = "acc-2"
+
+    refused_and_unwritten(fleet, attempt)  # its strategy, which is not loaded, is of the other account
+
+
+def test_what_a_merge_takes_along_is_checked(fleet: DatabaseFactory) -> None:
+    """A foreign row under an own one is refused like a foreign row; so is a list with one."""
+
+    def nested(session: Session) -> None:
+        session.merge(BybitAccount(account_id="acc-ann", runs=[Run(run_id="run-bob", **run_values("ann"))]))
+
+    def listed(session: Session) -> None:
+        assert isinstance(session, UserSession)
+        session.merge_all([Run(run_id="run-ann"), Run(run_id="run-bob", **run_values("ann"))])
+
+    refused_and_unwritten(fleet, nested)
+    refused_and_unwritten(fleet, listed)
+
+
+@pytest.mark.filterwarnings("ignore:The merge_result")
+def test_a_merged_result_does_not_bring_in_foreign_objects(fleet: DatabaseFactory) -> None:
+    """Query.merge_result() takes objects as they are."""
+    foreign = detached(fleet, Run, "run-bob")
+    with fleet.get_session(user_id="ann") as session, pytest.raises(TenantViolation):
+        session.query(Run).merge_result([foreign], load=False)
+
+
+def test_what_went_with_a_deleted_row_is_not_proved_any_more(fleet: DatabaseFactory) -> None:
+    """After an account is deleted its key names nothing, though it was looked up a moment ago."""
+    with fleet.get_session(user_id="ann") as session:
+        session.add(BybitAccount(account_id="acc-2", user_id="ann", account_name="2", environment="testnet"))
+
+    def by_object(session: Session) -> None:
+        session.add(PrivateExecution(**execution_values(Run(run_id="run-ann", account_id="acc-2"), 1)))
+        session.flush()
+        session.delete(session.get_one(BybitAccount, "acc-2"))
+        session.flush()
+        session.add(PrivateExecution(**execution_values(Run(run_id="run-ann", account_id="acc-2"), 2)))
+
+    def by_statement(session: Session) -> None:
+        session.add(PrivateExecution(**execution_values(Run(run_id="run-ann", account_id="acc-2"), 1)))
+        session.flush()
+        session.execute(delete(BybitAccount).where(BybitAccount.account_id == "acc-2"))
+        session.add(PrivateExecution(**execution_values(Run(run_id="run-ann", account_id="acc-2"), 2)))
+
+    refused_and_unwritten(fleet, by_object)
+    refused_and_unwritten(fleet, by_statement)
+
+
+def test_what_a_savepoint_took_back_is_not_proved_any_more(fleet: DatabaseFactory) -> None:
+    """A parent that a savepoint stored and rolled back names nothing."""
+
+    def attempt(session: Session) -> None:
+        with session.begin_nested() as savepoint:
+            session.add(BybitAccount(account_id="acc-2", user_id="ann", account_name="2", environment="testnet"))
+            session.flush()
+            session.add(PrivateExecution(**execution_values(Run(run_id="run-ann", account_id="acc-2"), 1)))
+            session.flush()
+            savepoint.rollback()
+        session.add(PrivateExecution(**execution_values(Run(run_id="run-ann", account_id="acc-2"), 2)))
+
+    refused_and_unwritten(fleet, attempt)
