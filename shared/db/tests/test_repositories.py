@@ -297,6 +297,7 @@ ARGUMENTS: dict[str, Any] = {
     "trade_id": "trade-0",
     "start": START,
     "end": START,
+    "ts": START,
     "new_key_id": "key",
     "new_secret": "secret",
     "mappings": [{"run_id": "run-ann", "status": "failed"}],
@@ -415,7 +416,16 @@ READS: list[tuple[type[BaseRepository[Any]], str, dict[str, Any]]] = [
     (PrivateExecutionRepository, "get_by_run_range", {}),
     (PrivateExecutionRepository, "get_last_execution_ts", {}),
     (PrivateExecutionRepository, "exists_by_exec_id", {}),
+    (PrivateExecutionRepository, "get_execution_at_or_before", {"ts": datetime.max.replace(year=9000, tzinfo=UTC)}),
 ]
+# How many executions each of these gives.
+RANGE_READS: dict[str, Callable[[Any], int]] = {
+    "iter_run_range": lambda rows: len(list(rows)),
+    "to_arrow": lambda table: int(table.num_rows),
+    "to_polars": len,
+    "to_pandas": len,
+    "totals": lambda sums: int(sums.count),
+}
 # These name no row; each user gets his own.
 OWN_READS: list[tuple[type[BaseRepository[Any]], str]] = [
     *((kind, "get_all") for model, kind in REPOSITORIES.items() if model not in (User, PublicTrade, AuditLog)),
@@ -451,6 +461,13 @@ def test_a_row_of_another_user_is_not_found(plain: Session) -> None:
         assert not getattr(kind(plain, user_id="nobody"), name)(**arguments), name
 
 
+def test_a_run_of_another_user_reads_as_empty(plain: Session) -> None:
+    """As rows, as frames and as sums."""
+    for name, number_in in RANGE_READS.items():
+        assert number_in(getattr(PrivateExecutionRepository(plain), name)("run-ann", user_id="ann")) == 1, name
+        assert number_in(getattr(PrivateExecutionRepository(plain), name)("run-ann", user_id="bob")) == 0, name
+
+
 def test_everybody_gets_his_own(plain: Session) -> None:
     """A question without a key is about the user's own rows."""
     for kind, name in OWN_READS:
@@ -478,6 +495,7 @@ def test_orphans_of_another_user_are_not_closed(fleet: DatabaseFactory) -> None:
 def test_every_method_was_tried_for_the_other_user() -> None:
     """A new method needs its line above."""
     tried = {(kind, name) for kind, name, _ in READS} | set(OWN_READS)
+    tried |= {(PrivateExecutionRepository, name) for name in RANGE_READS}
     for kind, name in TENANT_METHODS:
         if kind is AuditLogRepository or (kind is PrivateExecutionRepository and name == "get_by_id"):
             continue  # test_audit.py has the log; an execution's id is the database's own, see below
