@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from shared.db.benchmarks import imports, secrets, writes
+from shared.db.benchmarks import reads, secrets, writes
 from shared.db.benchmarks.harness import place
 
-BENCHMARKS = {**writes.BENCHMARKS, **imports.BENCHMARKS, **secrets.BENCHMARKS}
-LONG = {**writes.LONG, **imports.LONG}
+BENCHMARKS = {**writes.BENCHMARKS, **reads.BENCHMARKS, **secrets.BENCHMARKS}
+LONG = {**writes.LONG}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
-from itertools import chain
 from typing import Any
 
 import orjson
@@ -15,9 +14,6 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from shared.db import DatabaseFactory, PrivateExecution, PrivateExecutionRepository, PublicTrade, PublicTradeRepository
 from shared.db.benchmarks.data import Rows
-from shared.db.bulk.cells import layout_of, prepared
-from shared.db.bulk.postgresql import CopyStream
-from shared.db.bulk.rows import Batch
 
 Batches = list[Rows]
 Way = Callable[[Batches], None]
@@ -27,7 +23,6 @@ EXECUTION_COLUMNS = (
     "run_id", "account_id", "symbol", "exec_id", "order_id", "order_link_id", "exchange_ts", "side",
     "exec_price", "exec_qty", "exec_fee", "closed_pnl", "raw_json",
 )  # fmt: skip
-_TRADES = PublicTrade.metadata.tables["public_trades"]
 _INTO_TRADES = f"public_trades ({', '.join(TRADE_COLUMNS)})"
 _INTO_EXECUTIONS = f"private_executions ({', '.join(EXECUTION_COLUMNS)})"
 
@@ -163,59 +158,24 @@ def ready_texts(batches: Batches) -> list[str]:
     return [_trades_text(batch) for batch in batches]
 
 
-def copy_our_texts(url: URL) -> Way:
-    """psycopg2's COPY of our own conversions and checks, without session, savepoints and bookkeeping."""
-    connection, layout = _psycopg2(url), layout_of(_TRADES, "postgresql", False)
-
-    def write(batches: Batches) -> None:
-        for batch in batches:
-            chunks = prepared(layout, Batch(PublicTrade, batch, 0, frozenset()))
-            with connection.cursor() as cursor:
-                cursor.copy_expert(f"COPY {_INTO_TRADES} FROM STDIN", CopyStream(chunks, layout))
-            connection.commit()
-
-    return write
-
-
-def executemany_our_cells(url: URL) -> Way:
-    """sqlite3's executemany of our own conversions and checks, without session and bookkeeping."""
-    layout = layout_of(_TRADES, "sqlite", False)
-
-    def values(rows: Rows) -> Iterable[tuple[Any, ...]]:
-        chunks = prepared(layout, Batch(PublicTrade, rows, 0, frozenset()))
-        return chain.from_iterable(zip(*cells, strict=True) for cells in chunks)
-
-    return _executemany(url, _INTO_TRADES, len(TRADE_COLUMNS), values)
-
-
-def executemany_ready_values(url: URL) -> Callable[[Any], None]:
-    """The database alone: the tuples are there already."""
-    return _executemany(url, _INTO_TRADES, len(TRADE_COLUMNS), lambda rows: rows)
-
-
-def ready_values(batches: Batches) -> list[list[tuple[Any, ...]]]:
-    """What `executemany_ready_values` takes."""
-    return [list(_trade_values(batch)) for batch in batches]
-
-
 def executemany_trades(url: URL) -> Way:
     """sqlite3 by hand, with the library's settings of the file."""
-    return _executemany(url, _INTO_TRADES, len(TRADE_COLUMNS), _trade_values)
 
+    def values(rows: Rows) -> Iterable[tuple[Any, ...]]:
+        return [
+            (
+                row["symbol"],
+                row["trade_id"],
+                row["exchange_ts"].replace(tzinfo=None).isoformat(" ", "microseconds"),
+                row["local_ts"].replace(tzinfo=None).isoformat(" ", "microseconds"),
+                row["side"],
+                float(row["price"]),
+                float(row["size"]),
+            )
+            for row in rows
+        ]
 
-def _trade_values(rows: Rows) -> Iterable[tuple[Any, ...]]:
-    return [
-        (
-            row["symbol"],
-            row["trade_id"],
-            row["exchange_ts"].replace(tzinfo=None).isoformat(" ", "microseconds"),
-            row["local_ts"].replace(tzinfo=None).isoformat(" ", "microseconds"),
-            row["side"],
-            float(row["price"]),
-            float(row["size"]),
-        )
-        for row in rows
-    ]
+    return _executemany(url, _INTO_TRADES, len(TRADE_COLUMNS), values)
 
 
 def executemany_executions(url: URL) -> Way:
@@ -244,7 +204,7 @@ def executemany_executions(url: URL) -> Way:
     return _executemany(url, _INTO_EXECUTIONS, len(EXECUTION_COLUMNS), values)
 
 
-def _executemany(url: URL, into: str, width: int, values: Callable[[Any], Iterable[tuple[Any, ...]]]) -> Way:
+def _executemany(url: URL, into: str, width: int, values: Callable[[Rows], Iterable[tuple[Any, ...]]]) -> Way:
     # A connection of the library's own, for its settings; SQLAlchemy is not met again.
     connection = DatabaseFactory(url).engine.raw_connection().dbapi_connection
     assert isinstance(connection, sqlite3.Connection)

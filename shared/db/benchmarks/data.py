@@ -21,6 +21,11 @@ class TradeStream:
         self._price = 6_500_000
         self._recent: Rows = []
 
+    @staticmethod
+    def time_of(number: int) -> datetime:
+        """When the trade with this number, counted from 1, took place."""
+        return _START + timedelta(milliseconds=number * 37)
+
     def take(self, count: int, duplicates: float = 0.0) -> Rows:
         """The next `count` trades, of which a share repeats one of the 5,000 before."""
         rows = []
@@ -37,7 +42,7 @@ class TradeStream:
     def _next(self) -> dict[str, Any]:
         self._count += 1
         self._price += self._random.randrange(-50, 51)
-        when = _START + timedelta(milliseconds=self._count * 37)
+        when = self.time_of(self._count)
         return {
             "symbol": "BTCUSDT",
             "trade_id": str(uuid.UUID(int=self._random.getrandbits(128))),

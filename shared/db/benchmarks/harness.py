@@ -86,7 +86,6 @@ class Contender:
     every: int = 1
     prepare: Callable[[Any], Any] | None = None
     seconds: dict[int, float] = field(default_factory=dict)
-    cpu_seconds: list[float] = field(default_factory=list)
 
 
 def compare(
@@ -103,11 +102,10 @@ def compare(
         for contender in turn:
             own = load if contender.prepare is None else contender.prepare(load)
             gc.collect()
-            start, cpu = time.perf_counter(), time.process_time()
+            start = time.perf_counter()
             contender.run(own)
             if number:
                 contender.seconds[number] = time.perf_counter() - start
-                contender.cpu_seconds.append(time.process_time() - cpu)
     first = contenders[0].seconds
     ratios = {
         contender.name: [first[number] / spent for number, spent in contender.seconds.items()]
@@ -118,12 +116,11 @@ def compare(
             contender.name,
             f"{statistics.median(ratios[contender.name]):.2f}",
             _quartiles(ratios[contender.name]),
-            f"{statistics.median(contender.cpu_seconds) / count * 1e6:.1f}",
             f"{count / statistics.median(contender.seconds.values()) / 1000:,.0f}",
         )
         for contender in contenders
     ]
-    print_table(title, ("contender", "ratio", "quartiles", "our CPU, us/row", "k rows/s here"), rows)
+    print_table(title, ("contender", "ratio", "quartiles", "k rows/s here"), rows)
     return {name: statistics.median(values) for name, values in ratios.items()}
 
 

@@ -96,42 +96,6 @@ def trades_sqlite(here: Place) -> None:
         )
 
 
-def distance(here: Place) -> None:
-    """Where the time of bulk_create goes: the database alone, then conversions and checks, then the rest."""
-    for size in (1_000, 10_000):
-        stream = TradeStream()
-
-        def load(number: int, size: int = size, stream: TradeStream = stream) -> list[Rows]:
-            return [stream.take(size) for _ in range(10_000 // size)]
-
-        new = here.new_postgresql
-        compare(
-            f"PostgreSQL, batches of {size:,}",
-            [
-                Contender("bulk_create", ways.bulk_trades(new())),
-                Contender("without session and savepoints", ways.copy_our_texts(new())),
-                Contender("without conversions and checks", ways.copy_ready_text(new()), prepare=ways.ready_texts),
-            ],
-            load,
-            here.rounds,
-            count=10_000,
-        )
-        new = here.new_sqlite
-        compare(
-            f"SQLite file, batches of {size:,}",
-            [
-                Contender("bulk_create", ways.bulk_trades(new())),
-                Contender("without session", ways.executemany_our_cells(new())),
-                Contender(
-                    "without conversions and checks", ways.executemany_ready_values(new()), prepare=ways.ready_values
-                ),
-            ],
-            load,
-            here.rounds,
-            count=10_000,
-        )
-
-
 def executions(here: Place) -> None:
     """50,000 executions and more, each with a raw_json of 600 bytes; batches of 1,000."""
     stream = ExecutionStream(_RUN, _ACCOUNT)
@@ -237,6 +201,5 @@ BENCHMARKS = {
     "trades-sqlite": trades_sqlite,
     "executions": executions,
     "memory": memory,
-    "distance": distance,
 }
 LONG = {"growth": growth}
