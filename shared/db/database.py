@@ -9,25 +9,27 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import StaticPool
 
-from shared.db import audit, schema_version
+from shared.db import audit, retry, schema_version
 from shared.db.encryption import encryption_from, use_encryption
 from shared.db.engine import as_read_only, make_engine
-from shared.db.errors import RowSecurityError
+from shared.db.errors import RowSecurityError, SettingsError
 from shared.db.models import Base
 from shared.db.settings import DatabaseSettings, settings_from
 from shared.db.tenancy import row_security
 from shared.db.tenancy.guard import UNSET, UserId, checked_user_id
 from shared.db.tenancy.row_security import RowSecurityStatus
 from shared.db.tenancy.session_scope import TenantRequiredSession, UserSession
+
+T = TypeVar("T")
 
 
 class DatabaseFactory:
@@ -53,7 +55,10 @@ class DatabaseFactory:
         _factories.add(self)
 
     def __repr__(self) -> str:
-        return f"<DatabaseFactory {self.settings.safe_url}>"
+        try:
+            return f"<DatabaseFactory {self.settings.safe_url}>"
+        except SettingsError as error:
+            return f"<DatabaseFactory without a database: {error}>"
 
     def __enter__(self) -> Self:
         return self
@@ -124,6 +129,42 @@ class DatabaseFactory:
             with self._lock:
                 self._open_sessions -= 1
             session.close()
+
+    def run_in_transaction(
+        self,
+        work: Callable[[Session], T],
+        *,
+        user_id: UserId = UNSET,
+        read_only: bool = False,
+        serializable: bool = False,
+        idempotent: bool = False,
+        attempts: int = retry.ATTEMPTS,
+        max_seconds: float = retry.MAX_SECONDS,
+    ) -> T:
+        """What `work(session)` returns, committed; the whole transaction is run again when it failed for the moment.
+
+        That is: a deadlock or serialization failure, a connection lost before COMMIT, a server that restarts, an
+        SQLite file that stays locked. So `work` may run several times: it makes its objects inside, has no effects
+        outside of the session, and neither commits nor rolls back. After a random, growing wait, at most `attempts`
+        times and within `max_seconds`; then, and for every other error, the error is raised as it is.
+
+        A connection that breaks during COMMIT leaves open whether it took place: `CommitUnknownError`, unless
+        `idempotent=True` declares that doing it twice is the same as once (`bulk_create` that skips duplicates).
+
+        With `serializable=True` PostgreSQL too runs it as if nobody else were at work (SQLite's writers always do):
+        what was read holds until COMMIT, without a lock in any statement. `user_id` and `read_only` as in
+        `get_session()`.
+        """
+
+        def transaction() -> T:
+            with self.get_session(user_id=user_id, read_only=read_only) as session, session.begin():
+                if serializable and self.engine.dialect.name == "postgresql":
+                    Session.connection(session, execution_options={"isolation_level": "SERIALIZABLE"})
+                return work(session)
+
+        return retry.until_done(
+            transaction, idempotent=idempotent or read_only, attempts=attempts, max_seconds=max_seconds
+        )
 
     def _new_session(self, user_id: UserId, bind: Engine | None) -> Session:
         factory = self.session_factory
