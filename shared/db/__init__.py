@@ -50,6 +50,7 @@ from shared.db.errors import (
     TransactionConflictError,
     UnknownRevisionError,
 )
+from shared.db.health.report import Health, PoolHealth, ServerConnections, StreamHealth, TableHealth
 from shared.db.models import (
     AccountStatus,
     ApiCredential,
@@ -117,6 +118,7 @@ __all__ = [
     "Environment",
     "ExecutionRow",
     "ForkError",
+    "Health",
     "InputError",
     "InvalidValueError",
     "MigrationError",
@@ -124,6 +126,7 @@ __all__ = [
     "NotADatabaseError",
     "PermissionDeniedError",
     "PoolExhaustedError",
+    "PoolHealth",
     "PrivateExecution",
     "PrivateExecutionRepository",
     "PublicTrade",
@@ -141,11 +144,14 @@ __all__ = [
     "SchemaDriftError",
     "SchemaVersionError",
     "SecretError",
+    "ServerConnections",
     "SettingsError",
     "SharedDBError",
     "Side",
     "Strategy",
     "StrategyRepository",
+    "StreamHealth",
+    "TableHealth",
     "TenantError",
     "TenantScopeError",
     "TenantViolation",

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import shared.db.commands.migrate as migrate
 import shared.db.commands.row_files as row_files
+import shared.db.commands.status as status
 import shared.db.init_db as init_db
 from shared.db.database import DatabaseFactory
 from shared.db.encryption import generate_entry
@@ -96,5 +97,6 @@ COMMANDS: dict[str, tuple[str, Command]] = {
         row_files.import_arguments,
     ),
     "export": ("write trades or executions to a CSV, JSON lines or Parquet file", row_files.export_arguments),
+    "status": ("say how the database is, and what to do about it", status.add_arguments),
     "migrate": ("change the schema by revisions, or say where it stands", migrate.add_arguments),
 }
