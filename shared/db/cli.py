@@ -33,10 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         subparser = commands.add_parser(name, help=help_text, description=help_text)
         init_db.add_connection_arguments(subparser)
         subparser.set_defaults(run=command(subparser))
-    options = parser.parse_args(arguments)
-    run: Callable[[argparse.Namespace], int] = options.run
+
+    def run() -> int:
+        options = parser.parse_args(arguments)
+        code: int = options.run(options)
+        return code
+
     try:
-        return init_db.report_failure("shared.db", lambda: run(options))
+        return init_db.report_failure("shared.db", run)
     except KeyboardInterrupt:
         print("shared.db: interrupted", file=sys.stderr)
         return row_files.INTERRUPTED

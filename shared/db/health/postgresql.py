@@ -19,7 +19,7 @@ _NEARLY_ALL = 0.9
 
 def look(connection: Connection, health: Health, settings: DatabaseSettings) -> Health:
     """Version, size, and the server's connections."""
-    limit, used = connection.execute(_LIMIT_AND_USED).one()
+    what, limit, used = connection.execute(_LEAST_ROOM).one()
     ours = connection.execute(_OUR_CONNECTIONS).all()
     by_application: Counter[str] = Counter()
     for application, _, count in ours:
@@ -34,24 +34,32 @@ def look(connection: Connection, health: Health, settings: DatabaseSettings) -> 
     )
     remedy = "lower GRIDBOT_DB_POOL_SIZE and GRIDBOT_DB_MAX_OVERFLOW, or raise max_connections"
     if used >= limit * _NEARLY_ALL:
-        health = health.with_problem(f"{used} of the server's {limit} connections are in use; {remedy}")
+        health = health.with_problem(f"{used} of the {what}'s {limit} connections are in use; {remedy}")
     if processes * each > limit:
         health = health.with_problem(
             f"{processes} processes or more may open up to {each} connections each, {processes * each} in all, and the "
-            f"server allows {limit}; {remedy}"
+            f"{what} allows {limit}; {remedy}"
         )
     return health
 
 
 # Of pg_stat_activity a login sees the whole of its own sessions alone; the numbers of pg_stat_database are for all.
-_LIMIT_AND_USED = text(
+# This connection is not counted, nor what is kept back for administrators.
+_LEAST_ROOM = text(
     """
-    SELECT least(
-        current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
-            - coalesce(current_setting('reserved_connections', true)::int, 0),
-        (SELECT nullif(rolconnlimit, -1) FROM pg_roles WHERE rolname = current_user),
-        (SELECT nullif(datconnlimit, -1) FROM pg_database WHERE datname = current_database())
-    ), (SELECT sum(numbackends)::int - 1 FROM pg_stat_database WHERE datname IS NOT NULL)
+    WITH limits (what, allowed, used) AS (
+        SELECT 'server', current_setting('max_connections')::int
+                - current_setting('superuser_reserved_connections')::int
+                - coalesce(current_setting('reserved_connections', true)::int, 0),
+            (SELECT sum(numbackends)::int - 1 FROM pg_stat_database WHERE datname IS NOT NULL)
+        UNION ALL
+        SELECT 'database', datconnlimit, numbackends - 1 FROM pg_database JOIN pg_stat_database USING (datname)
+        WHERE datname = current_database()
+        UNION ALL
+        SELECT 'role', rolconnlimit, (SELECT count(*)::int - 1 FROM pg_stat_activity WHERE usename = current_user)
+        FROM pg_roles WHERE rolname = current_user
+    )
+    SELECT what, allowed, used FROM limits WHERE allowed >= 0 ORDER BY allowed - used LIMIT 1
     """
 )
 _OUR_CONNECTIONS = text(

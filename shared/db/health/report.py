@@ -38,7 +38,7 @@ class PoolHealth:
 
 @dataclass(frozen=True)
 class ServerConnections:
-    """The server's connections: `used` by anybody of the `limit` that is there for us.
+    """The server's connections: `used` of the `limit` of server, database or role, whichever has least room.
 
     `by_application` counts those of our login. They belong to `processes` or more, which may open `possible` in all:
     exactly so many where each process has a GRIDBOT_DB_APPLICATION_NAME of its own.

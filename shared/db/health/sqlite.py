@@ -94,11 +94,11 @@ def _sizes(connection: Connection) -> dict[str, int]:
         return {}
     sizes = connection.execute(
         text(
-            "SELECT s.tbl_name, sum(d.pgsize) FROM dbstat d JOIN sqlite_schema s ON s.name = d.name "
+            "SELECT s.tbl_name, sum(d.pgsize) AS size FROM dbstat d JOIN sqlite_schema s ON s.name = d.name "
             "WHERE d.aggregate = TRUE GROUP BY s.tbl_name"
         )
     )
-    return dict(sizes.tuples().all())
+    return {row.tbl_name: row.size for row in sizes}
 
 
 def check(connection: Connection, health: Health) -> Health:
