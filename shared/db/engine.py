@@ -119,6 +119,8 @@ class _PostgreSQLConnection(psycopg2.extensions.connection):
     def __repr__(self) -> str:
         return f"<PostgreSQL connection {id(self):#x}, closed: {self.closed}>"
 
+    __str__ = __repr__  # the driver has one of its own, which says as much
+
 
 def _connect_postgresql(dialect: Any, record: Any, arguments: Any, options: dict[str, Any]) -> Any:
     try:
