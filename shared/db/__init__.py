@@ -68,7 +68,8 @@ from shared.db.models import (
     User,
     UserStatus,
 )
-from shared.db.recorder import Recorder, RecorderStats
+from shared.db.recorder import Recorder
+from shared.db.recording.stats import RecorderStats
 from shared.db.repositories import (
     ApiCredentialRepository,
     AuditLogRepository,

@@ -8,21 +8,18 @@ whose answer got lost, is written again and changes nothing, since trades and ex
 from __future__ import annotations
 
 import asyncio
-import atexit
 import json
 import logging
-import os
 import random
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from shared.db.bulk import BATCH_SIZE, RejectedRow
@@ -40,13 +37,15 @@ from shared.db.errors import (
     RecorderError,
     RecorderFullError,
     SharedDBError,
-    SpoolFullError,
     TransactionConflictError,
 )
 from shared.db.models import Base
+from shared.db.recording import processes
+from shared.db.recording.buffer import Buffer, Part
 from shared.db.recording.dead_letters import DeadLetters
 from shared.db.recording.row_text import RowText
-from shared.db.recording.spool import Mark, Spool
+from shared.db.recording.spool import Spool
+from shared.db.recording.stats import RecorderStats
 from shared.db.recording.storing import Stored, Storing
 from shared.db.tenancy.guard import UNSET, UserId
 
@@ -54,8 +53,6 @@ _log = logging.getLogger(__name__)
 
 OnError = Callable[[RejectedRow], object]
 SPOOL_LIMIT = 2**30
-# Rows of one journal record: a single add() of any size must not become one record that has to be read at once.
-_PART = 500
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _CONFLICTS_IN_A_ROW = 5
 _REMINDER = 60.0
@@ -70,48 +67,6 @@ _PASSING = (
     PoolTimeoutError,
     TransactionConflictError,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class RecorderStats:
-    """What a recorder has done so far.
-
-    In rows, at any moment: accepted + recovered == written + duplicates + rejected + buffered + spooled.
-    """
-
-    accepted: int
-    """Rows that `add` took."""
-    recovered: int
-    """Rows that were in the spool when the recorder was made."""
-    written: int
-    """Rows that were new to the database."""
-    duplicates: int
-    """Rows that were stored already, also by a batch of this recorder whose COMMIT was not answered."""
-    rejected: int
-    """Rows that a rule refused."""
-    buffered: int
-    """Rows that wait in memory (and in the spool, if there is one)."""
-    spooled: int
-    """Rows that wait in the spool alone."""
-    spool_bytes: int
-    """The spool's size on disk."""
-    batches: int
-    """Batches committed."""
-    failures: int
-    """Attempts to write that failed; the rows were kept."""
-    callback_errors: int
-    """Exceptions that `on_error` raised."""
-    away_since: datetime | None
-    """Since when nothing can be written, UTC; None while all is well."""
-    last_error: str | None
-    """What went wrong last, now or earlier: a refused row, a failed attempt to write, or `on_error`."""
-    newest_written: datetime | None
-    """The newest `exchange_ts` that is in the database by this recorder, UTC."""
-
-
-class _Part(NamedTuple):
-    rows: list[Row]
-    end: Mark | None  # its place in the spool
 
 
 class Recorder:
@@ -156,32 +111,25 @@ class Recorder:
             raise InvalidValueError(f"max_seconds is 0 or more, not {max_seconds}")
         self._storing = Storing(db, model, user_id, across_users)
         self._name = model.__tablename__
-        self._text = RowText(model)
-        self._max_rows = max_rows
-        self._max_seconds = max_seconds
-        self._max_buffered = max_buffered
-        self._batch_rows = max(max_rows, BATCH_SIZE)
-        self._on_error = on_error
-        self._spool: Spool | None = None
+        text = RowText(model)
+        journal: Spool | None = None
         if spool is not None:
             folder = Path(spool).absolute()
             about = json.dumps({"table": self._name, "user_id": self._storing.user_id})
-            self._spool = Spool(folder, about, limit=spool_limit, fsync=fsync)
+            journal = Spool(folder, about, limit=spool_limit, fsync=fsync)
             dead_letters = dead_letters or folder / "rejected.jsonl"
+        self._keeps_in = "memory" if spool is None else "the spool"
         self._dead_letters = (
-            None
-            if dead_letters is None
-            else DeadLetters(Path(dead_letters).absolute(), self._text, self._storing.user_id)
+            None if dead_letters is None else DeadLetters(Path(dead_letters).absolute(), text, self._storing.user_id)
         )
+        self._max_rows = max_rows
+        self._max_seconds = max_seconds
+        self._on_error = on_error
 
         # All below is guarded by this; notified when rows come, or when what happened to some is known.
         self._changed = threading.Condition(threading.Lock())
-        self._queue: deque[_Part] = deque()
-        self._buffered = 0
-        # Rows behind those in the queue are in the spool alone, from this place on. While there are any, new ones go
-        # there too, so that the order is kept.
-        self._spooled = self._recovered = 0 if self._spool is None else self._spool.rows
-        self._next_spooled = None if self._spool is None else self._spool.start
+        self._buffer = Buffer(text, journal, max_buffered, max(max_rows, BATCH_SIZE))
+        self._recovered = self._buffer.waiting
         self._oldest = time.monotonic()
         self._accepted = self._written = self._duplicates = self._rejected = 0
         self._batches = self._failures = self._callback_errors = 0
@@ -190,23 +138,24 @@ class Recorder:
         self._wanted = 0  # flush() waits for this many rows to be done
         self._failure: Exception | None = None  # why nothing can be written now
         self._away_since: datetime | None = None
-        self._reminded = 0.0
+        self._reminded: float | None = None  # when the log last said so
         self._unlucky = 0  # failed attempts in a row
         self._retry_at: float | None = None
         self._deadline: float | None = None  # set by close()
         self._failures_at_close = 0
         self._closed = False
         self._ended_by: BaseException | None = None
+        self._ended = False  # the thread writes nothing more
         self._forked = False
         if self._recovered:
             _log.warning("%s: writing %d rows that an earlier recorder left in the spool", self._name, self._recovered)
-        self._writing = threading.Lock()  # held while a session may be open
+        self.writing = threading.Lock()  # held while a session may be open
         self._thread = threading.Thread(target=self._run, name=f"shared.db recorder of {self._name}", daemon=True)
-        _open.add(self)
+        processes.note_open(self)
         self._thread.start()
 
     def __repr__(self) -> str:
-        return f"<Recorder of {self._name}, {self._waiting} rows waiting>"
+        return f"<Recorder of {self._name}, {self._buffer.waiting} rows waiting>"
 
     def __enter__(self) -> Self:
         return self
@@ -230,26 +179,23 @@ class Recorder:
         With a spool they are in its journal when this returns. Raises `InvalidValueError` for what is no row,
         `SpoolFullError` or `RecorderFullError` if there is no room, `RecorderError` after `close()`.
         """
-        parts = self._text.taken(rows, _PART)
-        records = [] if self._spool is None else [(self._text.encoded(part), len(part)) for part in parts]
-        count = sum(map(len, parts))
+        accepting = self._buffer.accepting(rows)
         self._require_usable()
         with self._changed:
             self._require_usable()
-            if not parts:
+            if not accepting.total:
                 return
-            idle = self._waiting == 0
-            if self._spool is None:
-                if self._buffered + count > self._max_buffered:
-                    raise self._full(count) from self._failure
-                self._queue += [_Part(part, None) for part in parts]
-                self._buffered += count
-            else:
-                self._add_to_spool(self._spool, parts, records)
-            self._accepted += count
+            idle = self._buffer.waiting == 0
+            try:
+                self._buffer.add(accepting)
+            except RecorderFullError as error:
+                if error.__cause__ is None and self._failure is not None:
+                    raise error from self._failure.with_traceback(None)
+                raise
+            self._accepted += accepting.total
             if idle:
                 self._oldest = time.monotonic()
-            if idle or self._waiting >= self._max_rows:
+            if idle or self._buffer.waiting >= self._max_rows:
                 self._changed.notify_all()
 
     def flush(self, timeout: float | None = None) -> None:
@@ -288,9 +234,9 @@ class Recorder:
                 written=self._written,
                 duplicates=self._duplicates,
                 rejected=self._rejected,
-                buffered=self._buffered,
-                spooled=self._spooled,
-                spool_bytes=0 if self._spool is None else self._spool.size,
+                buffered=self._buffer.in_memory,
+                spooled=self._buffer.in_spool_alone,
+                spool_bytes=self._buffer.spool_bytes,
                 batches=self._batches,
                 failures=self._failures,
                 callback_errors=self._callback_errors,
@@ -317,23 +263,23 @@ class Recorder:
         self._thread.join(timeout + 1)
         with self._changed:
             self._closed = True
-            _open.discard(self)
+            processes.note_closed(self)
             ended = not self._thread.is_alive()
-            left, failure = self._waiting, self._ended_by or self._failure
+            left, failure = self._buffer.waiting, self._ended_by or self._failure
         why = "there was no time" if failure is None else _shown(failure)
-        if self._spool is None:
-            if left:
-                self._give_up(why)
-        elif left:
+        if left and self._keeps_in == "memory":
+            self._give_up(why)
+        if left:
             _log.warning("%s: %d rows stay in the spool (%s); the next recorder writes them", self._name, left, why)
         if not ended:
             raise RecorderError(
-                f"the database has not answered for {timeout} s; {left} rows are not known to be written"
+                f"the database has not answered for {timeout} s; {left} rows are not known to be written, and stay in "
+                "the spool"
             )
 
     async def aadd(self, rows: Iterable[Any]) -> None:
         """`add` for asyncio: what may wait for a disk runs in a thread. Concurrent calls have no order."""
-        if self._spool is None:
+        if self._keeps_in == "memory":
             self.add(rows)
         else:
             await asyncio.to_thread(self.add, rows)
@@ -346,9 +292,18 @@ class Recorder:
         """`close` for asyncio, in a thread."""
         await asyncio.to_thread(self.close, timeout)
 
-    @property
-    def _waiting(self) -> int:
-        return self._buffered + self._spooled
+    def close_at_exit(self) -> None:
+        """The program ends: close, and tell what went wrong in the log."""
+        _log.warning("%s: the recorder was not closed before the end of the program; closing it", self._name)
+        try:
+            self.close()
+        except Exception as error:  # noqa: BLE001 # other recorders have rows too; what went wrong here is told
+            _log.error("%s: %s", self._name, _shown(error))
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: the rows, the thread and the spool are the parent's."""
+        self._forked = True
+        self._buffer.abandon()
 
     @property
     def _done(self) -> int:
@@ -369,34 +324,12 @@ class Recorder:
     def _require_alive(self) -> None:
         if self._ended_by is not None:
             raise RecorderError("the recorder's thread has ended, and nothing is recorded") from self._ended_by
+        if self._ended:
+            raise RecorderError("the recorder was closed before these rows were written")
 
     def _require_not_own_thread(self) -> None:
         if threading.current_thread() is self._thread:
             raise RecorderError("on_error runs in the recorder's own thread, which cannot wait for itself; add() works")
-
-    def _full(self, count: int) -> RecorderFullError:
-        return RecorderFullError(
-            f"{self._buffered} rows wait in memory, {self._max_buffered} are allowed, and none of these {count} was "
-            "accepted; bring the database back, add them in smaller parts, raise max_buffered, or give a spool"
-        )
-
-    def _add_to_spool(self, spool: Spool, parts: list[list[Row]], records: list[tuple[bytes, int]]) -> None:
-        before = spool.end
-        try:
-            ends = spool.append(records)
-        except SpoolFullError as error:
-            if error.__cause__ is None and self._failure is not None:
-                raise error from self._failure
-            raise
-        for part, end in zip(parts, ends, strict=True):
-            if self._spooled or self._buffered + len(part) > self._max_buffered:
-                if not self._spooled:
-                    self._next_spooled = before
-                self._spooled += len(part)
-            else:
-                self._queue.append(_Part(part, end))
-                self._buffered += len(part)
-            before = end
 
     # From here on in the recorder's own thread.
 
@@ -404,16 +337,16 @@ class Recorder:
         try:
             while self._work_comes():
                 self._write_batch()
-            if self._spool is not None:
-                with self._changed:
-                    self._spool.close()
+            with self._changed:
+                self._ended = True
+                self._buffer.close()
+                self._changed.notify_all()
         except BaseException as error:  # noqa: BLE001 # a thread that ends unnoticed loses everything that comes after
             _log.critical("%s: NOTHING IS RECORDED any more: the recorder ended by %s", self._name, _shown(error))
             with self._changed:
                 self._ended_by = error
                 self._last_error = _shown(error)
-                if self._spool is not None:
-                    self._spool.abandon()
+                self._buffer.abandon()
                 self._changed.notify_all()
 
     def _work_comes(self) -> bool:
@@ -421,83 +354,54 @@ class Recorder:
         with self._changed:
             while True:
                 now = time.monotonic()
-                if self._deadline is not None and (not self._waiting or self._gives_up(now, self._deadline)):
+                if self._deadline is not None and (not self._buffer.waiting or self._gives_up(now, self._deadline)):
                     return False
                 due: float | None = None
                 if self._retry_at is not None:
                     due = self._retry_at
-                elif self._waiting >= self._max_rows or self._wanted > self._done or self._deadline is not None:
+                elif self._buffer.waiting >= self._max_rows or self._wanted > self._done or self._deadline is not None:
                     due = now
-                elif self._waiting:
+                elif self._buffer.waiting:
                     due = self._oldest + self._max_seconds
-                if due is not None and due <= now and self._waiting:
+                if due is not None and due <= now and self._buffer.waiting:
                     return True
-                self._changed.wait(None if due is None else due - now)
+                wakes = [moment for moment in (due, self._deadline) if moment is not None]
+                self._changed.wait(min(wakes) - now if wakes else None)
 
     def _gives_up(self, now: float, deadline: float) -> bool:
-        return now >= deadline or (self._spool is not None and self._failures > self._failures_at_close)
+        return now >= deadline or (self._keeps_in != "memory" and self._failures > self._failures_at_close)
 
     def _write_batch(self) -> None:
         try:
-            batch = self._next_batch()
+            batch = self._buffer.next_batch(self._changed)
             rows = [row for part in batch for row in part.rows]
-            with self._writing:
+            with self.writing:
                 stored = self._storing.store(rows)
             if stored.rejected:
                 self._report(stored.rejected)
             newest = _newest(rows, stored)
-            with self._changed:
-                end = batch[-1].end
-                if self._spool is not None and end is not None:
-                    self._spool.drop(end)
-                self._note_written(batch, stored, newest)
+            self._note_written(batch, stored, newest)
         except Exception as error:  # noqa: BLE001 # the rows are kept, the error is told, and the next attempt comes
             self._note_failure(error)
 
-    def _next_batch(self) -> list[_Part]:
-        """The oldest parts, of which the first rows that wait in the spool alone are taken into memory."""
+    def _note_written(self, batch: list[Part], stored: Stored, newest: datetime | None) -> None:
         with self._changed:
-            load = not self._queue
-            place, spooled = self._next_spooled, self._spooled
-        if load and self._spool is not None and place is not None:
-            records = self._spool.read(place, min(spooled, self._batch_rows))
-            parts = [_Part(self._text.decoded(record.payload), record.end) for record in records]
-            with self._changed:
-                self._queue += parts
-                count = sum(record.rows for record in records)
-                self._buffered += count
-                self._spooled -= count
-                self._next_spooled = records[-1].end
-        batch: list[_Part] = []
-        count = 0
-        with self._changed:
-            for part in self._queue:
-                if batch and count + len(part.rows) > self._batch_rows:
-                    break
-                batch.append(part)
-                count += len(part.rows)
-        return batch
-
-    def _note_written(self, batch: list[_Part], stored: Stored, newest: datetime | None) -> None:
-        for part in batch:
-            self._queue.popleft()
-            self._buffered -= len(part.rows)
-        self._written += stored.inserted
-        self._duplicates += stored.duplicates
-        self._rejected += len(stored.rejected)
-        self._batches += 1
-        self._newest = max((when for when in (self._newest, newest) if when is not None), default=None)
-        if self._failure is not None:
+            self._buffer.done(batch)
+            self._written += stored.inserted
+            self._duplicates += stored.duplicates
+            self._rejected += len(stored.rejected)
+            self._batches += 1
+            self._newest = max((when for when in (self._newest, newest) if when is not None), default=None)
+            away_since, waiting = self._away_since, self._buffer.waiting
+            self._failure = self._away_since = self._retry_at = self._reminded = None
+            self._unlucky = 0
+            self._oldest = time.monotonic()
+            self._changed.notify_all()
+        if away_since is not None:
+            away = (datetime.now(UTC) - away_since).total_seconds()
             _log.warning(
-                "%s: recording again, after %s without the database; %d rows still wait",
-                self._name,
-                str(datetime.now(UTC) - (self._away_since or datetime.now(UTC))).partition(".")[0],
-                self._waiting,
+                "%s: recording again, after %.1f s without the database; %d rows still wait", self._name, away, waiting
             )
-        self._failure = self._away_since = self._retry_at = None
-        self._unlucky = 0
-        self._oldest = time.monotonic()
-        self._changed.notify_all()
 
     def _note_failure(self, error: Exception) -> None:
         with self._changed:
@@ -510,23 +414,23 @@ class Recorder:
             # Two writers met, and the server had one of them give way: that is no failure of the database.
             if isinstance(error, TransactionConflictError) and self._unlucky <= _CONFLICTS_IN_A_ROW:
                 return
-            if self._failure is None:
-                self._away_since = datetime.now(UTC)
-                self._reminded = 0.0
+            self._away_since = self._away_since or datetime.now(UTC)
             self._failure = error
             self._wanted = 0
-            if now - self._reminded >= _REMINDER:
-                self._reminded = now
-                _log.log(
-                    logging.WARNING if isinstance(error, _PASSING) else logging.ERROR,
-                    "%s: NOTHING IS RECORDED since %s: %s; %d rows wait in %s, and are written when it works again",
-                    self._name,
-                    self._away_since,
-                    _shown(error),
-                    self._waiting,
-                    "memory" if self._spool is None else "the spool",
-                )
             self._changed.notify_all()
+            waiting = self._buffer.waiting
+            if self._reminded is not None and now - self._reminded < _REMINDER:
+                return
+            self._reminded = now
+        _log.log(
+            logging.WARNING if isinstance(error, _PASSING) else logging.ERROR,
+            "%s: NOTHING IS RECORDED since %s: %s; %d rows wait in %s, and are written when it works again",
+            self._name,
+            self._away_since,
+            _shown(error),
+            waiting,
+            self._keeps_in,
+        )
 
     def _report(self, refused: Sequence[RejectedRow]) -> None:
         """Keep and tell the rows that were refused, before the batch counts as done: twice rather than never."""
@@ -554,16 +458,21 @@ class Recorder:
         """At the end, without a spool: what was not written goes where it can be found."""
         with self._changed:
             first = self._done
-            rows = [row for part in self._queue for row in part.rows]
+            rows = self._buffer.rows()
         reason = f"not written when the recorder closed: {why}"
         text = f"{len(rows)} rows are not in the database ({why})"
-        if self._dead_letters is not None:
-            self._dead_letters.append([RejectedRow(first + n, reason, row) for n, row in enumerate(rows)])
-            text += f"; they are in {self._dead_letters.path}: python -m shared.db replay writes them"
-        else:
+        cause: Exception | None = self._failure
+        if self._dead_letters is None:
             text += " and are LOST with this process; give a spool, or dead_letters"
+        else:
+            try:
+                self._dead_letters.append([RejectedRow(first + n, reason, row) for n, row in enumerate(rows)])
+                text += f"; they are in {self._dead_letters.path}: python -m shared.db replay writes them"
+            except OSError as error:
+                cause = error
+                text += f" and are LOST with this process, since the dead letters failed too: {_shown(error)}"
         _log.error("%s: %s", self._name, text)
-        raise RecorderError(text) from self._failure
+        raise RecorderError(text) from cause
 
 
 def _newest(rows: list[Row], stored: Stored) -> datetime | None:
@@ -573,8 +482,12 @@ def _newest(rows: list[Row], stored: Stored) -> datetime | None:
 
 
 def _shown(error: BaseException) -> str:
-    """The error without anything of a row: texts of this library have none, others' may."""
-    return f"{type(error).__name__}: {error}" if isinstance(error, SharedDBError) else type(error).__name__
+    """The error without anything of a row: what the database says of one is cut off, and others may say anything."""
+    if isinstance(error, OSError):
+        said = f"{error.strerror} ({error.filename})"
+    else:
+        said = str(error) if isinstance(error, (SharedDBError, SQLAlchemyError, Warning)) else ""
+    return f"{type(error).__name__}: {said}".partition("\n")[0].removesuffix(": ")
 
 
 def _raised_at(error: BaseException) -> str:
@@ -582,42 +495,3 @@ def _raised_at(error: BaseException) -> str:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return "" if trace is None else f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
-
-
-_open: set[Recorder] = set()
-
-
-def _close_at_exit() -> None:
-    for recorder in list(_open):
-        _log.warning("%s: the recorder was not closed before the end of the program; closing it", recorder._name)
-        try:
-            recorder.close()
-        except Exception as error:  # noqa: BLE001 # the others have rows too; what went wrong here is told
-            _log.error("%s: %s", recorder._name, _shown(error))
-
-
-def _before_fork() -> None:
-    # A child of a process with an open session cannot use its SQLite file. Whoever forks cannot know when this thread
-    # has one open, so the fork waits for the batch, but not for a database that does not answer.
-    _held[threading.get_ident()] = [r._writing for r in list(_open) if r._writing.acquire(timeout=_FORK_WAITS)]
-
-
-def _after_fork_in_parent() -> None:
-    for lock in _held.pop(threading.get_ident(), ()):
-        lock.release()
-
-
-def _after_fork_in_child() -> None:
-    for recorder in list(_open):
-        recorder._forked = True
-        if recorder._spool is not None:
-            recorder._spool.abandon()
-    _open.clear()
-    _held.clear()
-
-
-_FORK_WAITS = 5.0
-_held: dict[int, list[threading.Lock]] = {}
-atexit.register(_close_at_exit)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

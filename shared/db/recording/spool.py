@@ -30,7 +30,7 @@ except ImportError:  # not a POSIX system
     fcntl = None  # type: ignore[assignment] # None is what tells
 
 _log = logging.getLogger(__name__)
-_HEAD = len("crc32len. length.. rows.... headcrc.\n")
+_HEAD = 4 * 9
 _SEGMENT = 16 * 2**20
 _SEGMENTS_AT_LEAST = 8
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -266,8 +266,8 @@ class Spool:
                 return None
             raise self._damaged(path, f"ends within the record at byte {begin}")
         try:
-            crc, length, rows, head_crc = (int(part, 16) for part in head.split())
-            sound = head == _head(crc, length, rows) and zlib.crc32(head[:27]) == head_crc
+            crc, length, rows, _ = (int(part, 16) for part in head.split())
+            sound = head == _head(crc, length, rows)
         except ValueError:
             sound = False
         if not sound:
