@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import shared.db.commands.migrate as migrate
+import shared.db.commands.replay as replay
 import shared.db.commands.row_files as row_files
 import shared.db.init_db as init_db
 from shared.db.database import DatabaseFactory
@@ -96,5 +97,6 @@ COMMANDS: dict[str, tuple[str, Command]] = {
         row_files.import_arguments,
     ),
     "export": ("write trades or executions to a CSV, JSON lines or Parquet file", row_files.export_arguments),
+    "replay": ("store what a recorder put into its dead letters, after it was corrected", replay.add_arguments),
     "migrate": ("change the schema by revisions, or say where it stands", migrate.add_arguments),
 }
