@@ -66,7 +66,9 @@ class Spool:
         self.rows = 0
         self._about = about
         self._limit = limit
-        self._segment_size = min(_SEGMENT, limit // _SEGMENTS_AT_LEAST)
+        self._opening_size = len(self._opening(0))
+        # One that was emptied, to its opening, is filled again.
+        self._segment_size = max(min(_SEGMENT, limit // _SEGMENTS_AT_LEAST), self._opening_size + 1)
         self._fsync = fsync
         self._sizes: dict[int, int] = {}  # of the segments that are there, oldest first
         self._file: int | None = None
@@ -112,7 +114,7 @@ class Spool:
         if self.size + total > self._limit:
             raise SpoolFullError(str(self.folder), f"{self.size:,} bytes of {self._limit:,}, and {total:,} to add")
         try:
-            if self._file is None or self.end.offset >= max(self._segment_size, len(self._opening(0)) + 1):
+            if self._file is None or self.end.offset >= self._segment_size:
                 self._open_next()
             self._write(b"".join(written))
         except OSError as error:
@@ -151,9 +153,8 @@ class Spool:
             self._path(number).unlink(missing_ok=True)
             del self._sizes[number]
         if through == self.end and self._file is not None:
-            begin = len(self._opening(self._first))
-            os.ftruncate(self._file, begin)
-            self._sizes[through.segment] = begin
+            os.ftruncate(self._file, self._opening_size)
+            self._sizes[through.segment] = self._opening_size
             self._in_last = 0
 
     def close(self) -> None:
