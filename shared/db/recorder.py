@@ -42,7 +42,7 @@ from shared.db.errors import (
 from shared.db.models import Base
 from shared.db.recording import processes
 from shared.db.recording.buffer import Buffer, Part
-from shared.db.recording.dead_letters import DeadLetters
+from shared.db.recording.dead_letters import DEAD_LETTERS, DeadLetters
 from shared.db.recording.row_text import RowText
 from shared.db.recording.spool import Spool
 from shared.db.recording.stats import RecorderStats
@@ -117,7 +117,7 @@ class Recorder:
             folder = Path(spool).absolute()
             about = json.dumps({"table": self._name, "user_id": self._storing.user_id})
             journal = Spool(folder, about, limit=spool_limit, fsync=fsync)
-            dead_letters = dead_letters or folder / "rejected.jsonl"
+            dead_letters = dead_letters or folder / DEAD_LETTERS
         self._keeps_in = "memory" if spool is None else "the spool"
         self._dead_letters = (
             None if dead_letters is None else DeadLetters(Path(dead_letters).absolute(), text, self._storing.user_id)
