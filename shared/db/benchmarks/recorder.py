@@ -16,12 +16,12 @@ from shared.db import DatabaseFactory, PublicTrade, PublicTradeRepository, Recor
 from shared.db.benchmarks.data import Rows, TradeStream
 from shared.db.benchmarks.harness import Contender, Place, compare, print_table
 
-_ROWS, _BATCH = 2_000, 1_000
+_ROWS, _BATCH, _FEW = 2_000, 1_000, 200
 _numbers = itertools.count()
 
 
 def recorder(here: Place) -> None:
-    """2,000 trades that come one by one, until all are committed; batches of 1,000 where there are batches."""
+    """Trades that come one by one, until all of them are committed."""
     stream = TradeStream()
     for name, new in (("PostgreSQL", here.new_postgresql), ("SQLite file", here.new_sqlite)):
         with ExitStack() as recorders:
@@ -40,18 +40,28 @@ def _compare(name: str, new: Callable[[], URL], stream: TradeStream, here: Place
         return write
 
     compare(
-        name,
+        f"{name}: {_ROWS:,} trades, {_BATCH:,} a batch",
         [
             Contender("bulk_create, batches by hand", _in_batches(new())),
             Contender("Recorder", recorded()),
             Contender("Recorder with a spool", recorded(spool=True)),
-            Contender("Recorder with a spool and fsync", recorded(spool=True, fsync=True), every=5),
-            Contender("a session and bulk_create for each row", _one_by_one(new()), every=5),
-            Contender("a session and session.add() for each row", _added_one_by_one(new()), every=5),
         ],
         lambda number: stream.take(_ROWS),
         here.rounds,
         count=_ROWS,
+    )
+    compare(
+        f"{name}: {_FEW:,} trades",
+        [
+            Contender("a session and session.add() for each", _added_one_by_one(new())),
+            Contender("a session and bulk_create for each", _one_by_one(new())),
+            Contender("Recorder with a spool and fsync", recorded(spool=True, fsync=True)),
+            Contender("Recorder with a spool", recorded(spool=True)),
+            Contender("Recorder", recorded()),
+        ],
+        lambda number: stream.take(_FEW),
+        here.rounds,
+        count=_FEW,
     )
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import polars
 import pytest
-from sqlalchemy import URL, delete, func, make_url, select, text
+from sqlalchemy import URL, make_url, select, text
 
 from shared.db import (
     DatabaseFactory,
@@ -42,6 +42,7 @@ from shared.db import (
     Run,
     SpoolFullError,
     TenantScopeError,
+    TransactionConflictError,
     User,
 )
 from shared.db.tests.support import execution_values, in_children, in_threads, run_on_server, trade_values
@@ -743,24 +744,46 @@ def test_asyncio_goes_on_while_the_recorder_waits(file_db: DatabaseFactory, spoo
     assert stored_ids(file_db) == ids(0, 25)
 
 
-# Two writers at once
+# Conflicts
 
 
-def test_recorders_of_the_same_trades_do_not_get_in_each_other_s_way(postgresql_url: URL) -> None:
-    """In opposite order, so that the server ends deadlocks: every trade is there once, and nobody counts as away."""
+@pytest.fixture
+def quarrelsome_db(postgresql_url: URL) -> Iterator[DatabaseFactory]:
+    """A PostgreSQL that has the first three writers of trades give way, as in a conflict with another transaction."""
+    run_on_server(
+        postgresql_url,
+        "CREATE SEQUENCE quarrels",
+        """CREATE FUNCTION quarrel() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF nextval('quarrels') <= 3 THEN RAISE EXCEPTION 'conflict' USING ERRCODE = '40001'; END IF;
+            RETURN NULL;
+        END $$""",
+        "CREATE TRIGGER quarrel BEFORE INSERT ON public_trades FOR EACH STATEMENT EXECUTE FUNCTION quarrel()",
+    )
     with DatabaseFactory(postgresql_url) as db:
+        yield db
 
-        def record(number: int) -> RecorderStats:
-            with Recorder(db, PublicTrade, max_rows=50) as recorder:
-                for start in range(0, 2000, 200):
-                    rows = trades(start, start + 200)
-                    recorder.add(rows if number % 2 else rows[::-1])
-                recorder.flush()
-                return recorder.stats()
 
-        stats = in_threads(4, record)
-        with db.get_session() as session:
-            assert session.scalar(select(func.count()).select_from(PublicTrade)) == 2000
-            session.execute(delete(PublicTrade))
-    assert sum(one.written for one in stats) == 2000
-    assert all(one.away_since is None for one in stats)
+def test_a_conflict_with_another_writer_is_retried(
+    quarrelsome_db: DatabaseFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is no failure of the database: nobody is told, and flush() waits for the next attempt."""
+    with Recorder(quarrelsome_db, PublicTrade) as recorder:
+        recorder.add(trades(0, 3))
+        recorder.flush()
+        assert (recorder.stats().failures, recorder.stats().written) == (3, 3)
+    assert caplog.text == ""
+
+
+def test_a_conflict_that_never_ends_is_told(
+    quarrelsome_db: DatabaseFactory, postgresql_url: URL, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After six attempts in a row."""
+    run_on_server(postgresql_url, "ALTER SEQUENCE quarrels MINVALUE -1000 RESTART -1000")
+    with Recorder(quarrelsome_db, PublicTrade) as recorder:
+        recorder.add(trades(0, 3))
+        with pytest.raises(TransactionConflictError):
+            recorder.flush()
+        assert recorder.stats().failures >= 6
+        assert "NOTHING IS RECORDED" in caplog.text
+        run_on_server(postgresql_url, "ALTER SEQUENCE quarrels RESTART 4")
+    assert stored_ids(quarrelsome_db) == ids(0, 3)
