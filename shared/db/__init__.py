@@ -35,6 +35,8 @@ from shared.db.errors import (
     NotADatabaseError,
     PermissionDeniedError,
     PoolExhaustedError,
+    RecorderError,
+    RecorderFullError,
     RowNotFoundError,
     RowSecurityError,
     RunEndedError,
@@ -43,6 +45,8 @@ from shared.db.errors import (
     SecretError,
     SettingsError,
     SharedDBError,
+    SpoolError,
+    SpoolFullError,
     TenantError,
     TenantScopeError,
     TenantViolation,
@@ -69,6 +73,8 @@ from shared.db.models import (
     User,
     UserStatus,
 )
+from shared.db.recorder import Recorder
+from shared.db.recording.stats import RecorderStats
 from shared.db.repositories import (
     ApiCredentialRepository,
     AuditLogRepository,
@@ -131,6 +137,10 @@ __all__ = [
     "PrivateExecutionRepository",
     "PublicTrade",
     "PublicTradeRepository",
+    "Recorder",
+    "RecorderError",
+    "RecorderFullError",
+    "RecorderStats",
     "RejectedRow",
     "RowNotFoundError",
     "RowSecurityError",
@@ -148,6 +158,8 @@ __all__ = [
     "SettingsError",
     "SharedDBError",
     "Side",
+    "SpoolError",
+    "SpoolFullError",
     "Strategy",
     "StrategyRepository",
     "StreamHealth",

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import shared.db.commands.migrate as migrate
+import shared.db.commands.replay as replay
 import shared.db.commands.row_files as row_files
 import shared.db.commands.status as status
 import shared.db.init_db as init_db
@@ -102,5 +103,6 @@ COMMANDS: dict[str, tuple[str, Command]] = {
     ),
     "export": ("write trades or executions to a CSV, JSON lines or Parquet file", row_files.export_arguments),
     "status": ("say how the database is, and what to do about it", status.add_arguments),
+    "replay": ("store what a recorder put into its dead letters, after it was corrected", replay.add_arguments),
     "migrate": ("change the schema by revisions, or say where it stands", migrate.add_arguments),
 }

@@ -38,6 +38,7 @@ ROOMS = (
     "retry",
     "database",
     "repositories",
+    "recording",
     "recorder",
     "bybit",
     "migrations",

@@ -29,7 +29,9 @@ from shared.db import (
     DatabaseFactory,
     DatabaseSettings,
     PrivateExecutionRepository,
+    PublicTrade,
     PublicTradeRepository,
+    Recorder,
     Run,
     RunRepository,
     Strategy,
@@ -357,6 +359,18 @@ def _without_tables(stage: Stage) -> None:
             session.rollback()
 
 
+def _recorded_without_a_server(stage: Stage) -> None:
+    with (
+        DatabaseFactory(f"postgresql://bot:{PASSWORD}@127.0.0.1:1/x") as db,
+        Recorder(db, PublicTrade, spool=stage.folder / "spool") as recorder,
+    ):
+        recorder.add([trade_values()])
+        try:
+            recorder.flush()
+        finally:
+            stage.see("recorder", recorder, recorder.stats())
+
+
 def _cut_off(stage: Stage) -> None:
     with stage.open() as db, db.get_session() as session:
         session.add(_credential(account_id="ann-2"))
@@ -517,6 +531,7 @@ FAILURES: dict[str, Callable[[Stage], None]] = {
     "command without a server": _command("init", "--db-url", f"postgresql://bot:{PASSWORD}@127.0.0.1:1/x"),
     "command with a bad URL": _command("init", "--db-url", f"oracle://bot:{PASSWORD}@127.0.0.1:1/x"),
     "rotation without a ring": _command("keys", "rotate", "--db-name", "empty.db"),
+    "recorder without a server": _recorded_without_a_server,
     "export where no file can be": _command("export", "trades", "--symbol", "X", "-o", "/dev/null/x.csv"),
     "export of another user's run": _command_on("export", "executions", "--run", "r", "--user", "bob", "-o", "x.csv"),
     "import of no archive": _command_on("import-trades", "nowhere.csv.gz"),
