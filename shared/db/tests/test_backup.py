@@ -591,6 +591,51 @@ def test_the_password_is_in_no_argument_and_no_error(
     assert not (tmp_path / "backup").exists()
 
 
+def wrapped(folder: Path, tools: Path, dump: str = '"$@"', restore: str = '"$@"') -> Path:
+    """A folder of pg_dump and pg_restore that are called with other arguments, or whose output is changed."""
+    for name, arguments in (("pg_dump", dump), ("pg_restore", restore)):
+        program = folder / name
+        program.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exec {tools / name} "$@"\n{tools / name} {arguments}\n')
+        program.chmod(0o755)
+    return folder
+
+
+def test_a_dump_without_all_rows_is_not_kept(
+    policed_fleet: DatabaseFactory, postgresql_tools: Path, tmp_path: Path
+) -> None:
+    """A dump that ends well, but has left the rows of a table out, is no backup."""
+    tools = wrapped(tmp_path, postgresql_tools, dump='"$@" --exclude-table-data=users')
+    with pytest.raises(BackupError, match="does not hold what the database does"):
+        back_up(policed_fleet, tmp_path / "backup", pg_bin=tools)
+    assert not (tmp_path / "backup").exists()
+
+
+def test_a_restore_that_lost_a_row_is_undone(
+    policed_fleet: DatabaseFactory, postgresql_tools: Path, tmp_path: Path
+) -> None:
+    """The rows are counted before they are committed."""
+    back_up(policed_fleet, tmp_path / "backup")
+    before = everything(policed_fleet)
+    tools = wrapped(
+        tmp_path, postgresql_tools, restore='"$@" | if [ $1 = --clean ]; then sed /exec-ann/d; else cat; fi'
+    )
+    with pytest.raises(BackupError, match="undone, the database is as it was"):
+        restore(policed_fleet, tmp_path / "backup", force=True, pg_bin=tools)
+    assert everything(policed_fleet) == before
+    assert policed_fleet.row_security_status().enabled
+
+
+def test_an_sqlite_backup_without_all_rows_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was counted in the transaction of the backup has to be in the file."""
+    with DatabaseFactory(f"sqlite:///{tmp_path / 'bot.db'}") as db:
+        db.create_tables()
+        counted = sqlite_backup.row_counts
+        monkeypatch.setattr(sqlite_backup, "row_counts", lambda connection: counted(connection) | {"users": 1})
+        with pytest.raises(BackupError, match="nothing was kept"):
+            back_up(db, tmp_path / "backup")
+        assert not (tmp_path / "backup").exists()
+
+
 def test_the_commands_back_up_and_restore(
     busy_fleet: DatabaseFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str], postgresql_tools: Path
 ) -> None:
