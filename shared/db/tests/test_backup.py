@@ -35,6 +35,7 @@ from shared.db import (
 from shared.db.cli import main
 from shared.db.operations import backup, postgresql_backup, sqlite_backup
 from shared.db.operations.backup import WHOLE, back_up, restore
+from shared.db.operations.contents import row_counts
 from shared.db.schema_version import SCHEMA_REVISION
 from shared.db.tests.fleet import rows_of
 from shared.db.tests.support import in_threads, run_on_server, trade_values
@@ -629,8 +630,7 @@ def test_an_sqlite_backup_without_all_rows_is_not_kept(tmp_path: Path, monkeypat
     """What was counted in the transaction of the backup has to be in the file."""
     with DatabaseFactory(f"sqlite:///{tmp_path / 'bot.db'}") as db:
         db.create_tables()
-        counted = sqlite_backup.row_counts
-        monkeypatch.setattr(sqlite_backup, "row_counts", lambda connection: counted(connection) | {"users": 1})
+        monkeypatch.setattr(sqlite_backup, "row_counts", lambda connection: row_counts(connection) | {"users": 1})
         with pytest.raises(BackupError, match="nothing was kept"):
             back_up(db, tmp_path / "backup")
         assert not (tmp_path / "backup").exists()
