@@ -1,6 +1,7 @@
 """`shared.db`: the multi-tenant data layer of a fleet of grid bots, on SQLite and PostgreSQL."""
 
 from shared.db.bulk import BulkResult, RejectedRow
+from shared.db.bulk.gaps import Gap, RunCoverage
 from shared.db.bulk.ranges import ExecutionRow, TradeRow, cursor_of
 from shared.db.bulk.summaries import Candle, Coverage, RunTotals
 from shared.db.bybit import (
@@ -14,9 +15,11 @@ from shared.db.database import DatabaseFactory, get_db
 from shared.db.errors import (
     AuditError,
     AuthenticationError,
+    BackupError,
     CommitUnknownError,
     ConnectionLostError,
     ConstraintError,
+    CopyError,
     DatabaseCorruptError,
     DatabaseDiskError,
     DatabaseFailure,
@@ -47,6 +50,7 @@ from shared.db.errors import (
     SharedDBError,
     SpoolError,
     SpoolFullError,
+    TargetNotEmptyError,
     TenantError,
     TenantScopeError,
     TenantViolation,
@@ -99,6 +103,7 @@ __all__ = [
     "AuditLog",
     "AuditLogRepository",
     "AuthenticationError",
+    "BackupError",
     "Base",
     "BaseRepository",
     "BulkResult",
@@ -108,6 +113,7 @@ __all__ = [
     "CommitUnknownError",
     "ConnectionLostError",
     "ConstraintError",
+    "CopyError",
     "Coverage",
     "DataLossError",
     "DatabaseCorruptError",
@@ -124,6 +130,7 @@ __all__ = [
     "Environment",
     "ExecutionRow",
     "ForkError",
+    "Gap",
     "Health",
     "InputError",
     "InvalidValueError",
@@ -146,6 +153,7 @@ __all__ = [
     "RowSecurityError",
     "RowSecurityStatus",
     "Run",
+    "RunCoverage",
     "RunEndedError",
     "RunRepository",
     "RunStatus",
@@ -164,6 +172,7 @@ __all__ = [
     "StrategyRepository",
     "StreamHealth",
     "TableHealth",
+    "TargetNotEmptyError",
     "TenantError",
     "TenantScopeError",
     "TenantViolation",

@@ -10,7 +10,11 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
+import shared.db.commands.backup as backup
+import shared.db.commands.copy_database as copy_database
+import shared.db.commands.coverage as coverage
 import shared.db.commands.migrate as migrate
+import shared.db.commands.purge as purge
 import shared.db.commands.replay as replay
 import shared.db.commands.row_files as row_files
 import shared.db.commands.status as status
@@ -104,5 +108,10 @@ COMMANDS: dict[str, tuple[str, Command]] = {
     "export": ("write trades or executions to a CSV, JSON lines or Parquet file", row_files.export_arguments),
     "status": ("say how the database is, and what to do about it", status.add_arguments),
     "replay": ("store what a recorder put into its dead letters, after it was corrected", replay.add_arguments),
+    "backup": ("write the whole database to a file, verified, while bots go on writing", backup.backup_arguments),
+    "restore": ("put the database into the state of a backup, all or nothing", backup.restore_arguments),
+    "copy": ("move a whole database to another one, SQLite or PostgreSQL, and compare", copy_database.copy_arguments),
+    "purge": ("delete old trades, or a run's executions, in short batches", purge.purge_arguments),
+    "coverage": ("say what is stored of each symbol or run, and what is missing", coverage.coverage_arguments),
     "migrate": ("change the schema by revisions, or say where it stands", migrate.add_arguments),
 }

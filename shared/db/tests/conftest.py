@@ -31,7 +31,7 @@ from shared.db.tests.fleet import (  # noqa: F401 # fixtures
     unpoliced_fleet,
 )
 from shared.db.tests.migration_support import OwnRevisions
-from shared.db.tests.support import new_run, new_strategy, run_on_server, stored
+from shared.db.tests.support import new_run, new_strategy, postgresql_programs, run_on_server, stored
 
 _numbers = itertools.count()
 
@@ -67,6 +67,12 @@ def postgresql_server() -> Iterator[URL]:
         run_on_server(url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
         yield url
         server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def postgresql_tools() -> Path:
+    """The folder of pg_dump and pg_restore."""
+    return postgresql_programs()
 
 
 @pytest.fixture(scope="session")
