@@ -34,14 +34,38 @@ class UserSession(Session):
         super().__init__(*args, **options)
         self.info["user_id"] = user_id
         self.guard = OwnershipGuard(user_id)
+        self._asking_the_server = False
+        self._rely_on(adopt)
+
+    def _rely_on(self, adopt: tuple[str, str] | None) -> None:
         self._adopt = adopt
         raw_sql = adopt is not None
-        self.own_rows = OwnRows(user_id, raw_sql=raw_sql, statement_of_caller=True)
-        self._own_rows_to_load = OwnRows(user_id, raw_sql=raw_sql, statement_of_caller=False)
+        self.own_rows = OwnRows(self.guard.user_id, raw_sql=raw_sql, statement_of_caller=True)
+        self._own_rows_to_load = OwnRows(self.guard.user_id, raw_sql=raw_sql, statement_of_caller=False)
+
+    def _adopt_role(self, connection: Connection) -> None:
+        if self._adopt is None or row_security.adopt(connection, *self._adopt):
+            return
+        # The policies were taken away while this process ran: nothing confines raw SQL any more.
+        self._rely_on(None)
+        if not self._asking_the_server:
+            raise TenantScopeError(
+                "this session relied on row-level security, which is off now; open the session again: a new one does "
+                "without"
+            )
 
     @property
     def confined_by_server(self) -> bool:
-        """Whether PostgreSQL's row-level security confines this session too."""
+        """Whether PostgreSQL's row-level security confines this session too.
+
+        Asks the server, with the transaction that this begins: the policies may have gone while this process ran.
+        """
+        if self._adopt is not None:
+            self._asking_the_server = True
+            try:
+                Session.connection(self)
+            finally:
+                self._asking_the_server = False
         return self._adopt is not None
 
     def connection(self, *args: Any, **options: Any) -> Connection:
@@ -94,11 +118,11 @@ class UserSession(Session):
         if self._adopt is None:
             return connection.scalar(found) is not None
         # Under the tenant role the server hides what we ask for here.
-        connection.exec_driver_sql("SELECT set_config('role', 'none', true)")
+        row_security.leave(connection)
         try:
             return connection.scalar(found) is not None
         finally:
-            row_security.adopt(connection, *self._adopt)
+            self._adopt_role(connection)
 
 
 class TenantRequiredSession(Session):
@@ -158,8 +182,8 @@ def _enter(session: UserSession, transaction: SessionTransaction, connection: Co
         )
     if not is_confined(connection):
         raise TenantScopeError("a user's session works on a DatabaseFactory's own engine only")
-    if session._adopt is not None and not transaction.nested:
-        row_security.adopt(connection, *session._adopt)
+    if not transaction.nested:
+        session._adopt_role(connection)
 
 
 @event.listens_for(UserSession, "do_orm_execute")
