@@ -162,7 +162,8 @@ class DatabaseFactory:
     def disable_row_security(self) -> None:
         """Drop the policies; the role stays. Users' sessions are still confined by the ORM's side.
 
-        That goes for running processes too, from their next transaction on. Waits as enabling does.
+        That goes for running processes too, from their next transaction on; one that is just beginning may be refused
+        (`PermissionDeniedError`) and can be tried again. Waits as enabling does.
         """
         with self._row_security_transaction() as connection:
             row_security.disable(connection, self.settings.tenant_role)

@@ -26,9 +26,6 @@ from shared.db.bulk.result import OnConflict
 from shared.db.bulk.writer import Source, Writer
 
 
-_DIALECT = postgresql.dialect()
-
-
 @dataclass
 class _Memory:
     """What is known of one pooled connection: tables with collisions, and the transaction that filled each stage."""
@@ -129,7 +126,8 @@ class PostgreSQLWriter(Writer):
 @lru_cache(maxsize=64)
 def _shape(layout: Layout) -> str:
     columns = (layout.table.columns[name] for name in layout.names)
-    described = ", ".join(f"{column.name} {column.type.compile(_DIALECT)}" for column in columns)
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call] # SQLAlchemy's dialects have no types
+    described = ", ".join(f"{column.name} {column.type.compile(dialect)}" for column in columns)
     return hashlib.sha256(described.encode()).hexdigest()[:8]
 
 

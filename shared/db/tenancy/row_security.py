@@ -57,30 +57,29 @@ def enable(connection: Connection, role: str) -> None:
     """
     _create_role(connection, role)
     _require_subject(connection, role)
-    quoted = _quoted(connection, role)
+    quoted = _quoted(role)
     expected = expected_policies(connection)
     _lock(connection, expected)
     for model in OWNERSHIP:
         table = model.__tablename__
         if not has_table(connection, model):
             continue
-        connection.execute(text(f"GRANT {', '.join(PRIVILEGES)} ON {table} TO {quoted}"))
+        _run(connection, f"GRANT {', '.join(PRIVILEGES)} ON {table} TO {quoted}")
         sequence = sequence_of(connection, model)
         if sequence:
-            connection.execute(text(f"GRANT USAGE ON SEQUENCE {sequence} TO {quoted}"))
+            _run(connection, f"GRANT USAGE ON SEQUENCE {sequence} TO {quoted}")
     for table, policy in expected.items():
-        connection.execute(text(f"DROP POLICY IF EXISTS {POLICY_NAME} ON {table}"))
-        connection.execute(
-            text(
-                f"CREATE POLICY {POLICY_NAME} ON {table} TO {quoted} USING ({policy.using}) WITH CHECK ({policy.check})"
-            )
+        _run(
+            connection,
+            f"DROP POLICY IF EXISTS {POLICY_NAME} ON {table}",
+            f"CREATE POLICY {POLICY_NAME} ON {table} TO {quoted} USING ({policy.using}) WITH CHECK ({policy.check})",
+            f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY",
         )
-        connection.execute(text(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY"))
     # The server keeps its own spelling of a policy. The fingerprint of both spellings tells later whether the code
     # has moved on, or somebody has altered the policy by hand.
     for table, row in live_policies(connection).items():
         fingerprint = fingerprint_of(expected[table], row)
-        connection.execute(text(f"COMMENT ON POLICY {POLICY_NAME} ON {table} IS '{fingerprint}'"))
+        _run(connection, f"COMMENT ON POLICY {POLICY_NAME} ON {table} IS '{fingerprint}'")
 
 
 def disable(connection: Connection, role: str) -> None:
@@ -94,12 +93,13 @@ def disable(connection: Connection, role: str) -> None:
     roles = {role, *(name for row in live_policies(connection).values() for name in row.roles)}
     known = connection.scalars(text("SELECT rolname FROM pg_roles WHERE rolname = ANY(:roles)"), {"roles": [*roles]})
     for name in known.all():
-        connection.execute(
-            text(f"REVOKE {', '.join(PRIVILEGES)} ON {', '.join(expected)} FROM {_quoted(connection, name)}")
-        )
+        _run(connection, f"REVOKE {', '.join(PRIVILEGES)} ON {', '.join(expected)} FROM {_quoted(name)}")
     for table in expected:
-        connection.execute(text(f"DROP POLICY IF EXISTS {POLICY_NAME} ON {table}"))
-        connection.execute(text(f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY"))
+        _run(
+            connection,
+            f"DROP POLICY IF EXISTS {POLICY_NAME} ON {table}",
+            f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY",
+        )
 
 
 def is_installed(connection: Connection) -> bool:
@@ -120,7 +120,7 @@ def adopt(connection: Connection, role: str, user_id: str) -> bool:
             raise
         raise RowSecurityError(
             f"this login cannot adopt the role {role}, which the policies are for; run python -m shared.db "
-            f"row-security status, and have an administrator run: GRANT {_quoted(connection, role)} TO this login"
+            f"row-security status, and have an administrator run: GRANT {_quoted(role)} TO this login"
         ) from error
     if not confined:
         leave(connection)
@@ -163,8 +163,7 @@ def _create_role(connection: Connection, role: str) -> None:
             return
         try:
             with connection.begin_nested():
-                for statement in missing:
-                    connection.execute(text(statement))
+                _run(connection, *missing)
         except DBAPIError as error:
             # Roles belong to the whole server: another database's fleet may be making the same one right now.
             if isinstance(error.orig, (psycopg2.errors.UniqueViolation, psycopg2.errors.DuplicateObject)):
@@ -187,10 +186,10 @@ def _lacking(connection: Connection, role: str, missing: list[str]) -> RowSecuri
 
 def _missing_grants(connection: Connection, role: str) -> list[str]:
     """The statements by which the login gets the role, and the role the schema; all three if there is no role."""
-    quoted = _quoted(connection, role)
+    quoted = _quoted(role)
     login, schema = connection.execute(text("SELECT current_user, current_schema()")).one()
-    granted = f"GRANT {quoted} TO {_quoted(connection, str(login))}"
-    usage = f"GRANT USAGE ON SCHEMA {_quoted(connection, str(schema))} TO {quoted}"
+    granted = f"GRANT {quoted} TO {_quoted(str(login))}"
+    usage = f"GRANT USAGE ON SCHEMA {_quoted(str(schema))} TO {quoted}"
     if not role_exists(connection, role):
         return [f"CREATE ROLE {quoted} NOLOGIN", granted, usage]
     missing = [] if may_adopt(connection, role) else [granted]
@@ -246,8 +245,11 @@ def _lock(connection: Connection, tables: Iterable[str]) -> None:
             with connection.begin_nested():
                 # Whoever waits for a table makes every later reader of it wait behind him: only for a moment, then
                 # all is let go.
-                connection.execute(text(f"SET LOCAL lock_timeout = '{int(_TURN * 1000)}ms'"))
-                connection.execute(text(f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE"))
+                _run(
+                    connection,
+                    f"SET LOCAL lock_timeout = '{int(_TURN * 1000)}ms'",
+                    f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE",
+                )
         except DatabaseLockedError:
             if time.monotonic() > deadline:
                 raise
@@ -332,5 +334,12 @@ def _may_write(model: type[Base], entry: Ownership) -> str:
     return " AND ".join(conditions)
 
 
-def _quoted(connection: Connection, name: str) -> str:
-    return connection.dialect.identifier_preparer.quote_identifier(name)
+def _quoted(name: str) -> str:
+    # SQLAlchemy's own quoting doubles % too, for the driver.
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _run(connection: Connection, *statements: str) -> None:
+    for statement in statements:
+        # A colon in a role's name is no parameter.
+        connection.execute(text(statement.replace(":", "\\:")))

@@ -85,6 +85,8 @@ def _role(connection: Connection, role: str) -> Iterator[str]:
     if reason is not None:
         yield reason
         return
+    if connection.scalar(text("SELECT rolcanlogin FROM pg_roles WHERE rolname = :role"), {"role": role}):
+        yield f"the role {role} can log in, and then name any user: ALTER ROLE ... NOLOGIN"
     if not may_adopt(connection, role):
         yield f"this login may not adopt the role {role}: GRANT it to the login"
     yield from _missing_privileges(connection, role)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy import CompoundSelect, Connection, Executable, Select, event, inspect, select
@@ -34,7 +34,6 @@ class UserSession(Session):
         super().__init__(*args, **options)
         self.info["user_id"] = user_id
         self.guard = OwnershipGuard(user_id)
-        self._asking_the_server = False
         self._rely_on(adopt)
 
     def _rely_on(self, adopt: tuple[str, str] | None) -> None:
@@ -44,15 +43,9 @@ class UserSession(Session):
         self._own_rows_to_load = OwnRows(self.guard.user_id, raw_sql=raw_sql, statement_of_caller=False)
 
     def _adopt_role(self, connection: Connection) -> None:
-        if self._adopt is None or row_security.adopt(connection, *self._adopt):
-            return
-        # The policies were taken away while this process ran: nothing confines raw SQL any more.
-        self._rely_on(None)
-        if not self._asking_the_server:
-            raise TenantScopeError(
-                "this session relied on row-level security, which is off now; open the session again: a new one does "
-                "without"
-            )
+        if self._adopt is not None and not row_security.adopt(connection, *self._adopt):
+            # The policies were taken away while this process ran: nothing confines raw SQL any more.
+            self._rely_on(None)
 
     @property
     def confined_by_server(self) -> bool:
@@ -60,12 +53,12 @@ class UserSession(Session):
 
         Asks the server, with the transaction that this begins: the policies may have gone while this process ran.
         """
+        return self.is_confined_by_server()
+
+    def is_confined_by_server(self, bind_arguments: Mapping[str, Any] | None = None) -> bool:
+        """The same of the database that a statement goes to. Whatever is let through for it must ask this before."""
         if self._adopt is not None:
-            self._asking_the_server = True
-            try:
-                Session.connection(self)
-            finally:
-                self._asking_the_server = False
+            Session.connection(self, bind_arguments=dict(bind_arguments or {}))
         return self._adopt is not None
 
     def connection(self, *args: Any, **options: Any) -> Connection:
@@ -190,8 +183,10 @@ def _enter(session: UserSession, transaction: SessionTransaction, connection: Co
 def _confine(state: ORMExecuteState) -> None:
     session = state.session
     assert isinstance(session, UserSession)
+    # Asked first of all: what `own_rows` lets through depends on it.
+    confined = session.is_confined_by_server(state.bind_arguments)
     if not isinstance(state.statement, _CONFINABLE):
-        if not session.confined_by_server:
+        if not confined:
             raise session.own_rows.refusal(type(state.statement).__name__)
         return
     loading = state.is_relationship_load or state.is_column_load
@@ -214,9 +209,10 @@ def _at_the_door(session: UserSession, instance: object) -> None:
 @event.listens_for(UserSession, "before_flush")
 def _before_flush(session: UserSession, context: UOWTransaction, instances: Any) -> None:
     # What is known already, so that a colliding key is not reported before the wrong owner.
+    confined = session.confined_by_server
     for entity in (*session.new, *session.dirty, *session.deleted):
         check_identity(session.guard, inspect(entity))
-        if not session.confined_by_server:
+        if not confined:
             check_expressions(session.guard, inspect(entity), session.own_rows, session.get_bind().dialect)
     check_flushed(session.guard, session, complete=False)
 

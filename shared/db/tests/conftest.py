@@ -31,6 +31,7 @@ from shared.db.tests.fleet import (  # noqa: F401 # fixtures
     unpoliced_fleet,
 )
 from shared.db.tests.migration_support import OwnRevisions
+from shared.db.tests.roles import own_role, owner, roles  # noqa: F401 # fixtures
 from shared.db.tests.support import new_run, new_strategy, run_on_server, stored
 
 _numbers = itertools.count()
