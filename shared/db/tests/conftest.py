@@ -37,6 +37,12 @@ from shared.db.tests.support import new_run, new_strategy, run_on_server, stored
 _numbers = itertools.count()
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What needs a program that is not everywhere runs when it is asked for by its marker, and else is not there."""
+    if "pgbouncer" not in config.option.markexpr:
+        items[:] = [item for item in items if item.get_closest_marker("pgbouncer") is None]
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No variable and no .env of the machine reaches a test; each starts in an empty folder."""

@@ -8,6 +8,7 @@ import subprocess
 import threading
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import URL, select, text
@@ -56,7 +57,7 @@ def test_a_table_without_its_policy_is_told_and_not_relied_on(own_role: Database
     """A table that came later, and another tenant role than the policies': users' sessions do without the server."""
     with own_role.engine.begin() as connection:
         ApiCredential.__table__.drop(connection)  # type: ignore[attr-defined] # a Table
-        ApiCredential.__table__.create(connection)  # type: ignore[attr-defined]
+        ApiCredential.__table__.create(connection)  # type: ignore[attr-defined] # likewise
     told = own_role.row_security_status().problems
     assert [problem.partition(":")[0] for problem in told] == ["api_credentials"] * 3
     with factory(postgresql_url, own_role.settings.tenant_role) as db, db.get_session(user_id="ann") as session:
@@ -149,7 +150,8 @@ def test_turning_it_off_leaves_open_sessions_confined(own_role: DatabaseFactory,
             later.add(Run(run_id="x", user_id="bob", account_id="acc-bob", strategy_id="str-bob", run_type="live"))
             later.flush()
             later.commit()
-            later.get_one(Run, "x").gridcore_version = text("(SELECT max(api_secret) FROM api_credentials)")  # type: ignore[assignment]
+            stolen: Any = text("(SELECT max(api_secret) FROM api_credentials)")
+            later.get_one(Run, "x").gridcore_version = stolen
 
 
 def test_the_role_gets_nothing_once_it_is_turned_off(own_role: DatabaseFactory) -> None:
