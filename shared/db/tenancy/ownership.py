@@ -107,13 +107,17 @@ def owned_by(model: type[Any], user_id: Any) -> ColumnElement[bool] | None:
 
 def owned_keys(model: type[Any], user_id: Any) -> Any:
     """A SELECT of the primary keys of the rows of `model` that belong to `user_id`."""
+    # Never correlated: the enclosing query may read the same table, for other rows.
+    return select(model.__table__.c[primary_key(model)]).where(owned_rows(model, user_id)).correlate(None)
+
+
+def owned_rows(model: type[Any], user_id: Any) -> ColumnElement[bool]:
+    """The criterion that a row of the table of `model`, which holds users' rows, belongs to `user_id`."""
     table: Table = model.__table__
     ownership = ownership_of(model)
     assert ownership is not None, "only owned rows are named as parents"
     column = table.c[ownership.column]
-    own = column == user_id if ownership.parent is None else column.in_(owned_keys(ownership.parent, user_id))
-    # Never correlated: the enclosing query may read the same table, for other rows.
-    return select(table.c[primary_key(model)]).where(own).correlate(None)
+    return column == user_id if ownership.parent is None else column.in_(owned_keys(ownership.parent, user_id))
 
 
 def owner_of(model: type[Any], key: Any) -> Any:
