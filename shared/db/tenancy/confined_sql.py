@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from copy import copy
 from functools import lru_cache
 from typing import Any, Final
 
@@ -85,9 +86,10 @@ class Confinement(HasCacheKey, UserDefinedOption):
 class OwnRows(Confinement):
     """The rows of one user.
 
-    With `raw_sql` text and Core tables pass: PostgreSQL's own policies confine them. `statement_of_caller` is False
-    for the statements that SQLAlchemy makes itself to load attributes, in which tables stand unmapped.
+    With `raw_sql` text and Core tables pass: PostgreSQL's own policies confine them.
     """
+
+    statement_of_caller = True
 
     _traverse_internals = [  # noqa: RUF012 # SQLAlchemy's own spelling; it reads the list
         ("user", InternalTraversal.dp_clauseelement),
@@ -95,12 +97,17 @@ class OwnRows(Confinement):
         ("statement_of_caller", InternalTraversal.dp_boolean),
     ]
 
-    def __init__(self, user_id: str, *, raw_sql: bool, statement_of_caller: bool) -> None:
+    def __init__(self, user_id: str, *, raw_sql: bool) -> None:
         super().__init__()
         self.user_id = user_id
         self.user = bindparam(USER_PARAMETER, user_id, String(), unique=True)
         self.raw_sql = raw_sql
-        self.statement_of_caller = statement_of_caller
+
+    def to_load(self) -> OwnRows:
+        """The same for statements that SQLAlchemy makes itself to load attributes, in which tables stand unmapped."""
+        loading = copy(self)
+        loading.statement_of_caller = False
+        return loading
 
     def condition(self, table: Any, source: Any) -> ColumnElement[bool] | None:
         """The same as `ownership.owned_by`; of a parent's table the compiler writes out own rows only anyway."""

@@ -38,9 +38,8 @@ class UserSession(Session):
 
     def _rely_on(self, adopt: tuple[str, str] | None) -> None:
         self._adopt = adopt
-        raw_sql = adopt is not None
-        self.own_rows = OwnRows(self.guard.user_id, raw_sql=raw_sql, statement_of_caller=True)
-        self._own_rows_to_load = OwnRows(self.guard.user_id, raw_sql=raw_sql, statement_of_caller=False)
+        self.own_rows = OwnRows(self.guard.user_id, raw_sql=adopt is not None)
+        self._own_rows_to_load = self.own_rows.to_load()
 
     def _adopt_role(self, connection: Connection) -> None:
         if self._adopt is not None and not row_security.adopt(connection, *self._adopt):
