@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from copy import copy
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -103,6 +103,7 @@ class OwnRows(Confinement):
         self.user = bindparam(USER_PARAMETER, user_id, String(), unique=True)
         self.raw_sql = raw_sql
 
+    @cached_property
     def to_load(self) -> OwnRows:
         """The same for statements that SQLAlchemy makes itself to load attributes, in which tables stand unmapped."""
         loading = copy(self)

@@ -182,7 +182,7 @@ def _key_of(number: int) -> str:
 
 # Made once: building a statement costs as much as running it.
 @lru_cache
-def _owned_among(parent: type[Any]) -> Any:
+def _owned_among(parent: Any) -> Any:
     """A SELECT of those of many rows that are the user's: their key, and what rows that name them must agree with."""
     table = parent.__table__
     key = table.c[primary_key(parent)]
@@ -192,7 +192,7 @@ def _owned_among(parent: type[Any]) -> Any:
 
 
 @lru_cache
-def _owned_ones(*parents: type[Any]) -> Any:
+def _owned_ones(*parents: Any) -> Any:
     """The same for one row of each parent: the parent's number, the key, and what must agree."""
     width = max(len(columns_to_agree(parent)) for parent in parents)
     asked = []

@@ -39,7 +39,6 @@ class UserSession(Session):
     def _rely_on(self, adopt: tuple[str, str] | None) -> None:
         self._adopt = adopt
         self.own_rows = OwnRows(self.guard.user_id, raw_sql=adopt is not None)
-        self._own_rows_to_load = self.own_rows.to_load()
 
     def _adopt_role(self, connection: Connection) -> None:
         if self._adopt is not None and not row_security.adopt(connection, *self._adopt):
@@ -191,7 +190,7 @@ def _confine(state: ORMExecuteState) -> None:
     loading = state.is_relationship_load or state.is_column_load
     if not loading and isinstance(state.statement, UpdateBase):
         check_written(session.guard, state)
-    state.statement = state.statement.options(session._own_rows_to_load if loading else session.own_rows)
+    state.statement = state.statement.options(session.own_rows.to_load if loading else session.own_rows)
 
 
 @event.listens_for(UserSession, "before_attach")
