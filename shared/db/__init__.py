@@ -91,7 +91,7 @@ from shared.db.repositories import (
     UserRepository,
 )
 from shared.db.settings import DatabaseSettings
-from shared.db.tenancy.row_security import RowSecurityStatus
+from shared.db.tenancy.row_security_check import RowSecurityStatus
 from shared.db.tenancy.session_scope import UserSession
 
 __all__ = [

@@ -26,9 +26,9 @@ from shared.db.health.look import look
 from shared.db.health.report import Health
 from shared.db.models import Base
 from shared.db.settings import DatabaseSettings, settings_from
-from shared.db.tenancy import row_security
+from shared.db.tenancy import row_security, row_security_check
 from shared.db.tenancy.guard import UNSET, UserId, checked_user_id
-from shared.db.tenancy.row_security import RowSecurityStatus
+from shared.db.tenancy.row_security_check import RowSecurityStatus
 from shared.db.tenancy.session_scope import TenantRequiredSession, UserSession
 
 T = TypeVar("T")
@@ -190,15 +190,20 @@ class DatabaseFactory:
         """Have PostgreSQL confine users' sessions too: create the role and the policies, or renew them.
 
         Processes that are running take notice when they start again. Raises `RowSecurityError` on SQLite, and
-        where the login may not create the role: then the message has the statements for an administrator.
+        where the login may not create the role: then the message has the statements for an administrator. Waits for
+        running transactions, and lets others pass meanwhile; `DatabaseLockedError` if it waited half a minute in vain.
         """
         with self._row_security_transaction() as connection:
             row_security.enable(connection, self.settings.tenant_role)
 
     def disable_row_security(self) -> None:
-        """Drop the policies; the role stays. Users' sessions are still confined by the ORM's side."""
+        """Drop the policies; the role stays. Users' sessions are still confined by the ORM's side.
+
+        That goes for running processes too, from their next transaction on; one that is just beginning may be refused
+        (`PermissionDeniedError`) and can be tried again. Waits as enabling does.
+        """
         with self._row_security_transaction() as connection:
-            row_security.disable(connection)
+            row_security.disable(connection, self.settings.tenant_role)
 
     def row_security_status(self) -> RowSecurityStatus:
         """Whether the policies are in place, and every way in which they differ from the code's."""
@@ -206,7 +211,7 @@ class DatabaseFactory:
         with self.engine.connect() as connection:
             if connection.dialect.name != "postgresql":
                 return RowSecurityStatus(supported=False, enabled=False, role=role)
-            return row_security.status(connection, role)
+            return row_security_check.status(connection, role)
 
     def enable_audit(self) -> None:
         """Keep an audit log from now on: create its table, and have every session of a factory write to it.

@@ -170,7 +170,7 @@ class TenantViolation(TenantError):
 
 
 class RowSecurityError(SharedDBError):
-    """PostgreSQL's row-level security cannot be set up here; the message names what an administrator must run."""
+    """Row-level security cannot be set up here, or its role not adopted; the message has what an administrator runs."""
 
 
 class SchemaVersionError(SharedDBError):

@@ -5,10 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 
-from shared.db.benchmarks import reads, recorder, secrets, writes
+from shared.db.benchmarks import reads, recorder, secrets, tenancy, writes
 from shared.db.benchmarks.harness import place
 
-BENCHMARKS = {**writes.BENCHMARKS, **reads.BENCHMARKS, **secrets.BENCHMARKS, **recorder.BENCHMARKS}
+BENCHMARKS = {
+    **writes.BENCHMARKS,
+    **reads.BENCHMARKS,
+    **tenancy.BENCHMARKS,
+    **secrets.BENCHMARKS,
+    **recorder.BENCHMARKS,
+}
 LONG = {**writes.LONG}
 
 

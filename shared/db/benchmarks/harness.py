@@ -88,13 +88,8 @@ class Contender:
     seconds: dict[int, float] = field(default_factory=dict)
 
 
-def compare(
-    title: str, contenders: Sequence[Contender], loads: Callable[[int], Any], rounds: int, *, count: int
-) -> dict[str, float]:
-    """Let the contenders do `loads(round)`, `count` rows of work, and print the table; median ratio to the first.
-
-    A ratio above 1 means faster than the first contender. Round 0 warms up and is not counted.
-    """
+def take_turns(contenders: Sequence[Contender], loads: Callable[[int], Any], rounds: int) -> None:
+    """Let each contender do `loads(round)` in every round, and keep its seconds. Round 0 warms up, uncounted."""
     for number in range(rounds + 1):
         load = loads(number)
         turn = [contender for contender in contenders if number % contender.every == 0]
@@ -106,6 +101,16 @@ def compare(
             contender.run(own)
             if number:
                 contender.seconds[number] = time.perf_counter() - start
+
+
+def compare(
+    title: str, contenders: Sequence[Contender], loads: Callable[[int], Any], rounds: int, *, count: int
+) -> dict[str, float]:
+    """Let the contenders do `loads(round)`, `count` rows of work, and print the table; median ratio to the first.
+
+    A ratio above 1 means faster than the first contender.
+    """
+    take_turns(contenders, loads, rounds)
     first = contenders[0].seconds
     ratios = {
         contender.name: [first[number] / spent for number, spent in contender.seconds.items()]

@@ -9,13 +9,16 @@ INSERT ... SELECT FROM unnest(...) was measured for small batches: it is not fas
 
 from __future__ import annotations
 
+import hashlib
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import psycopg2.errors
 from sqlalchemy import Connection
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import IntegrityError
 
 from shared.db.bulk.cells import CellColumn, Cells, Layout
@@ -43,8 +46,10 @@ class PostgreSQLWriter(Writer):
     ) -> None:
         super().__init__(connection, layout, on_conflict)
         self._through_stage = through_stage
-        # A temporary table belongs to the role that made it.
-        self._stage = self.quote(f"shared_db_stage_{layout.table.name}{'_of_tenant' if as_tenant else ''}")
+        # A temporary table belongs to the role that made it, and outlives this process where a pooler keeps the
+        # server's sessions: so its name says whose it is, and what columns it has.
+        tenant = "_of_tenant" if as_tenant else ""
+        self._stage = self.quote(f"shared_db_stage_{layout.table.name}{tenant}_{_shape(layout)}")
         self._memory: _Memory = connection.info.setdefault("shared_db_bulk", _Memory())
 
     def write(self, source: Source, changing: list[str]) -> tuple[int, int]:
@@ -116,6 +121,14 @@ class PostgreSQLWriter(Writer):
         together = "; ".join((*self._unsent, *statements))
         self._unsent.clear()
         return together
+
+
+@lru_cache(maxsize=64)
+def _shape(layout: Layout) -> str:
+    columns = (layout.table.columns[name] for name in layout.names)
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call] # SQLAlchemy's dialects have no types
+    described = ", ".join(f"{column.name} {column.type.compile(dialect)}" for column in columns)
+    return hashlib.sha256(described.encode()).hexdigest()[:8]
 
 
 class CopyStream:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from sqlalchemy import Connection, inspect, text
 
@@ -28,6 +29,7 @@ def exclusive_connection(db: DatabaseFactory, lock_timeout: float) -> Iterator[C
                 yield connection
                 _check_rows(connection, before)
         else:
+            _refuse_pooler(connection)
             try:
                 lock_schema(connection, "pg_try_advisory_lock")
                 # Whoever waits for a table makes every later reader of it wait behind him.
@@ -56,6 +58,17 @@ def lock_holders(db: DatabaseFactory) -> str:
     with db.engine.connect() as connection:
         holders = connection.execute(query).all() if connection.dialect.name == "postgresql" else []
     return "; ".join(f"process {row.pid} ({row.application_name}, {row.state}, for {row.age})" for row in holders)
+
+
+def _refuse_pooler(connection: Connection) -> None:
+    # PgBouncer and its like give every transaction another session of the server, and none of them ever ends: the
+    # lock would be held for good by whichever got it.
+    driver: Any = connection.connection.dbapi_connection
+    if driver.get_backend_pid() != connection.scalar(text("SELECT pg_backend_pid()")):
+        raise MigrationError(
+            "this address leads to a connection pooler (PgBouncer), and a migration needs one session of the server "
+            "from beginning to end; give it the server's own host and port"
+        )
 
 
 @contextmanager

@@ -15,10 +15,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from copy import copy
+from functools import cached_property, lru_cache
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Engine, FromClause, Join, String, TableClause, bindparam, select
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Engine,
+    FromClause,
+    Join,
+    String,
+    TableClause,
+    any_,
+    bindparam,
+    func,
+    select,
+)
 from sqlalchemy.orm import FromStatement, UserDefinedOption
 from sqlalchemy.sql.cache_key import HasCacheKey
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -73,9 +86,10 @@ class Confinement(HasCacheKey, UserDefinedOption):
 class OwnRows(Confinement):
     """The rows of one user.
 
-    With `raw_sql` text and Core tables pass: PostgreSQL's own policies confine them. `statement_of_caller` is False
-    for the statements that SQLAlchemy makes itself to load attributes, in which tables stand unmapped.
+    With `raw_sql` text and Core tables pass: PostgreSQL's own policies confine them.
     """
+
+    statement_of_caller = True
 
     _traverse_internals = [  # noqa: RUF012 # SQLAlchemy's own spelling; it reads the list
         ("user", InternalTraversal.dp_clauseelement),
@@ -83,12 +97,18 @@ class OwnRows(Confinement):
         ("statement_of_caller", InternalTraversal.dp_boolean),
     ]
 
-    def __init__(self, user_id: str, *, raw_sql: bool, statement_of_caller: bool) -> None:
+    def __init__(self, user_id: str, *, raw_sql: bool) -> None:
         super().__init__()
         self.user_id = user_id
         self.user = bindparam(USER_PARAMETER, user_id, String(), unique=True)
         self.raw_sql = raw_sql
-        self.statement_of_caller = statement_of_caller
+
+    @cached_property
+    def to_load(self) -> OwnRows:
+        """The same for statements that SQLAlchemy makes itself to load attributes, in which tables stand unmapped."""
+        loading = copy(self)
+        loading.statement_of_caller = False
+        return loading
 
     def condition(self, table: Any, source: Any) -> ColumnElement[bool] | None:
         """The same as `ownership.owned_by`; of a parent's table the compiler writes out own rows only anyway."""
@@ -104,7 +124,11 @@ class OwnRows(Confinement):
         if ownership.parent is None:
             return column == self.user
         parents = ownership.parent.__table__
-        return column.in_(select(parents.c[primary_key(ownership.parent)]).correlate(None))
+        keys = select(parents.c[primary_key(ownership.parent)]).correlate(None)
+        if self.raw_sql:
+            # The form of the policies. Beside theirs a hash join would be built for nothing.
+            return column == any_(func.array(keys.scalar_subquery(), type_=ARRAY(column.type)))
+        return column.in_(keys)
 
     def refusal(self, what: str) -> TenantError:
         """`TenantViolation`."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from enum import Enum
+from functools import lru_cache
 from typing import Any, Final, Literal
 
-from sqlalchemy import event, inspect, select
-from sqlalchemy.orm import Session
+from sqlalchemy import Integer, String, bindparam, cast, event, inspect, literal_column, null, select, union_all
+from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.orm.util import identity_key
 
 from shared.db.errors import RowNotFoundError, TenantScopeError, TenantViolation
@@ -17,7 +18,7 @@ from shared.db.models import ID_LENGTH
 from shared.db.tenancy.ownership import (
     Reference,
     columns_to_agree,
-    owned_keys,
+    owned_rows,
     owner_of,
     ownership_of,
     primary_key,
@@ -102,13 +103,17 @@ class OwnershipGuard:
                 owner = row.get(ownership.column)
                 if owner != self.user_id and (complete or owner is not None):
                     raise self.violation(operation, model, f"its {ownership.column} is not the user's own")
+        named: dict[Reference, list[dict[str, Any]]] = {}
+        keys: dict[type[Any], set[Any]] = {}
         for reference in ownership.parents:
-            named = [row for row in rows if row.get(reference.column) is not None]
-            if complete and len(named) < len(rows):
+            naming = [row for row in rows if row.get(reference.column) is not None]
+            if complete and len(naming) < len(rows):
                 raise self.violation(operation, model, f"it names no {reference.column}")
-            named = [row for row in named if (reference.parent, row[reference.column]) not in coming]
-            self._prove(session, reference.parent, {row[reference.column] for row in named})
-            for row in named:
+            named[reference] = [row for row in naming if (reference.parent, row[reference.column]) not in coming]
+            keys.setdefault(reference.parent, set()).update(row[reference.column] for row in named[reference])
+        self._prove_all(session, keys)
+        for reference, naming in named.items():
+            for row in naming:
                 self._check_reference(operation, model, reference, row)
 
     def owns(self, session: Session, model: type[Any], key: Any) -> bool:
@@ -140,23 +145,77 @@ class OwnershipGuard:
                     f"its {reference.column} names a {reference.parent.__name__} of another {column}",
                 )
 
-    def _prove(self, session: Session, parent: type[Any], keys: set[Any]) -> None:
-        unknown = sorted(key for key in keys if (parent, key) not in self._proved and isinstance(key, (str, int)))
+    def _prove(self, session: Session, parent: type[Any], keys: Iterable[Any]) -> None:
+        self._prove_all(session, {parent: keys})
+
+    def _prove_all(self, session: Session, named: Mapping[type[Any], Iterable[Any]]) -> None:
+        """Remember which of the named rows, keys by model, are the user's."""
+        asked = {parent: self._unknown(parent, keys) for parent, keys in named.items()}
+        unknown: dict[Any, list[Any]] = {parent: keys for parent, keys in asked.items() if keys}
+        if not unknown:
+            return
+        connection = Session.connection(session)
+        if all(len(keys) == 1 for keys in unknown.values()):
+            # A row under its parents, all of them asked for at once: what a bot writes most of the time.
+            given = {_key_of(number): keys[0] for number, keys in enumerate(unknown.values())}
+            found = connection.execute(_owned_ones(*unknown), given | {_USER: self.user_id})
+            for number, *values in found:
+                parent = [*unknown][number]
+                self._proved[parent, values[0]] = dict(zip(columns_to_agree(parent), values[1:], strict=False))
+            return
+        for parent, keys in unknown.items():
+            for start in range(0, len(keys), _CHUNK):
+                given = {_key_of(0): keys[start : start + _CHUNK], _USER: self.user_id}
+                for key, *values in connection.execute(_owned_among(parent), given):
+                    self._proved[parent, key] = dict(zip(columns_to_agree(parent), values, strict=True))
+
+    def _unknown(self, parent: type[Any], keys: Iterable[Any]) -> list[Any]:
+        return sorted(key for key in keys if (parent, key) not in self._proved and isinstance(key, (str, int)))
+
+
+_USER: Final = "user"
+
+
+def _key_of(number: int) -> str:
+    return f"key_{number}"
+
+
+# Made once: building a statement costs as much as running it.
+@lru_cache
+def _owned_among(parent: Any) -> Any:
+    """A SELECT of those of many rows that are the user's: their key, and what rows that name them must agree with."""
+    table = parent.__table__
+    key = table.c[primary_key(parent)]
+    columns = [table.c[name] for name in columns_to_agree(parent)]
+    among = key.in_(bindparam(_key_of(0), expanding=True))
+    return select(key, *columns).where(among, owned_rows(parent, bindparam(_USER)))
+
+
+@lru_cache
+def _owned_ones(*parents: Any) -> Any:
+    """The same for one row of each parent: the parent's number, the key, and what must agree."""
+    width = max(len(columns_to_agree(parent)) for parent in parents)
+    asked = []
+    for number, parent in enumerate(parents):
         table = parent.__table__
-        key_column = table.c[primary_key(parent)]
-        columns = [table.c[name] for name in (key_column.name, *columns_to_agree(parent))]
-        owned = owned_keys(parent, self.user_id)
-        for start in range(0, len(unknown), _CHUNK):
-            query = select(*columns).where(key_column.in_(unknown[start : start + _CHUNK]), key_column.in_(owned))
-            for row in Session.connection(session).execute(query).mappings():
-                self._proved[parent, row[key_column.name]] = dict(row)
+        key = table.c[primary_key(parent)]
+        columns: list[Any] = [table.c[name] for name in columns_to_agree(parent)]
+        columns += [cast(null(), String)] * (width - len(columns))
+        chosen = select(literal_column(str(number), Integer), key, *columns)
+        asked.append(chosen.where(key == bindparam(_key_of(number)), owned_rows(parent, bindparam(_USER))))
+    return asked[0] if len(asked) == 1 else union_all(*asked)
 
 
 def column_values(entity: object) -> dict[str, Any]:
     """The loaded column values of a mapped object, by column name; nothing is fetched."""
-    mapper = inspect(entity).mapper
-    loaded = inspect(entity).dict
-    return {column.name: loaded.get(mapper.get_property_by_column(column).key) for column in mapper.columns}
+    state = inspect(entity)
+    loaded = state.dict
+    return {name: loaded.get(attribute) for name, attribute in _attributes(state.mapper)}
+
+
+@lru_cache
+def _attributes(mapper: Mapper[Any]) -> list[tuple[str, str]]:
+    return [(column.name, mapper.get_property_by_column(column).key) for column in mapper.columns]
 
 
 def written_values(session: Session, entity: object) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 from sqlalchemy import ColumnElement, Table, null, select
@@ -50,13 +51,13 @@ class Ownership:
     parent: type[Base] | None = None
     references: tuple[Reference, ...] = ()
 
-    @property
+    @cached_property
     def parents(self) -> tuple[Reference, ...]:
         """Every row that a row of this model names and whose owner must be its own."""
         leading = () if self.parent is None else (Reference(self.column, self.parent),)
         return leading + self.references
 
-    @property
+    @cached_property
     def columns(self) -> frozenset[str]:
         """The columns that say whose a row is."""
         return frozenset({self.column, *(reference.column for reference in self.parents)})
@@ -107,13 +108,17 @@ def owned_by(model: type[Any], user_id: Any) -> ColumnElement[bool] | None:
 
 def owned_keys(model: type[Any], user_id: Any) -> Any:
     """A SELECT of the primary keys of the rows of `model` that belong to `user_id`."""
+    # Never correlated: the enclosing query may read the same table, for other rows.
+    return select(model.__table__.c[primary_key(model)]).where(owned_rows(model, user_id)).correlate(None)
+
+
+def owned_rows(model: type[Any], user_id: Any) -> ColumnElement[bool]:
+    """The criterion that a row of the table of `model`, which holds users' rows, belongs to `user_id`."""
     table: Table = model.__table__
     ownership = ownership_of(model)
     assert ownership is not None, "only owned rows are named as parents"
     column = table.c[ownership.column]
-    own = column == user_id if ownership.parent is None else column.in_(owned_keys(ownership.parent, user_id))
-    # Never correlated: the enclosing query may read the same table, for other rows.
-    return select(table.c[primary_key(model)]).where(own).correlate(None)
+    return column == user_id if ownership.parent is None else column.in_(owned_keys(ownership.parent, user_id))
 
 
 def owner_of(model: type[Any], key: Any) -> Any:
@@ -132,7 +137,9 @@ def primary_key(model: type[Any]) -> str:
     return str(column.name)
 
 
-def columns_to_agree(parent: type[Any]) -> list[str]:
+@lru_cache
+def columns_to_agree(parent: type[Any]) -> tuple[str, ...]:
     """The columns of `parent` that rows naming it must agree with."""
     references = [reference for entry in OWNERSHIP.values() if entry is not None for reference in entry.parents]
-    return sorted({column for reference in references if reference.parent is parent for column in reference.agrees})
+    named = {column for reference in references if reference.parent is parent for column in reference.agrees}
+    return tuple(sorted(named))

@@ -8,25 +8,28 @@ sees all rows, which keeps plain sessions and dumps whole (under FORCE an owner'
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import psycopg2.errors
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 
-from shared.db.errors import RowSecurityError, TenantViolation
+from shared.db.errors import DatabaseLockedError, RowSecurityError, TenantViolation
 from shared.db.models import Base, OptionalBase
 from shared.db.tenancy.ownership import OWNERSHIP, Ownership, Reference, primary_key
 
-POLICY_NAME = "shared_db_own_rows"
+POLICY_NAME: Final = "shared_db_own_rows"
+PRIVILEGES: Final = ("SELECT", "INSERT", "UPDATE", "DELETE")
 # Wrapped in a SELECT it is evaluated once, not once a row. Unset it is NULL or '': no row matches either.
 _CURRENT_USER = "(SELECT current_setting('shared_db.user_id', true))"
-
-
 _ADOPTED = "shared_db_user_id"
+# How long the tables of a busy fleet are waited for, and how long others may have to wait meanwhile (seconds).
+_PATIENCE = 30.0
+_TURN = 0.2
 
 
 @dataclass(frozen=True)
@@ -37,101 +40,110 @@ class Policy:
     check: str
 
 
-@dataclass(frozen=True)
-class RowSecurityStatus:
-    """Whether row-level security confines users' sessions.
-
-    `supported` is False on SQLite. `problems` lists every difference between the policies in the database and
-    those of the code; `enabled` is True when there are policies and no problems.
-    """
-
-    supported: bool
-    enabled: bool
-    role: str
-    problems: tuple[str, ...] = ()
-
-
 def expected_policies(connection: Connection) -> Mapping[str, Policy]:
     """The policy of every table that holds users' rows, by table name. Optional tables count where they are there."""
     return {
         model.__tablename__: Policy(_own(model.__tablename__, entry), _may_write(model, entry))
         for model, entry in OWNERSHIP.items()
-        if entry is not None and _has_table(connection, model)
+        if entry is not None and has_table(connection, model)
     }
 
 
 def enable(connection: Connection, role: str) -> None:
-    """Create the role and its grants, and (re)create every policy. Raises `RowSecurityError` without the privilege."""
+    """Create the role and its grants, and (re)create every policy.
+
+    Raises `RowSecurityError` without the privilege, or for a role that policies do not hold, and
+    `DatabaseLockedError` if the tables cannot be had.
+    """
     create_role(connection, role)
-    quoted = _quoted(connection, role)
+    _require_subject(connection, role)
+    quoted = _quoted(role)
+    expected = expected_policies(connection)
+    _lock(connection, expected)
     for model in OWNERSHIP:
         table = model.__tablename__
-        if not _has_table(connection, model):
+        if not has_table(connection, model):
             continue
-        connection.execute(text(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {quoted}"))
-        sequence = connection.scalar(
-            text("SELECT pg_get_serial_sequence(:table, :key)"), {"table": table, "key": primary_key(model)}
-        )
+        _run(connection, f"GRANT {', '.join(PRIVILEGES)} ON {table} TO {quoted}")
+        sequence = sequence_of(connection, model)
         if sequence:
-            connection.execute(text(f"GRANT USAGE ON SEQUENCE {sequence} TO {quoted}"))
-    expected = expected_policies(connection)
+            _run(connection, f"GRANT USAGE ON SEQUENCE {sequence} TO {quoted}")
     for table, policy in expected.items():
-        connection.execute(text(f"DROP POLICY IF EXISTS {POLICY_NAME} ON {table}"))
-        connection.execute(
-            text(
-                f"CREATE POLICY {POLICY_NAME} ON {table} TO {quoted} USING ({policy.using}) WITH CHECK ({policy.check})"
-            )
+        _run(
+            connection,
+            f"DROP POLICY IF EXISTS {POLICY_NAME} ON {table}",
+            f"CREATE POLICY {POLICY_NAME} ON {table} TO {quoted} USING ({policy.using}) WITH CHECK ({policy.check})",
+            f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY",
         )
-        connection.execute(text(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY"))
     # The server keeps its own spelling of a policy. The fingerprint of both spellings tells later whether the code
     # has moved on, or somebody has altered the policy by hand.
-    for table, (using, check) in _live_policies(connection).items():
-        fingerprint = _fingerprint(expected[table], using, check)
-        connection.execute(text(f"COMMENT ON POLICY {POLICY_NAME} ON {table} IS '{fingerprint}'"))
+    for table, row in live_policies(connection).items():
+        fingerprint = fingerprint_of(expected[table], row)
+        _run(connection, f"COMMENT ON POLICY {POLICY_NAME} ON {table} IS '{fingerprint}'")
 
 
-def disable(connection: Connection) -> None:
-    """Drop the policies. The role stays: it belongs to the whole server, not to this database."""
-    for table in expected_policies(connection):
-        connection.execute(text(f"DROP POLICY IF EXISTS {POLICY_NAME} ON {table}"))
-        connection.execute(text(f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY"))
+def disable(connection: Connection, role: str) -> None:
+    """Drop the policies, and take the tables from the role. The role itself stays: it belongs to the whole server.
 
-
-def status(connection: Connection, role: str) -> RowSecurityStatus:
-    """Compare the policies in the database with the code's."""
+    A process that began with the policies may still adopt the role. Without the grants it is refused what no policy
+    would confine any more.
+    """
     expected = expected_policies(connection)
-    found = _live_policies(connection)
-    if not found and not _tables_with_security(connection):
-        return RowSecurityStatus(supported=True, enabled=False, role=role)
-    problems = []
-    secured = _tables_with_security(connection)
-    for table, policy in expected.items():
-        if table not in secured:
-            problems.append(f"{table}: row-level security is off")
-        if table not in found:
-            problems.append(f"{table}: the policy {POLICY_NAME} is missing")
-        elif _comment(connection, table) != _fingerprint(policy, *found[table]):
-            problems.append(f"{table}: the policy {POLICY_NAME} is not the code's")
-    for table, name in _foreign_policies(connection):
-        problems.append(f"{table}: the policy {name} is not the code's, and may show other users' rows")
-    if not connection.scalar(text("SELECT count(*) FROM pg_roles WHERE rolname = :role"), {"role": role}):
-        problems.append(f"the role {role} does not exist")
-    return RowSecurityStatus(supported=True, enabled=not problems, role=role, problems=tuple(problems))
+    _lock(connection, expected)
+    roles = {role, *(name for row in live_policies(connection).values() for name in row.roles)}
+    known = connection.scalars(text("SELECT rolname FROM pg_roles WHERE rolname = ANY(:roles)"), {"roles": [*roles]})
+    for name in known.all():
+        _run(connection, f"REVOKE {', '.join(PRIVILEGES)} ON {', '.join(expected)} FROM {_quoted(name)}")
+    for table in expected:
+        _run(
+            connection,
+            f"DROP POLICY IF EXISTS {POLICY_NAME} ON {table}",
+            f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY",
+        )
 
 
 def is_installed(connection: Connection) -> bool:
     """Whether every table that holds users' rows has its policy: the short form, asked once by each process."""
-    return set(expected_policies(connection)) <= _tables_with_security(connection) & set(_live_policies(connection))
+    return set(expected_policies(connection)) <= secured_tables(connection) & set(live_policies(connection))
 
 
-def adopt(connection: Connection, role: str, user_id: str) -> None:
-    """Confine the rest of the transaction to one user."""
-    # One statement, and both end with the transaction: a pooled connection goes back as it came.
-    connection.exec_driver_sql(
-        "SELECT set_config('role', %(role)s, true), set_config('shared_db.user_id', %(user_id)s, true)",
-        {"role": role, "user_id": user_id},
-    )
+def adopt(connection: Connection, role: str, user_id: str) -> bool:
+    """Confine the rest of the transaction to one user; False, and nothing is done, if the policies are gone by now.
+
+    Raises `RowSecurityError` if the login may not adopt the role.
+    """
+    # One statement, and both settings end with the transaction: a pooled connection goes back as it came.
+    try:
+        confined: bool = connection.exec_driver_sql(_ADOPT, {"role": role, "user_id": user_id}).scalar_one()
+    except DBAPIError as error:
+        if not isinstance(error.orig, (psycopg2.errors.InsufficientPrivilege, psycopg2.errors.InvalidParameterValue)):
+            raise
+        raise RowSecurityError(
+            f"this login cannot adopt the role {role}, which the policies are for; run python -m shared.db "
+            f"row-security status, and have an administrator run: GRANT {_quoted(role)} TO this login"
+        ) from error
+    if not confined:
+        leave(connection)
+        return False
     connection.info[_ADOPTED] = user_id
+    return True
+
+
+def leave(connection: Connection) -> None:
+    """Go on with the transaction as the login itself."""
+    connection.exec_driver_sql("SELECT set_config('role', 'none', true)")
+
+
+# Evaluated from left to right: whether the policies hold is asked as the role they are for.
+_ADOPT = (
+    "SELECT set_config('role', %(role)s, true) IS NOT NULL AND "
+    "set_config('shared_db.user_id', %(user_id)s, true) IS NOT NULL AND "
+    + " AND ".join(
+        f"row_security_active('{model.__tablename__}')"
+        for model, entry in OWNERSHIP.items()
+        if entry is not None and not issubclass(model, OptionalBase)
+    )
+)
 
 
 def violation_of(context: ExceptionContext) -> TenantViolation | None:
@@ -145,33 +157,150 @@ def violation_of(context: ExceptionContext) -> TenantViolation | None:
 
 
 def create_role(connection: Connection, role: str) -> None:
-    """Create the role without login, unless it is there. Raises `RowSecurityError` without the privilege."""
-    quoted = _quoted(connection, role)
+    """Create the role without login, with what it needs, unless it is there. Raises `RowSecurityError` if it may not."""
+    for _ in range(3):
+        missing = _missing_grants(connection, role)
+        if not missing:
+            return
+        try:
+            with connection.begin_nested():
+                _run(connection, *missing)
+        except DBAPIError as error:
+            # Roles belong to the whole server: another database's fleet may be making the same one right now.
+            if isinstance(error.orig, (psycopg2.errors.UniqueViolation, psycopg2.errors.DuplicateObject)):
+                continue
+            if not isinstance(error.orig, psycopg2.errors.InsufficientPrivilege):
+                raise
+            raise _lacking(connection, role, missing) from error
+    # A GRANT that one may not give is a mere warning for some kinds of objects.
+    missing = _missing_grants(connection, role)
+    if missing:
+        raise _lacking(connection, role, missing)
+
+
+def _lacking(connection: Connection, role: str, missing: list[str]) -> RowSecurityError:
     login = connection.scalar(text("SELECT current_user"))
-    schema = connection.scalar(text("SELECT current_schema()"))
-    statements = [
-        f"CREATE ROLE {quoted} NOLOGIN",
-        f"GRANT {quoted} TO {_quoted(connection, str(login))}",
-        f"GRANT USAGE ON SCHEMA {_quoted(connection, str(schema))} TO {quoted}",
-    ]
-    exists = connection.scalar(text("SELECT count(*) FROM pg_roles WHERE rolname = :role"), {"role": role})
-    usable = exists and connection.scalar(text("SELECT pg_has_role(current_user, :role, 'MEMBER')"), {"role": role})
-    try:
-        with connection.begin_nested():
-            for statement in statements[1 if exists else 0 :]:
-                if not (statement.startswith(f"GRANT {quoted} TO") and usable):
-                    connection.execute(text(statement))
-    except DBAPIError as error:
-        if not isinstance(error.orig, psycopg2.errors.InsufficientPrivilege):
-            raise
-        raise RowSecurityError(
-            f"the login {login} may not create the role {role}; have an administrator run: " + "; ".join(statements)
-        ) from error
+    return RowSecurityError(
+        f"the login {login} may not create the role {role}; have an administrator run: " + "; ".join(missing)
+    )
 
 
-def _has_table(connection: Connection, model: type[Base]) -> bool:
+def _missing_grants(connection: Connection, role: str) -> list[str]:
+    """The statements by which the login gets the role, and the role the schema; all three if there is no role."""
+    quoted = _quoted(role)
+    login, schema = connection.execute(text("SELECT current_user, current_schema()")).one()
+    granted = f"GRANT {quoted} TO {_quoted(str(login))}"
+    usage = f"GRANT USAGE ON SCHEMA {_quoted(str(schema))} TO {quoted}"
+    if not role_exists(connection, role):
+        return [f"CREATE ROLE {quoted} NOLOGIN", granted, usage]
+    missing = [] if may_adopt(connection, role) else [granted]
+    if not connection.scalar(
+        text("SELECT has_schema_privilege(:role, :schema, 'USAGE')"), {"role": role, "schema": schema}
+    ):
+        missing.append(usage)
+    return missing
+
+
+def role_exists(connection: Connection, role: str) -> bool:
+    """Whether the server has the role."""
+    return bool(connection.scalar(text("SELECT count(*) FROM pg_roles WHERE rolname = :role"), {"role": role}))
+
+
+def may_adopt(connection: Connection, role: str) -> bool:
+    """Whether the login may take on the role, which must exist."""
+    # Since version 16 a member need not have that right: whoever creates a role has all of it but this.
+    version = connection.dialect.server_version_info or (0,)
+    right = "SET" if version >= (16,) else "MEMBER"
+    return bool(connection.scalar(text(f"SELECT pg_has_role(current_user, :role, '{right}')"), {"role": role}))
+
+
+def exemption(connection: Connection, role: str) -> str | None:
+    """Why policies would not hold the role, None if they do."""
+    found = connection.execute(
+        text("SELECT rolsuper, rolbypassrls FROM pg_roles WHERE rolname = :role"), {"role": role}
+    ).first()
+    if found is not None and any(found):
+        return f"the role {role} is a superuser or has BYPASSRLS, so no policy holds it"
+    owned = connection.scalars(
+        text(
+            "SELECT relname FROM pg_class WHERE relnamespace = to_regnamespace(quote_ident(current_schema())) "
+            "AND relname = ANY(:tables) AND relkind IN ('r', 'p') AND pg_has_role(:role, relowner, 'USAGE') "
+            "ORDER BY relname"
+        ),
+        {"role": role, "tables": [*expected_policies(connection)]},
+    ).all()
+    return f"the role {role} owns {', '.join(owned)}, so no policy holds it" if owned else None
+
+
+def _require_subject(connection: Connection, role: str) -> None:
+    reason = exemption(connection, role)
+    if reason is not None:
+        raise RowSecurityError(f"{reason}; name another one in GRIDBOT_DB_TENANT_ROLE")
+
+
+def _lock(connection: Connection, tables: Iterable[str]) -> None:
+    """Have all tables to ourselves before the first one is changed: bots that wait in the middle could deadlock."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            with connection.begin_nested():
+                # Whoever waits for a table makes every later reader of it wait behind him: only for a moment, then
+                # all is let go.
+                _run(
+                    connection,
+                    f"SET LOCAL lock_timeout = '{int(_TURN * 1000)}ms'",
+                    f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE",
+                )
+        except DatabaseLockedError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_TURN)  # the bots' turn
+        else:
+            return
+
+
+def has_table(connection: Connection, model: type[Base]) -> bool:
     """Whether a table is there, or is none that may be missing."""
     return not issubclass(model, OptionalBase) or bool(inspect(connection).has_table(model.__tablename__))
+
+
+def sequence_of(connection: Connection, model: type[Base]) -> str | None:
+    """The sequence that numbers the rows of `model`, quoted; None if they are not numbered."""
+    found: str | None = connection.scalar(
+        text("SELECT pg_get_serial_sequence(:table, :key)"),
+        {"table": model.__tablename__, "key": primary_key(model)},
+    )
+    return found
+
+
+def live_policies(connection: Connection) -> dict[str, Any]:
+    """What the server has of our policies, by table: roles, cmd, permissive, qual and with_check."""
+    rows = connection.execute(
+        text(
+            "SELECT tablename, roles::text[] AS roles, cmd, permissive, qual, with_check FROM pg_policies "
+            "WHERE schemaname = current_schema() AND policyname = :name ORDER BY tablename"
+        ),
+        {"name": POLICY_NAME},
+    )
+    expected = expected_policies(connection)
+    return {row.tablename: row for row in rows if row.tablename in expected}
+
+
+def secured_tables(connection: Connection) -> set[str]:
+    """The tables of users' rows for which row-level security is on."""
+    rows = connection.scalars(
+        text(
+            "SELECT relname FROM pg_class WHERE relrowsecurity AND relkind IN ('r', 'p') "
+            "AND relnamespace = to_regnamespace(quote_ident(current_schema()))"
+        )
+    )
+    return set(rows) & set(expected_policies(connection))
+
+
+def fingerprint_of(policy: Policy, live: Any) -> str:
+    """What tells a policy in both spellings, the code's and the server's, from every other."""
+    spelling = (policy.using, policy.check, live.qual, live.with_check)
+    return hashlib.sha256("\n".join(map(str, spelling)).encode()).hexdigest()
 
 
 def _own(table: str, entry: Ownership) -> str:
@@ -206,54 +335,12 @@ def _may_write(model: type[Base], entry: Ownership) -> str:
     return " AND ".join(conditions)
 
 
-def _live_policies(connection: Connection) -> dict[str, tuple[str, str]]:
-    rows = connection.execute(
-        text(
-            "SELECT tablename, qual, with_check FROM pg_policies "
-            "WHERE schemaname = current_schema() AND policyname = :name ORDER BY tablename"
-        ),
-        {"name": POLICY_NAME},
-    )
-    expected = expected_policies(connection)
-    return {row.tablename: (row.qual, row.with_check) for row in rows if row.tablename in expected}
+def _quoted(name: str) -> str:
+    # SQLAlchemy's own quoting doubles % too, for the driver.
+    return '"' + name.replace('"', '""') + '"'
 
 
-def _foreign_policies(connection: Connection) -> list[Any]:
-    rows = connection.execute(
-        text(
-            "SELECT tablename, policyname FROM pg_policies WHERE schemaname = current_schema() "
-            "AND policyname <> :name AND permissive = 'PERMISSIVE' ORDER BY tablename, policyname"
-        ),
-        {"name": POLICY_NAME},
-    )
-    expected = expected_policies(connection)
-    return [tuple(row) for row in rows if row.tablename in expected]
-
-
-def _tables_with_security(connection: Connection) -> set[str]:
-    rows = connection.scalars(
-        text(
-            "SELECT relname FROM pg_class WHERE relrowsecurity AND relkind IN ('r', 'p') "
-            "AND relnamespace = to_regnamespace(quote_ident(current_schema()))"
-        )
-    )
-    return set(rows) & set(expected_policies(connection))
-
-
-def _comment(connection: Connection, table: str) -> str | None:
-    comment: str | None = connection.scalar(
-        text(
-            "SELECT obj_description(oid, 'pg_policy') FROM pg_policy "
-            "WHERE polname = :name AND polrelid = to_regclass(:table)"
-        ),
-        {"name": POLICY_NAME, "table": table},
-    )
-    return comment
-
-
-def _fingerprint(policy: Policy, using: str, check: str) -> str:
-    return hashlib.sha256("\n".join((policy.using, policy.check, using, check)).encode()).hexdigest()
-
-
-def _quoted(connection: Connection, name: str) -> str:
-    return connection.dialect.identifier_preparer.quote_identifier(name)
+def _run(connection: Connection, *statements: str) -> None:
+    for statement in statements:
+        # A colon in a role's name is no parameter.
+        connection.execute(text(statement.replace(":", "\\:")))

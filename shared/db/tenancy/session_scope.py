@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy import CompoundSelect, Connection, Executable, Select, event, inspect, select
@@ -34,14 +34,29 @@ class UserSession(Session):
         super().__init__(*args, **options)
         self.info["user_id"] = user_id
         self.guard = OwnershipGuard(user_id)
+        self._rely_on(adopt)
+
+    def _rely_on(self, adopt: tuple[str, str] | None) -> None:
         self._adopt = adopt
-        raw_sql = adopt is not None
-        self.own_rows = OwnRows(user_id, raw_sql=raw_sql, statement_of_caller=True)
-        self._own_rows_to_load = OwnRows(user_id, raw_sql=raw_sql, statement_of_caller=False)
+        self.own_rows = OwnRows(self.guard.user_id, raw_sql=adopt is not None)
+
+    def _adopt_role(self, connection: Connection) -> None:
+        if self._adopt is not None and not row_security.adopt(connection, *self._adopt):
+            # The policies were taken away while this process ran: nothing confines raw SQL any more.
+            self._rely_on(None)
 
     @property
     def confined_by_server(self) -> bool:
-        """Whether PostgreSQL's row-level security confines this session too."""
+        """Whether PostgreSQL's row-level security confines this session too.
+
+        Asks the server, with the transaction that this begins: the policies may have gone while this process ran.
+        """
+        return self.is_confined_by_server()
+
+    def is_confined_by_server(self, bind_arguments: Mapping[str, Any] | None = None) -> bool:
+        """The same of the database that a statement goes to. Whatever is let through for it must ask this before."""
+        if self._adopt is not None:
+            Session.connection(self, bind_arguments=dict(bind_arguments or {}))
         return self._adopt is not None
 
     def connection(self, *args: Any, **options: Any) -> Connection:
@@ -94,11 +109,11 @@ class UserSession(Session):
         if self._adopt is None:
             return connection.scalar(found) is not None
         # Under the tenant role the server hides what we ask for here.
-        connection.exec_driver_sql("SELECT set_config('role', 'none', true)")
+        row_security.leave(connection)
         try:
             return connection.scalar(found) is not None
         finally:
-            row_security.adopt(connection, *self._adopt)
+            self._adopt_role(connection)
 
 
 class TenantRequiredSession(Session):
@@ -158,22 +173,24 @@ def _enter(session: UserSession, transaction: SessionTransaction, connection: Co
         )
     if not is_confined(connection):
         raise TenantScopeError("a user's session works on a DatabaseFactory's own engine only")
-    if session._adopt is not None and not transaction.nested:
-        row_security.adopt(connection, *session._adopt)
+    if not transaction.nested:
+        session._adopt_role(connection)
 
 
 @event.listens_for(UserSession, "do_orm_execute")
 def _confine(state: ORMExecuteState) -> None:
     session = state.session
     assert isinstance(session, UserSession)
+    # Asked first of all: what `own_rows` lets through depends on it.
+    confined = session.is_confined_by_server(state.bind_arguments)
     if not isinstance(state.statement, _CONFINABLE):
-        if not session.confined_by_server:
+        if not confined:
             raise session.own_rows.refusal(type(state.statement).__name__)
         return
     loading = state.is_relationship_load or state.is_column_load
     if not loading and isinstance(state.statement, UpdateBase):
         check_written(session.guard, state)
-    state.statement = state.statement.options(session._own_rows_to_load if loading else session.own_rows)
+    state.statement = state.statement.options(session.own_rows.to_load if loading else session.own_rows)
 
 
 @event.listens_for(UserSession, "before_attach")
@@ -190,9 +207,10 @@ def _at_the_door(session: UserSession, instance: object) -> None:
 @event.listens_for(UserSession, "before_flush")
 def _before_flush(session: UserSession, context: UOWTransaction, instances: Any) -> None:
     # What is known already, so that a colliding key is not reported before the wrong owner.
+    confined = session.confined_by_server
     for entity in (*session.new, *session.dirty, *session.deleted):
         check_identity(session.guard, inspect(entity))
-        if not session.confined_by_server:
+        if not confined:
             check_expressions(session.guard, inspect(entity), session.own_rows, session.get_bind().dialect)
     check_flushed(session.guard, session, complete=False)
 

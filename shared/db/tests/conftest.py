@@ -31,9 +31,16 @@ from shared.db.tests.fleet import (  # noqa: F401 # fixtures
     unpoliced_fleet,
 )
 from shared.db.tests.migration_support import OwnRevisions
+from shared.db.tests.roles import own_role, owner, roles  # noqa: F401 # fixtures
 from shared.db.tests.support import new_run, new_strategy, postgresql_programs, run_on_server, stored
 
 _numbers = itertools.count()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What needs a program that is not everywhere runs when it is asked for by its marker, and else is not there."""
+    if "pgbouncer" not in config.option.markexpr:
+        items[:] = [item for item in items if item.get_closest_marker("pgbouncer") is None]
 
 
 @pytest.fixture(autouse=True)

@@ -485,6 +485,15 @@ def test_ids_may_be_given_in_every_row_or_in_none(session: Session) -> None:
             bulk_create(session, PublicTrade, rows)
 
 
+def test_rows_with_ids_and_rows_without_may_both_be_there_already(session: Session) -> None:
+    """On one connection after the other: what either left behind does not stand in the other's way."""
+    trades = PublicTradeRepository(session)
+    trades.bulk_create([trade_values(1)])
+    assert trades.bulk_create([trade_values(1)]).skipped == 1
+    assert trades.bulk_create([trade_values(1, id=7), trade_values(2, id=8)]) == BulkResult(inserted=1, skipped=1)
+    assert trades.bulk_create([trade_values(2)]).skipped == 1
+
+
 def test_any_text_survives(session: Session, parents: Any) -> None:
     """COPY's own special characters, and those of other scripts, are nothing special in a value."""
     special = [

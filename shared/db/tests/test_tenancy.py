@@ -52,7 +52,6 @@ from shared.db import (
     BybitAccount,
     BybitAccountRepository,
     DatabaseFactory,
-    DatabaseUnreachableError,
     PrivateExecution,
     PublicTrade,
     Run,
@@ -585,22 +584,6 @@ def test_an_error_leaves_the_next_session_clean(fleet: DatabaseFactory) -> None:
         assert session.scalars(select(Run.run_id)).all() == ["run-bob"]
     with fleet.get_session() as session:
         assert len(session.scalars(select(Run)).all()) == 2
-
-
-def test_a_new_connection_is_confined_like_the_lost_one(postgresql_fleet: DatabaseFactory) -> None:
-    """When the server drops the connection in mid-transaction, the session that follows is confined again."""
-
-    def lose_the_connection() -> None:
-        with postgresql_fleet.get_session(user_id="ann") as session:
-            pid = Session.connection(session).scalar(text("SELECT pg_backend_pid()"))
-            with postgresql_fleet.get_session() as other:
-                other.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
-            session.scalars(select(Run)).all()
-
-    with pytest.raises(DatabaseUnreachableError):
-        lose_the_connection()
-    with postgresql_fleet.get_session(user_id="ann") as session:
-        assert session.scalars(select(Run.run_id)).all() == ["run-ann"]
 
 
 def test_autocommit_is_refused(fleet: DatabaseFactory) -> None:
