@@ -219,9 +219,7 @@ def _unions(session: Session, world: World, rng: Random) -> None:
 def _joins(session: Session, world: World, rng: Random) -> None:
     relation = rng.choice(RELATIONS)
     pairs = [
-        (name, other)
-        for name, values in world.own(relation.model).items()
-        for other in relation.of(world, values)
+        (name, other) for name, values in world.own(relation.model).items() for other in relation.of(world, values)
     ]
     # aliased(): a column of the target then cannot be taken for one of the model.
     target = aliased(relation.target)
