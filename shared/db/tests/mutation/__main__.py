@@ -40,6 +40,7 @@ PRELOADED = (alembic, hypothesis.stateful, psycopg2, pyarrow, pydantic_settings,
 FILES = [
     "test_tenancy.py",
     "test_tenancy_adversarial.py",
+    "test_tenancy_required.py",
     "test_tenancy_holes.py",
     "test_row_security.py",
     "test_repositories.py",
@@ -49,7 +50,7 @@ FILES = [
     "test_database.py",
     "test_tenancy_stateful.py",
 ]
-ROUNDS = {"memory": "not (file or postgresql or policies)", "all": "file or postgresql or policies"}
+ROUNDS = {"memory": "required or not (file or postgresql or policies)", "all": "file or postgresql or policies"}
 # A mutation may make a loop endless.
 _SECONDS = 600
 
@@ -111,7 +112,7 @@ def run(job: Job, output: Path) -> int:
         os._exit(code)
 
 
-def judge(job: Job, status: int, output: str) -> bool:
+def judge(job: Job, status: int, output: str, *, quick: bool) -> bool:
     """Note what a finished round says; whether the job is done."""
     if os.WIFSIGNALED(status):
         job.caught_by = f"{_SECONDS} seconds without an end"
@@ -123,13 +124,13 @@ def judge(job: Job, status: int, output: str) -> bool:
         return True
     if code != 0:
         raise RuntimeError(f"pytest ended with {code} for {job.mutation.name}:\n{output[-2000:]}")
-    if job.round == "memory":
+    if job.round == "memory" and not quick:
         job.round = "all"
         return False
     return True
 
 
-def finished(jobs: list[Job], workers: int, folder: Path) -> Iterator[Job]:
+def finished(jobs: list[Job], workers: int, folder: Path, *, quick: bool) -> Iterator[Job]:
     """The jobs, as they end."""
     waiting, running = list(jobs), {}
     while waiting or running:
@@ -141,7 +142,7 @@ def finished(jobs: list[Job], workers: int, folder: Path) -> Iterator[Job]:
         if child not in running:
             continue  # a process of the server's
         job, output = running.pop(child)
-        if judge(job, status, output.read_text(errors="replace")):
+        if judge(job, status, output.read_text(errors="replace"), quick=quick):
             yield job
         else:
             waiting.append(job)
@@ -153,6 +154,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="only mutations whose name contains this")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--list", action="store_true", help="only say what would be taken away")
+    parser.add_argument("--quick", action="store_true", help="no second round, on the other databases")
     chosen = parser.parse_args()
     found = {mutation.name: mutation for mutation in mutations() if chosen.only in mutation.name}
     if chosen.list:
@@ -169,7 +171,7 @@ def main() -> int:
         )
         os.environ["GRIDBOT_TEST_POSTGRESQL_URL"] = server.get_uri()
         survived = []
-        for job in finished(jobs, chosen.workers, Path(scratch)):
+        for job in finished(jobs, chosen.workers, Path(scratch), quick=chosen.quick):
             print(f"| {job.mutation.name} | {job.caught_by or '**survived**'} |", flush=True)
             if job.caught_by is None:
                 survived.append(job.mutation.name)
