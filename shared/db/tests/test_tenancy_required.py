@@ -43,6 +43,12 @@ def _detached(session: Session, **values: Any) -> Run:
     return run
 
 
+def _entered(session: Session) -> Run:
+    run = _detached(session)
+    session.add(run)
+    return run
+
+
 def _write(entity: Callable[[Session], Any], how: str) -> Callable[[Session], object]:
     def attempt(session: Session) -> None:
         getattr(session, how)(entity(session))
@@ -77,8 +83,8 @@ REFUSED: dict[str, Callable[[Session], object]] = {
     "a changed object": _write(lambda session: _detached(session, gridcore_version="2"), "add"),
     "delete": _write(_detached, "delete"),
     "merge": _write(lambda session: Run(run_id="run-ann", gridcore_version="2"), "merge"),
-    "a lazy load": lambda session: (session.add(_detached(session)), _detached(session).account),
-    "a refresh": lambda session: (session.add(_detached(session)), session.refresh(_detached(session))),
+    "a lazy load": lambda session: _entered(session).account,
+    "a refresh": lambda session: session.refresh(_entered(session)),
     "INSERT": lambda session: session.execute(insert(Run), [run_values("ann")]),
     "INSERT of a Core table": lambda session: session.execute(insert(RUNS).values(run_values("ann"))),
     "INSERT FROM SELECT": lambda session: session.execute(

@@ -5,6 +5,8 @@ The parts are in `two_users`. `pytest -m soak` runs 10,000 steps on each databas
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
@@ -22,8 +24,8 @@ _AT_ONCE = 100
 def _run(db: DatabaseFactory, examples: int, *, derandomize: bool) -> dict[str, int]:
     steps: dict[str, int] = {}
     # Linking tables by nothing is what some of these reads are about; a failed flush leaves objects in identity maps.
-    run_state_machine_as_test(  # type: ignore[no-untyped-call] # hypothesis gives it no types
-        lambda: TwoUsers(db, steps),
+    run_state_machine_as_test(
+        lambda: TwoUsers(db, steps),  # type: ignore[arg-type] # anything that makes a machine will do
         settings=settings(
             max_examples=examples,
             stateful_step_count=_AT_ONCE,
@@ -44,11 +46,13 @@ def test_two_users_never_meet(fleet: DatabaseFactory) -> None:
 
 @pytest.mark.slow
 @pytest.mark.soak
-def test_two_users_never_meet_in_a_long_time(fleet: DatabaseFactory) -> None:
+def test_two_users_never_meet_in_a_long_time(
+    fleet: DatabaseFactory, record_property: Callable[[str, object], None]
+) -> None:
     """In 10,000 steps, among them every way to read, write and attack."""
     steps: dict[str, int] = {}
     while sum(steps.values()) < STEPS:
         for name, count in _run(fleet, 20, derandomize=False).items():
             steps[name] = steps.get(name, 0) + count
-    print(f"{sum(steps.values())} steps: {steps}")
+    record_property("steps", steps)
     assert {*READS, *WRITES, *ATTACKS} <= steps.keys()

@@ -36,21 +36,21 @@ import sqlalchemy.orm
 from shared.db.tests.mutation.guards import PACKAGE, Mutation, mutations
 
 PRELOADED = (alembic, hypothesis.stateful, psycopg2, pyarrow, pydantic_settings, sqlalchemy.dialects.postgresql)
-# Those that fail soonest first.
-FILES = [
-    "test_tenancy.py",
-    "test_tenancy_adversarial.py",
-    "test_tenancy_required.py",
-    "test_tenancy_holes.py",
-    "test_row_security.py",
-    "test_repositories.py",
-    "test_bulk.py",
-    "test_streams.py",
-    "test_summaries.py",
-    "test_database.py",
-    "test_tenancy_stateful.py",
-]
+# The first round has the tests that are about a module, the second round all of them.
+TESTS = {
+    "tenancy/": ["test_tenancy.py", "test_tenancy_adversarial.py", "test_tenancy_required.py", "test_tenancy_holes.py"],
+    "tenancy/guard.py": ["test_repositories.py"],
+    "tenancy/ownership.py": ["test_repositories.py"],
+    "tenancy/row_security.py": ["test_row_security.py", "test_row_security_changes.py"],
+    "database.py": ["test_tenancy.py", "test_tenancy_required.py"],
+    "repositories.py": ["test_repositories.py"],
+    "bulk/create.py": ["test_bulk.py"],
+    "bulk/update.py": ["test_bulk.py"],
+    "bulk/": ["test_streams.py", "test_summaries.py"],
+    "": ["test_tenancy_stateful.py"],
+}
 ROUNDS = {"memory": "required or not (file or postgresql or policies)", "all": "file or postgresql or policies"}
+_OPTIONS = ["-x", "-q", "--tb=line", "--assert=plain", "-p", "no:cacheprovider"]
 # A mutation may make a loop endless.
 _SECONDS = 600
 
@@ -72,6 +72,15 @@ class Mutated(SourceFileLoader):
     def get_code(self, fullname: str) -> CodeType:
         """The mutated source, compiled."""
         return compile(self.mutated, self.path, "exec")
+
+
+def files_for(job: Job) -> list[Path]:
+    """The test modules of a round, in the order in which they are run."""
+    names = [name for part, names in TESTS.items() if job.mutation.module.startswith(part) for name in names]
+    if job.round == "all":
+        names += [name for names_ in TESTS.values() for name in names_]
+    found = [PACKAGE / "tests" / name for name in dict.fromkeys(names)]
+    return [path for path in found if path.exists()]
 
 
 @dataclass
@@ -97,13 +106,12 @@ def run(job: Job, output: Path) -> int:
         for name in [name for name in sys.modules if name.partition(".")[0] == "shared"]:
             del sys.modules[name]  # to be imported anew, the one module with its mutation
         sys.meta_path.insert(0, Mutated(job.mutation))
-        folder = PACKAGE / "tests"
-        files = [str(folder / name) for name in FILES if (folder / name).exists()]
-        code = int(
-            pytest.main(
-                ["-x", "-q", "--tb=line", "--assert=plain", "-p", "no:cacheprovider", "-k", ROUNDS[job.round], *files]
-            )
-        )
+        for file in files_for(job):
+            code = int(pytest.main([*_OPTIONS, "-k", ROUNDS[job.round], str(file)]))
+            if code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+                break
+        else:
+            code = 0
     except BaseException:  # noqa: BLE001 # the parent prints it
         traceback.print_exc()
     finally:
@@ -132,7 +140,8 @@ def judge(job: Job, status: int, output: str, *, quick: bool) -> bool:
 
 def finished(jobs: list[Job], workers: int, folder: Path, *, quick: bool) -> Iterator[Job]:
     """The jobs, as they end."""
-    waiting, running = list(jobs), {}
+    waiting = list(jobs)
+    running: dict[int, tuple[Job, Path]] = {}
     while waiting or running:
         while waiting and len(running) < workers:
             job = waiting.pop(0)

@@ -231,10 +231,10 @@ def _joins(session: Session, world: World, rng: Random) -> None:
 @_read
 def _outer_joins(session: Session, world: World, rng: Random) -> None:
     relation = rng.choice(RELATIONS)
-    pairs = {
+    pairs: set[tuple[str, str | None]] = {
         (name, other)
         for name, values in world.own(relation.model).items()
-        for other in [*relation.of(world, values)] or [None]
+        for other in list[str | None](relation.of(world, values)) or [None]
     }
     joined = select(_column(relation.model), _column(relation.target)).outerjoin(relation.attribute)
     assert {tuple(row) for row in session.execute(joined)} == pairs
