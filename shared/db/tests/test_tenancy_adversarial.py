@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import (
+    DDL,
     String,
     bindparam,
     case,
@@ -52,6 +53,7 @@ from sqlalchemy.orm import (
     with_parent,
 )
 from sqlalchemy.orm.attributes import set_committed_value
+from sqlalchemy.schema import DropTable
 from sqlalchemy.sql.elements import UnaryExpression
 from sqlalchemy.sql.operators import custom_op
 
@@ -371,6 +373,8 @@ RAW_SQL: dict[str, Callable[[], Any]] = {
     "an operator behind its operand": lambda: select(
         UnaryExpression(Run.__table__.c.run_id, modifier=custom_op(f"|| {INJECTED}"))
     ),
+    "DDL": lambda: DDL("DELETE FROM runs"),
+    "DROP TABLE": lambda: DropTable(RUNS),
     "a suffix": lambda: select(Run.run_id).suffix_with("LIMIT 1"),
     "a hint": lambda: select(Run.run_id).with_statement_hint("/* */"),
     **{f"{name}()": partial(_runs_sql, name) for name in FUNCTIONS_THAT_RUN_SQL},

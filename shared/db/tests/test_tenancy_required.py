@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, func, insert, literal, select, text, update
+from sqlalchemy import DDL, delete, func, insert, lambda_stmt, literal, select, text, update
 from sqlalchemy.orm import Session, aliased, joinedload
+from sqlalchemy.schema import DropTable
 
 from shared.db import (
     BybitAccount,
@@ -75,6 +76,10 @@ REFUSED: dict[str, Callable[[Session], object]] = {
     "a Core table": lambda session: session.execute(select(RUNS.c.run_id)).all(),
     "text": lambda session: session.execute(text("SELECT run_id FROM runs")).all(),
     "text in a statement": lambda session: session.execute(select(PublicTrade.id).where(text("1 = 1"))).all(),
+    "text with columns": lambda session: session.execute(text("SELECT run_id FROM runs").columns(RUNS.c.run_id)).all(),
+    "a lambda": lambda session: session.execute(lambda_stmt(lambda: select(Run.run_id))).all(),
+    "DDL": lambda session: session.execute(DDL("DELETE FROM runs")),
+    "DROP TABLE": lambda session: session.execute(DropTable(RUNS)),
     "a function that runs SQL": lambda session: session.scalar(
         select(func.query_to_xml("SELECT * FROM runs", True, False, ""))
     ),

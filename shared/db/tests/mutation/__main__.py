@@ -39,6 +39,7 @@ PRELOADED = (alembic, hypothesis.stateful, psycopg2, pyarrow, pydantic_settings,
 # The first round has the tests that are about a module, the second round all of them.
 TESTS = {
     "tenancy/": ["test_tenancy.py", "test_tenancy_adversarial.py", "test_tenancy_required.py", "test_tenancy_holes.py"],
+    "tenancy/session_scope.py": ["test_streams.py"],
     "tenancy/guard.py": ["test_repositories.py"],
     "tenancy/ownership.py": ["test_repositories.py"],
     "tenancy/row_security.py": ["test_row_security.py", "test_row_security_changes.py"],
