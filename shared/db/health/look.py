@@ -20,7 +20,7 @@ from shared.db.health import postgresql, sqlite
 from shared.db.health.report import Health, PoolHealth, StreamHealth
 from shared.db.models import Base, PrivateExecution, PublicTrade
 from shared.db.settings import DatabaseSettings
-from shared.db.tenancy import row_security
+from shared.db.tenancy import row_security_check
 
 # What adds to a report.
 Section = Callable[[Connection, Health], Health]
@@ -140,7 +140,7 @@ def _sections(settings: DatabaseSettings, timeout: float) -> Iterable[Section]:
     def policies(connection: Connection, health: Health) -> Health:
         if connection.dialect.name != "postgresql":
             return health
-        status = row_security.status(connection, settings.tenant_role)
+        status = row_security_check.status(connection, settings.tenant_role)
         health = replace(health, row_security=status.enabled)
         for problem in status.problems:
             health = health.with_problem(f"{problem}; run: python -m shared.db row-security enable")

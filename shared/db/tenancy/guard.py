@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
 from functools import lru_cache
 from typing import Any, Final, Literal
@@ -44,7 +44,9 @@ UserId = str | Literal[Unset.UNSET]
 def checked_user_id(user_id: object) -> str:
     """`user_id` if it can be one, else `TenantScopeError`."""
     if isinstance(user_id, str) and 0 < len(user_id) <= ID_LENGTH and "\0" not in user_id:
-        return str(user_id)
+        # A plain string, also of an enumeration's member; a lone surrogate has no form that a driver could send.
+        with suppress(UnicodeEncodeError):
+            return str.encode(user_id).decode()
     shown = "an over-long text" if isinstance(user_id, str) and len(user_id) > ID_LENGTH else repr(user_id)
     raise TenantScopeError(
         f"{shown} is not a user id; pass the user's user_id (1 to {ID_LENGTH} characters), "

@@ -157,7 +157,7 @@ def violation_of(context: ExceptionContext) -> TenantViolation | None:
 
 
 def create_role(connection: Connection, role: str) -> None:
-    """Create the role without login, with what it needs, unless it is there. Raises `RowSecurityError` if it may not."""
+    """Create the role without login, with what it needs, unless it is there. Raises `RowSecurityError` if refused."""
     for _ in range(3):
         missing = _missing_grants(connection, role)
         if not missing:

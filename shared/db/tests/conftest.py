@@ -38,9 +38,13 @@ _numbers = itertools.count()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What needs a program that is not everywhere runs when it is asked for by its marker, and else is not there."""
-    if "pgbouncer" not in config.option.markexpr:
-        items[:] = [item for item in items if item.get_closest_marker("pgbouncer") is None]
+    """What takes minutes, or a program that is not everywhere, runs only where its marker is asked for by name."""
+    # Not by addopts: an `-m` of the caller's own would take its place.
+    left_out = [mark for mark in ("pgbouncer", "soak") if mark not in config.option.markexpr]
+    deselected = [item for item in items if any(map(item.get_closest_marker, left_out))]
+    if deselected:
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [item for item in items if item not in deselected]
 
 
 @pytest.fixture(autouse=True)

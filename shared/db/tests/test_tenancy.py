@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -593,7 +594,7 @@ def test_autocommit_is_refused(fleet: DatabaseFactory) -> None:
         Session.connection(session, execution_options=options).execute(text("SELECT 1"))
 
 
-@pytest.mark.parametrize("user_id", [None, "", 7, b"ann", "x" * 37, "x" * 1_000_000, "a\0nn"])
+@pytest.mark.parametrize("user_id", [None, "", 7, b"ann", "x" * 37, "x" * 1_000_000, "a\0nn", "\ud800"])
 def test_what_cannot_be_a_user_opens_no_session(fleet: DatabaseFactory, user_id: Any) -> None:
     """None above all: a value that somebody forgot must not open the plain session."""
     with pytest.raises(TenantScopeError), fleet.get_session(user_id=user_id):
@@ -610,6 +611,17 @@ def test_an_unknown_user_sees_nothing_and_writes_nothing(fleet: DatabaseFactory,
             assert session.scalars(select(model)).all() == []
     with pytest.raises(TenantViolation), fleet.get_session(user_id=user_id) as session:
         session.add(Run(**run_values("ann")))
+
+
+class _Name(str, Enum):  # noqa: UP042 # not a StrEnum, whose str() is its text
+    ANN = "ann"
+
+
+def test_a_user_may_be_named_by_a_kind_of_text(fleet: DatabaseFactory) -> None:
+    """What counts is the text of an enumeration's member, not the name that str() gives it."""
+    with fleet.get_session(user_id=_Name.ANN) as session:
+        assert session.scalars(select(Run.run_id)).all() == ["run-ann"]
+        assert type(session.info["user_id"]) is str
 
 
 def test_a_session_tells_its_user(fleet: DatabaseFactory) -> None:

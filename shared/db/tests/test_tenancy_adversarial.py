@@ -8,10 +8,12 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
 from sqlalchemy import (
+    DDL,
     String,
     bindparam,
     case,
@@ -51,6 +53,9 @@ from sqlalchemy.orm import (
     with_parent,
 )
 from sqlalchemy.orm.attributes import set_committed_value
+from sqlalchemy.schema import DropTable
+from sqlalchemy.sql.elements import UnaryExpression
+from sqlalchemy.sql.operators import custom_op
 
 from shared.db import (
     ApiCredential,
@@ -310,6 +315,33 @@ def test_a_loaded_object_can_be_pickled(fleet: DatabaseFactory) -> None:
 
 INJECTED = "(SELECT max(api_key_id) FROM api_credentials)"
 
+FUNCTIONS_THAT_RUN_SQL = (
+    "query_to_xml",
+    "QUERY_TO_XML",
+    "table_to_xmlschema",
+    "cursor_to_xml",
+    "schema_to_xml_and_xmlschema",
+    "database_to_xml",
+    "ts_stat",
+    "ts_rewrite",
+    "set_config",
+    "dblink",
+    "dblink_exec",
+    "crosstab",
+    "crosstab4",
+    "connectby",
+    "load_extension",
+    "lo_import",
+    "lo_get",
+    "pg_read_file",
+    "pg_read_binary_file",
+)
+
+
+def _runs_sql(name: str) -> Any:
+    return select(getattr(func, name)("SELECT 1"), Run.run_id)
+
+
 RAW_SQL: dict[str, Callable[[], Any]] = {
     "an operator": lambda: select(Run.run_id.op(f"|| {INJECTED} ||")("x")),
     "an operator that closes a parenthesis": lambda: select(Run.run_id).where(
@@ -335,6 +367,17 @@ RAW_SQL: dict[str, Callable[[], Any]] = {
     "a CTE that writes": lambda: select(Run.run_id).add_cte(delete(Run).returning(Run.run_id).cte("gone")),
     "a function that runs SQL": lambda: select(func.query_to_xml("SELECT * FROM runs", True, False, ""), Run.run_id),
     "a function that leaves the role": lambda: select(func.set_config("role", "none", True), Run.run_id),
+    "an operator before its operand": lambda: select(
+        UnaryExpression(Run.__table__.c.run_id, operator=custom_op(f"{INJECTED} ||"))
+    ),
+    "an operator behind its operand": lambda: select(
+        UnaryExpression(Run.__table__.c.run_id, modifier=custom_op(f"|| {INJECTED}"))
+    ),
+    "DDL": lambda: DDL("DELETE FROM runs"),
+    "DROP TABLE": lambda: DropTable(RUNS),
+    "a suffix": lambda: select(Run.run_id).suffix_with("LIMIT 1"),
+    "a hint": lambda: select(Run.run_id).with_statement_hint("/* */"),
+    **{f"{name}()": partial(_runs_sql, name) for name in FUNCTIONS_THAT_RUN_SQL},
 }
 
 

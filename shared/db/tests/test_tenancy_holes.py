@@ -1,0 +1,151 @@
+"""The holes that docs/tenancy.md names, each as it is today: who closes one finds its test here."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import select, text, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+from sqlalchemy.orm.exc import StaleDataError
+
+from shared.db import (
+    BybitAccount,
+    DatabaseFactory,
+    ForkError,
+    PublicTrade,
+    Run,
+    TenantViolation,
+    User,
+    UserSession,
+)
+from shared.db.tests.fleet import run_values
+from shared.db.tests.support import in_children, trade_values
+
+
+def _cross(db: DatabaseFactory, run: str, user: str) -> None:
+    """Have an administrator hang a run under a user's account and strategy, and leave its owner as it is."""
+    with db.get_session() as plain:
+        moved = {"account_id": f"acc-{user}", "strategy_id": f"str-{user}"}
+        plain.execute(update(Run).where(Run.run_id == run).values(**moved))
+
+
+def test_an_object_in_memory_outlives_a_change_of_its_owner(busy_fleet: DatabaseFactory) -> None:
+    """What a session has loaded it proved once: another process may give the row away, and the session still has it.
+
+    A write to it then changes what is the other user's by now, except under PostgreSQL's policies.
+    """
+
+    def write() -> None:
+        with busy_fleet.get_session(user_id="ann") as session:
+            assert isinstance(session, UserSession)
+            run = session.get_one(Run, "run-ann")
+            session.commit()
+            with busy_fleet.get_session() as plain:
+                plain.execute(update(Run).where(Run.run_id == "run-ann").values(**run_values("bob")))
+            assert session.get(Run, "run-ann") is run
+            assert run.user_id == "ann"
+            run.gridcore_version = "2"
+            if session.confined_by_server:
+                with pytest.raises(StaleDataError):
+                    session.flush()
+                session.rollback()
+
+    write()
+    with busy_fleet.get_session() as plain:
+        written = plain.get_one(Run, "run-ann")
+        policies = busy_fleet.engine.dialect.name == "postgresql" and busy_fleet.row_security_status().enabled
+        assert (written.user_id, written.gridcore_version) == ("bob", None if policies else "2")
+
+
+def test_the_engine_sees_everything(fleet: DatabaseFactory) -> None:
+    """`db.engine` belongs to no session, and a session's connection can be had through its base class."""
+    with fleet.engine.connect() as connection:
+        assert len(connection.execute(text("SELECT run_id FROM runs")).all()) == 2
+    with fleet.get_session(user_id="ann") as session:
+        assert isinstance(session, UserSession)
+        seen = Session.connection(session).execute(text("SELECT run_id FROM runs")).all()
+        assert len(seen) == (1 if session.confined_by_server else 2)
+
+
+def test_hostile_sql_leaves_the_role(policed_fleet: DatabaseFactory) -> None:
+    """The policies are a net for mistakes: raw SQL that resets the role, or names another user, sees his rows."""
+    with policed_fleet.get_session(user_id="ann") as session:
+        session.execute(text("RESET ROLE"))
+        assert len(session.execute(text("SELECT run_id FROM runs")).all()) == 2
+    with policed_fleet.get_session(user_id="ann") as session:
+        session.execute(text("SELECT set_config('shared_db.user_id', 'bob', true)"))
+        assert session.execute(text("SELECT run_id FROM runs")).all() == [("run-bob",)]
+    with policed_fleet.get_session(user_id="ann") as session:
+        assert session.execute(text("SELECT run_id FROM runs")).all() == [("run-ann",)]
+
+
+@pytest.mark.parametrize("taken", ["key", "username"])
+def test_a_collision_tells_that_something_is_there(fleet: DatabaseFactory, taken: str) -> None:
+    """Keys and usernames are unique across users, so a taken one is refused; whose it is, it does not say."""
+
+    def collide() -> None:
+        with fleet.get_session(user_id="ann") as session:
+            if taken == "key":
+                session.add(Run(run_id="run-bob", **run_values("ann")))
+            else:
+                session.get_one(User, "ann").username = "name-bob"
+
+    with pytest.raises(IntegrityError) as refused:
+        collide()
+    assert "bob" not in str(refused.value)
+
+
+def test_a_deleted_parent_takes_along_what_an_administrator_hung_under_it(fleet: DatabaseFactory) -> None:
+    """The database's cascade asks nobody: a plain session that crosses users' rows is trusted to mean it."""
+    _cross(fleet, "run-bob", "ann")
+    with fleet.get_session(user_id="ann") as session:
+        session.delete(session.get_one(BybitAccount, "acc-ann"))
+    with fleet.get_session() as plain:
+        assert plain.get(Run, "run-bob") is None
+
+
+def test_a_crossed_row_can_be_changed_except_under_policies(fleet: DatabaseFactory) -> None:
+    """A run that an administrator put on another user's account is read, and changed, by its owner.
+
+    PostgreSQL's policies look at the whole row with every change, and refuse it.
+    """
+    _cross(fleet, "run-ann", "bob")
+
+    def change() -> None:
+        with fleet.get_session(user_id="ann") as session:
+            session.get_one(Run, "run-ann").gridcore_version = "2"
+
+    with fleet.get_session(user_id="ann") as session:
+        assert isinstance(session, UserSession)
+        policies = session.confined_by_server
+    if policies:
+        with pytest.raises(TenantViolation):
+            change()
+    else:
+        change()
+
+
+def test_public_trades_are_everybodys_to_change(fleet: DatabaseFactory) -> None:
+    """What is shared by all can be written, and deleted, in every session."""
+    with fleet.get_session(user_id="bob") as session:
+        session.add(PublicTrade(**trade_values()))
+    with fleet.get_session(user_id="ann") as session:
+        session.delete(session.scalars(select(PublicTrade)).one())
+    with fleet.get_session() as plain:
+        assert plain.scalars(select(PublicTrade)).all() == []
+
+
+def test_an_open_session_does_not_cross_a_fork(busy_fleet: DatabaseFactory) -> None:
+    """The child's copy of it reads nothing; the parent's goes on."""
+
+    def read(session: Session) -> str | None:
+        try:
+            session.scalars(select(Run.user_id)).all()
+        except ForkError as error:
+            return type(error).__name__
+        return None
+
+    with busy_fleet.get_session(user_id="ann", read_only=True) as session:
+        assert session.scalars(select(Run.user_id)).all() == ["ann"]
+        assert in_children(2, lambda number: read(session)) == ["ForkError"] * 2
+        assert session.scalars(select(Run.user_id)).all() == ["ann"]

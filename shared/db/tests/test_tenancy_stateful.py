@@ -1,0 +1,58 @@
+"""Two users do everything that can be done with the library, in any order, each beside the other.
+
+The parts are in `two_users`. `pytest -m soak` runs 10,000 steps on each database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from shared.db import DatabaseFactory
+from shared.db.tests.two_users.attacks import ATTACKS
+from shared.db.tests.two_users.machine import TwoUsers
+from shared.db.tests.two_users.reads import READS
+from shared.db.tests.two_users.writes import WRITES
+
+STEPS = 10_000
+_AT_ONCE = 100
+
+
+def _run(db: DatabaseFactory, examples: int, *, derandomize: bool) -> dict[str, int]:
+    steps: dict[str, int] = {}
+    # Linking tables by nothing is what some of these reads are about; a failed flush leaves objects in identity maps.
+    run_state_machine_as_test(
+        lambda: TwoUsers(db, steps),  # type: ignore[arg-type] # anything that makes a machine will do
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=_AT_ONCE,
+            deadline=None,
+            derandomize=derandomize,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    return steps
+
+
+def test_two_users_never_meet(fleet: DatabaseFactory) -> None:
+    """In a few hundred steps of reading, writing, attacking, undoing and nesting."""
+    steps = _run(fleet, 4, derandomize=True)
+    assert sum(steps.values()) > 100
+
+
+@pytest.mark.slow
+@pytest.mark.soak
+def test_two_users_never_meet_in_a_long_time(
+    fleet: DatabaseFactory, record_property: Callable[[str, object], None]
+) -> None:
+    """In 10,000 steps, among them every way to read, write and attack."""
+    steps: dict[str, int] = {}
+    while sum(steps.values()) < STEPS:
+        for name, count in _run(fleet, 20, derandomize=False).items():
+            steps[name] = steps.get(name, 0) + count
+    record_property("steps", steps)
+    assert {*READS, *WRITES, *ATTACKS} <= steps.keys()
