@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 
-from shared.db.benchmarks import reads, secrets, writes
+from shared.db.benchmarks import growth, imports, reads, secrets, writes
 from shared.db.benchmarks.harness import outcomes, place, print_outcomes
 
-BENCHMARKS = {**writes.BENCHMARKS, **reads.BENCHMARKS, **secrets.BENCHMARKS}
-LONG = {**writes.LONG}
+BENCHMARKS = {**writes.BENCHMARKS, **imports.BENCHMARKS, **reads.BENCHMARKS, **secrets.BENCHMARKS}
+SHORT = {**imports.SHORT, **growth.SHORT}
+LONG = {**growth.LONG}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run what was asked for; 0."""
-    known = {**BENCHMARKS, **LONG}
+    known = {**BENCHMARKS, **SHORT, **LONG}
     parser = argparse.ArgumentParser(prog="python -m shared.db.benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(known))
     parser.add_argument("--rounds", type=int, default=15, help="repetitions of each comparison (default 15)")
