@@ -5,22 +5,24 @@ from __future__ import annotations
 import argparse
 import sys
 
-from shared.db.benchmarks import reads, recorder, secrets, tenancy, writes
-from shared.db.benchmarks.harness import place
+from shared.db.benchmarks import growth, imports, reads, recorder, secrets, tenancy, writes
+from shared.db.benchmarks.harness import outcomes, place, print_outcomes
 
 BENCHMARKS = {
     **writes.BENCHMARKS,
+    **imports.BENCHMARKS,
     **reads.BENCHMARKS,
     **tenancy.BENCHMARKS,
     **secrets.BENCHMARKS,
     **recorder.BENCHMARKS,
 }
-LONG = {**writes.LONG}
+SHORT = {**imports.SHORT, **growth.SHORT}
+LONG = {**growth.LONG}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run what was asked for; 0."""
-    known = {**BENCHMARKS, **LONG}
+    known = {**BENCHMARKS, **SHORT, **LONG}
     parser = argparse.ArgumentParser(prog="python -m shared.db.benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(known))
     parser.add_argument("--rounds", type=int, default=15, help="repetitions of each comparison (default 15)")
@@ -32,6 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
         for name in asked.names or BENCHMARKS:
             print(f"\n## {name}\n\n{known[name].__doc__}\n", flush=True)
             known[name](here)
+    if outcomes:
+        print_outcomes(f"\n## Goals: {sum(one.met for one in outcomes)} of {len(outcomes)} met", outcomes)
     return 0
 
 

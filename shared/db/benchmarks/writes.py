@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from sqlalchemy import URL
@@ -19,85 +19,101 @@ from shared.db import (
     User,
 )
 from shared.db.benchmarks import contenders as ways
+from shared.db.benchmarks import other_contenders as others
 from shared.db.benchmarks.data import ExecutionStream, Rows, TradeStream
-from shared.db.benchmarks.harness import Contender, Place, compare, peak_growth, print_table
+from shared.db.benchmarks.harness import Contender, Goal, Place, at_most, compare, print_outcomes, print_table
+from shared.db.benchmarks.memory import peak_growth_alone
+from shared.db.bulk import BATCH_SIZE
 
 _RUN, _ACCOUNT = "run-of-the-benchmark", "account-of-the-benchmark"
 
 
+_COPY, _COPY_COLUMNS = "psycopg2 COPY, by hand", "psycopg2 COPY, by columns"
+_STAGE, _STAGE_COLUMNS = "COPY and INSERT .. ON CONFLICT, by hand", "the same, by columns"
+_SQLITE3, _SQLITE3_COLUMNS = "sqlite3 executemany, by hand", "sqlite3 executemany, by columns"
+_OURS, _DJANGO, _DUCKDB, _VALUES = "bulk_create", "Django bulk_create", "DuckDB", "insert().values(list)"
+_TOTAL = 10_000
+
+
 def trades_postgresql(here: Place) -> None:
     """New trades into PostgreSQL, from dicts with datetime and Decimal; a transaction a batch."""
-    for size in (1_000, 10_000):
-        stream = TradeStream()
-
-        def load(number: int, size: int = size, stream: TradeStream = stream) -> list[Rows]:
-            return [stream.take(size) for _ in range(10_000 // size)]
-
+    for size, of_driver, of_values in ((1_000, 0.90, 13), (10_000, 0.97, 24)):
         compare(
-            f"Batches of {size:,}",
+            f"Trades, PostgreSQL, batches of {size:,}",
             [
-                Contender("psycopg2 COPY, streamed, by hand", ways.copy_trades(here.new_postgresql())),
-                Contender("bulk_create", ways.bulk_trades(here.new_postgresql())),
+                Contender(_COPY, ways.copy_trades(here.new_postgresql())),
+                Contender(_COPY_COLUMNS, ways.copy_trades_by_columns(here.new_postgresql())),
+                Contender(_OURS, ways.bulk_trades(here.new_postgresql())),
                 Contender(
                     "server alone: COPY of ready text",
                     ways.copy_ready_text(here.new_postgresql()),
                     prepare=ways.ready_texts,
                 ),
-                Contender("Django bulk_create", ways.django_trades(here.new_postgresql()), every=3),
-                Contender("insert().values(list)", ways.trades_by_values_list(here.new_postgresql()), every=5),
+                Contender(_DJANGO, others.django_trades(here.new_postgresql()), every=3),
+                Contender(_VALUES, ways.trades_by_values_list(here.new_postgresql()), every=3),
             ],
-            load,
+            _batches_of(size),
             here.rounds,
-            count=10_000,
+            count=_TOTAL,
+            goals=[
+                Goal(_OURS, of_driver, _COPY),
+                Goal(_OURS, of_driver, _COPY_COLUMNS),
+                Goal(_OURS, 3, _DJANGO),
+                Goal(_OURS, of_values, _VALUES),
+            ],
         )
 
 
 def duplicates_postgresql(here: Place) -> None:
     """Trades into PostgreSQL of which one in ten is stored already; a transaction a batch."""
     for size in (1_000, 10_000):
-        stream = TradeStream()
-
-        def load(number: int, size: int = size, stream: TradeStream = stream) -> list[Rows]:
-            return [stream.take(size, duplicates=0.1) for _ in range(10_000 // size)]
-
         compare(
-            f"Batches of {size:,}",
+            f"10 % duplicates, PostgreSQL, batches of {size:,}",
             [
-                Contender("staging by hand: COPY, INSERT .. ON CONFLICT", ways.stage_trades(here.new_postgresql())),
-                Contender("bulk_create", ways.bulk_trades(here.new_postgresql())),
-                Contender("Django bulk_create", ways.django_trades(here.new_postgresql()), every=3),
-                Contender("insert().values(list)", ways.trades_by_values_list(here.new_postgresql()), every=5),
+                Contender(_STAGE, ways.stage_trades(here.new_postgresql())),
+                Contender(_STAGE_COLUMNS, ways.stage_trades_by_columns(here.new_postgresql())),
+                Contender(_OURS, ways.bulk_trades(here.new_postgresql())),
+                Contender(_DJANGO, others.django_trades(here.new_postgresql()), every=3),
+                Contender(_VALUES, ways.trades_by_values_list(here.new_postgresql()), every=3),
             ],
-            load,
+            _batches_of(size, duplicates=0.1),
             here.rounds,
-            count=10_000,
+            count=_TOTAL,
+            goals=[Goal(_OURS, 0.95, _STAGE), Goal(_OURS, 0.95, _STAGE_COLUMNS), Goal(_OURS, 10, _VALUES)],
         )
 
 
 def trades_sqlite(here: Place) -> None:
     """New trades into an SQLite file; a transaction a batch, the same settings of the file for all."""
     for size in (1_000, 10_000):
-        stream = TradeStream()
-
-        def load(number: int, size: int = size, stream: TradeStream = stream) -> list[Rows]:
-            return [stream.take(size) for _ in range(10_000 // size)]
-
         compare(
-            f"Batches of {size:,}",
+            f"Trades, SQLite file, batches of {size:,}",
             [
-                Contender("sqlite3 executemany, by hand", ways.executemany_trades(here.new_sqlite())),
-                Contender("bulk_create", ways.bulk_trades(here.new_sqlite())),
-                Contender("DuckDB with its indexes, from Arrow", ways.duckdb_trades(here.new_sqlite())),
-                Contender("insert().values(list)", ways.trades_by_values_list(here.new_sqlite()), every=5),
+                Contender(_SQLITE3, ways.executemany_trades(here.new_sqlite())),
+                Contender(_SQLITE3_COLUMNS, ways.executemany_trades_by_columns(here.new_sqlite())),
+                Contender(_OURS, ways.bulk_trades(here.new_sqlite())),
+                Contender(_DUCKDB, others.duckdb_trades(here.new_sqlite())),
+                Contender(
+                    "DuckDB, skipping what it has",
+                    others.duckdb_trades(here.new_sqlite(), "ON CONFLICT DO NOTHING"),
+                    every=3,
+                ),
+                Contender(_VALUES, ways.trades_by_values_list(here.new_sqlite()), every=3),
             ],
-            load,
+            _batches_of(size),
             here.rounds,
-            count=10_000,
+            count=_TOTAL,
+            goals=[
+                Goal(_OURS, 0.95, _SQLITE3),
+                Goal(_OURS, 0.95, _SQLITE3_COLUMNS),
+                Goal(_OURS, 1, _DUCKDB),
+                Goal(_OURS, 20, _VALUES),
+            ],
         )
 
 
 def executions(here: Place) -> None:
-    """50,000 executions and more, each with a raw_json of 600 bytes; batches of 1,000."""
+    """50,000 executions and more, each with a raw_json of 600 bytes; batches of 1,000, by hand with orjson."""
     stream = ExecutionStream(_RUN, _ACCOUNT)
     rounds = max(here.rounds, 10)
 
@@ -111,78 +127,76 @@ def executions(here: Place) -> None:
         return _with_run(here.new_sqlite())
 
     compare(
-        "PostgreSQL",
+        "Executions, PostgreSQL",
         [
-            Contender("psycopg2 COPY with orjson, by hand", ways.copy_executions(postgresql())),
-            Contender("bulk_create", ways.bulk_executions(postgresql())),
-            Contender("insert().values(list)", ways.executions_by_values_list(postgresql()), every=5),
+            Contender(_COPY, ways.copy_executions(postgresql())),
+            Contender(_COPY_COLUMNS, ways.copy_executions_by_columns(postgresql())),
+            Contender(_OURS, ways.bulk_executions(postgresql())),
+            Contender(_VALUES, ways.executions_by_values_list(postgresql()), every=3),
         ],
         load,
         rounds,
         count=5_000,
+        goals=[Goal(_OURS, 0.90, _COPY), Goal(_OURS, 0.90, _COPY_COLUMNS), Goal(_OURS, 10, _VALUES)],
     )
     compare(
-        "SQLite file",
+        "Executions, SQLite file",
         [
-            Contender("sqlite3 executemany with orjson, by hand", ways.executemany_executions(sqlite())),
-            Contender("bulk_create", ways.bulk_executions(sqlite())),
-            Contender("insert().values(list)", ways.executions_by_values_list(sqlite()), every=5),
+            Contender(_SQLITE3, ways.executemany_executions(sqlite())),
+            Contender(_SQLITE3_COLUMNS, ways.executemany_executions_by_columns(sqlite())),
+            Contender(_OURS, ways.bulk_executions(sqlite())),
+            Contender(_VALUES, ways.executions_by_values_list(sqlite()), every=3),
         ],
         load,
         rounds,
         count=5_000,
+        goals=[Goal(_OURS, 0.90, _SQLITE3), Goal(_OURS, 0.90, _SQLITE3_COLUMNS), Goal(_OURS, 10, _VALUES)],
     )
 
 
 def memory(here: Place) -> None:
-    """Extra memory of one call, at its peak, above the rows that the caller holds."""
-    rows = []
-    for size in (1_000, 10_000, 100_000):
-        batch = TradeStream().take(size)
-        measured = [(name, _growth(new(), batch)) for name, new in _databases(here)]
-        rows += [(f"{size:,} rows, {name}", f"{grown:.1f}") for name, grown in measured]
-    for name, new in _databases(here):
-        rows.append((f"1,000,000 rows from a generator, {name}", f"{_growth(new(), None):.1f}"))
-    print_table("", ("one call of bulk_create", "MB at the peak"), rows)
+    """Extra memory of one call at its peak, in a new process, above the rows that the caller holds."""
+    reached = [
+        at_most(
+            f"{count:,} rows in one batch, PostgreSQL",
+            _EXTRA_MB,
+            peak_growth_alone(partial(_opened, here.new_postgresql(), count), _insert_all),
+            "MB",
+        )
+        for count in (1_000, 10_000, 100_000, 300_000)
+    ]
+    print_outcomes("", reached)
+    sqlite = peak_growth_alone(partial(_opened, here.new_sqlite(), 100_000), _insert_all)
+    rows = [("100,000 rows in one batch, SQLite file", f"{sqlite:.1f}")]
+    for name, new in (("PostgreSQL", here.new_postgresql), ("SQLite file", here.new_sqlite)):
+        lazy = peak_growth_alone(partial(_opened, new(), 300_000, lazy=True), _insert_all)
+        rows.append((f"300,000 rows from a generator, 5,000 a batch, those included, {name}", f"{lazy:.1f}"))
+    print_table("Without a goal", ("one call of bulk_create", "MB at the peak"), rows)
 
 
-def growth(here: Place) -> None:
-    """Rows per second at 20 million rows against those at 1 million (takes several minutes)."""
-    rows = []
-    for name, new in _databases(here):
-        db, stream = DatabaseFactory(new()), TradeStream()
-        rates: dict[int, float] = {}
-        for written in range(0, 20_000_000, 10_000):
-            batch = stream.take(10_000)
-            start = time.perf_counter()
-            with db.get_session() as session:
-                PublicTradeRepository(session).bulk_create(batch)
-            spent = time.perf_counter() - start
-            million = written // 1_000_000
-            rates[million] = rates.get(million, 0.0) + spent
-        first, last = rates[0], rates[19]
-        rows.append((name, f"{first / last:.2f}", f"{1000 / first:,.0f}", f"{1000 / last:,.0f}"))
-        db.close()
-    print_table("", ("database", "ratio", "k rows/s, first million", "k rows/s, twentieth million"), rows)
+_EXTRA_MB = 2
 
 
-def _databases(here: Place) -> list[tuple[str, Callable[[], URL]]]:
-    return [("PostgreSQL", here.new_postgresql), ("SQLite file", here.new_sqlite)]
+def _opened(url: URL, count: int, lazy: bool = False) -> tuple[DatabaseFactory, Iterable[Any], int]:
+    """A database that has done all that is done once, and rows: a list, or a generator of them."""
+    db, stream = DatabaseFactory(url), TradeStream()
+    with db.get_session() as session:
+        PublicTradeRepository(session).bulk_create(stream.take(10))
+    if lazy:
+        return db, (stream.take(1)[0] for _ in range(count)), BATCH_SIZE
+    return db, stream.take(count), count
 
 
-def _growth(url: URL, batch: Rows | None) -> float:
-    def prepare() -> tuple[DatabaseFactory, Any]:
-        db, stream = DatabaseFactory(url), TradeStream(seed=2)
-        with db.get_session() as session:
-            PublicTradeRepository(session).bulk_create(stream.take(1_000))  # what is loaded once is loaded now
-        return db, batch if batch is not None else (row for _ in range(1_000) for row in stream.take(1_000))
+def _insert_all(opened: tuple[DatabaseFactory, Iterable[Any], int]) -> None:
+    db, rows, size = opened
+    with db.get_session() as session:
+        PublicTradeRepository(session).bulk_create(rows, batch_size=size)
 
-    def work(prepared: tuple[DatabaseFactory, Any]) -> None:
-        db, rows = prepared
-        with db.get_session() as session:
-            PublicTradeRepository(session).bulk_create(rows, batch_size=10_000 if batch is None else len(batch))
 
-    return peak_growth(prepare, work)
+def _batches_of(size: int, duplicates: float = 0.0) -> Callable[[int], list[Rows]]:
+    """A load for `compare`: the next trades, in batches of this size."""
+    stream = TradeStream()
+    return lambda number: [stream.take(size, duplicates) for _ in range(_TOTAL // size)]
 
 
 def _with_run(url: URL) -> URL:
@@ -202,4 +216,3 @@ BENCHMARKS = {
     "executions": executions,
     "memory": memory,
 }
-LONG = {"growth": growth}

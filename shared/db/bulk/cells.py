@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
 from itertools import chain
@@ -19,6 +19,7 @@ from typing import Any
 from sqlalchemy import Column, Dialect, Table
 from sqlalchemy.dialects import postgresql, sqlite
 
+from shared.db.bulk.instants import instant_texts
 from shared.db.bulk.rows import CHUNK, Batch, Chunk
 from shared.db.column_types import (
     MONEY_DIGITS,
@@ -39,8 +40,8 @@ except ImportError:  # the extra `fast` is not installed
 
 Values = Sequence[Any]
 Cells = Sequence[Any]
-# Cells for all of the values, or None where any of them needs a closer look.
-Shortcut = Callable[[set[type], Values], Cells | None]
+# Cells for all of the values; None, or `TypeError`, where any of them needs a closer look.
+Shortcut = Callable[[Values], Cells | None]
 
 _DIALECTS: dict[str, Dialect] = {"postgresql": postgresql.dialect(), "sqlite": sqlite.dialect()}  # type: ignore[no-untyped-call] # SQLAlchemy's own
 _NONE = type(None)
@@ -121,19 +122,25 @@ class CellColumn:
         """The cells of `values`; of the default if the rows do not name the column."""
         if values is None:
             values = self._defaults(size)
-        kinds = set(map(type, values))
-        if _NONE not in kinds:
-            return self._present(kinds, values)
+        cells = self._quickly(values)
+        if cells is not None:
+            return cells
+        present = [value for value in values if value is not None]
+        if len(present) == len(values):
+            return [self._cell(value) for value in values]
         if not self.nullable:
             raise InvalidValueError("a value is needed", self._place)
-        if len(kinds) == 1:
+        if not present:
             return values
-        present = iter(self._present(kinds - {_NONE}, [value for value in values if value is not None]))
-        return [None if value is None else next(present) for value in values]
+        cells = self._quickly(present)
+        made = map(self._cell, present) if cells is None else iter(cells)
+        return [None if value is None else next(made) for value in values]
 
-    def _present(self, kinds: set[type], values: Values) -> Cells:
-        cells = None if self._shortcut is None else self._shortcut(kinds, values)
-        return [self._cell(value) for value in values] if cells is None else cells
+    def _quickly(self, values: Values) -> Cells | None:
+        try:
+            return None if self._shortcut is None else self._shortcut(values)
+        except TypeError:
+            return None
 
     def _cell(self, value: Any) -> Any:
         """What the ORM's own way would hand to the driver, in the form in which the driver would send it."""
@@ -195,90 +202,77 @@ def _shortcut(kind: Any, on_sqlite: bool) -> Shortcut | None:
 # A decimal point and nine digits: one too many. It stops at the points alone, which is what makes it fast.
 _TOO_PRECISE = re.compile(r"\.[0-9]{9}").search
 _PLAIN_NUMBER = re.compile(rf"-?[0-9]{{1,{MONEY_DIGITS - MONEY_PLACES}}}(?:\.[0-9]{{1,{MONEY_PLACES}}})?").fullmatch
-_MONEY_LIMIT = 10 ** (MONEY_DIGITS - MONEY_PLACES)
+_LIMIT = 10 ** (MONEY_DIGITS - MONEY_PLACES)
+_EXACT_LIMIT = 10.0 ** (15 - MONEY_PLACES)
 
 
-def _money_texts(kinds: set[type], values: Values) -> Cells | None:
-    if kinds == {Decimal}:
-        texts = list(map(str, values))
-        together = " ".join(texts)
-        # Of a Decimal's text only exponents, NaN and Infinity have letters.
-        if any(letter in together for letter in "EeNI") or _TOO_PRECISE(together):
-            return None
-        return texts if max(map(Decimal.adjusted, values)) < MONEY_DIGITS - MONEY_PLACES else None
+def _money_texts(values: Values) -> Cells | None:
+    texts = _decimal_texts(values)
+    # A number of so few characters is below the limit.
+    if texts is None or max(map(len, texts)) <= MONEY_DIGITS - MONEY_PLACES:
+        return texts
+    return texts if all(map(_PLAIN_NUMBER, texts)) else None
+
+
+def _money_floats(values: Values) -> Cells | None:
+    texts = _decimal_texts(values)
+    if texts is None:
+        return None
+    floats = list(map(float, texts))
+    # Every 8-byte float gives 15 digits as they were: 7 before the point and 8 behind it, or those of 16 characters.
+    if min(floats) > -_EXACT_LIMIT and max(floats) < _EXACT_LIMIT:
+        return floats
+    return floats if max(map(len, texts)) <= 16 and all(map(_PLAIN_NUMBER, texts)) else None
+
+
+def _decimal_texts(values: Values) -> Cells | None:
+    """The texts of numbers of at most 8 decimal places, written without an exponent."""
+    try:
+        texts = list(map(Decimal.__str__, values))
+    except TypeError:
+        return _number_texts(values)
+    together = " ".join(texts)
+    # Of a Decimal's text only exponents, NaN and Infinity have letters.
+    if "E" in together or "e" in together or "N" in together or "I" in together or _TOO_PRECISE(together):
+        return None
+    return texts
+
+
+def _number_texts(values: Values) -> Cells | None:
+    kinds = set(map(type, values))
     if kinds == {str}:
         return values if all(map(_PLAIN_NUMBER, values)) else None
     if kinds == {int}:
-        return list(map(str, values)) if min(values) > -_MONEY_LIMIT and max(values) < _MONEY_LIMIT else None
+        return list(map(str, values)) if min(values) > -_LIMIT and max(values) < _LIMIT else None
     return None
 
 
-def _money_floats(kinds: set[type], values: Values) -> Cells | None:
-    texts = _money_texts(kinds, values)
-    # 15 digits and a point: every 8-byte float gives as many back.
-    return None if texts is None or max(map(len, texts)) > 16 else list(map(float, texts))
+def _times(values: Values) -> Cells | None:
+    return instant_texts(values, with_zone=False) if set(map(type, values)) == {datetime} else None
 
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_FIRST_DAY = (datetime(1, 1, 2, tzinfo=UTC) - _EPOCH).days
-_LAST_DAY = (datetime(9999, 12, 29, tzinfo=UTC) - _EPOCH).days
-
-
-class _Remembered(dict[int, str]):
-    """Texts made once for each number, forgotten when they become too many."""
-
-    def __init__(self, make: Callable[[int], str]) -> None:
-        super().__init__()
-        self._make = make
-
-    def __missing__(self, number: int) -> str:
-        if len(self) > 100_000:
-            self.clear()
-        text = self[number] = self._make(number)
-        return text
-
-
-_DAYS = _Remembered(lambda day: (_EPOCH + timedelta(days=day)).date().isoformat())
-_CLOCK = _Remembered(lambda second: f" {second // 3600:02d}:{second // 60 % 60:02d}:{second % 60:02d}.")
-_MILLIS = [f"{number:03d}" for number in range(1000)]
-_MICROS_WITH_ZONE = [f"{number:03d}+00:00" for number in range(1000)]
-
-
-def _times(kinds: set[type], values: Values) -> Cells | None:
-    return _time_texts(kinds, values, _MILLIS)
-
-
-def _times_with_zone(kinds: set[type], values: Values) -> Cells | None:
-    return _time_texts(kinds, values, _MICROS_WITH_ZONE)
-
-
-def _time_texts(kinds: set[type], values: Values, micros: list[str]) -> Cells | None:
-    """ISO texts out of tables: three times as fast as isoformat(), and the conversion to UTC is free."""
-    if kinds != {datetime}:
-        return None
-    try:
-        passed = [value - _EPOCH for value in values]
-    except TypeError:  # a naive one
-        return None
-    days = [since.days for since in passed]
-    if min(days) < _FIRST_DAY or max(days) > _LAST_DAY:
-        return None
-    return [
-        f"{_DAYS[since.days]}{_CLOCK[since.seconds]}{_MILLIS[(us := since.microseconds) // 1000]}{micros[us % 1000]}"
-        for since in passed
-    ]
+def _times_with_zone(values: Values) -> Cells | None:
+    return instant_texts(values, with_zone=True) if set(map(type, values)) == {datetime} else None
 
 
 def _words(allowed: frozenset[str]) -> Shortcut:
-    return lambda kinds, values: values if kinds == {str} and allowed.issuperset(values) else None
+    return lambda values: values if _are_str(values) and allowed.issuperset(values) else None
+
+
+def _are_str(values: Values) -> bool:
+    # Exactly: what derives from str may claim to equal what it is not, the account of another user for one.
+    return set(map(type, values)) == {str}
 
 
 def _bounded(length: int) -> Shortcut:
-    def texts(kinds: set[type], values: Values) -> Cells | None:
-        if kinds != {str} or max(map(len, values)) > length:
+    def texts(values: Values) -> Cells | None:
+        if not _are_str(values):
             return None
         together = "".join(values)
-        return values if together.isascii() and "\0" not in together else None
+        # Symbols, runs and accounts are mostly all the same.
+        same = values[0] == values[-1] and values.count(values[0]) == len(values)
+        longest = len(values[0]) if same else max(map(len, values))
+        return values if longest <= length and together.isascii() and "\0" not in together else None
 
     return texts
 
@@ -287,8 +281,8 @@ _SCALARS = {str, int, bool, _NONE}
 _CONTAINERS = {dict, list}
 
 
-def _documents(kinds: set[type], values: Values) -> Cells | None:
-    if not kinds <= _CONTAINERS:
+def _documents(values: Values) -> Cells | None:
+    if not set(map(type, values)) <= _CONTAINERS:
         return None
     try:
         if not _are_plain(values):

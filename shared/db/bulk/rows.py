@@ -30,31 +30,38 @@ class Chunk(NamedTuple):
 
 
 class Batch:
-    """Rows that are written together; `position` is the first one's place in all that was given."""
+    """Rows that are written together: those of `rows` in `span`, or all of them.
 
-    def __init__(self, model: type[Any], rows: list[Any], position: int, fillable: frozenset[str]) -> None:
+    `position` is the first one's place in all that was given.
+    """
+
+    def __init__(
+        self, model: type[Any], rows: list[Any], position: int, fillable: frozenset[str], span: range | None = None
+    ) -> None:
         self.position = position
         self._model = model
         self._rows = rows
         self._fillable = fillable
+        self._span = range(len(rows)) if span is None else span
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._span)
 
     def row(self, index: int) -> Any:
         """A row as it was given."""
-        return self._rows[index]
+        return self._rows[self._span[index]]
 
     def names(self) -> tuple[str, ...]:
         """The columns that the first of its rows names that is one."""
-        for row in self._rows:
+        for index in self._span:
             with suppress(InvalidValueError):
-                return tuple(mapping_of(row, self._model))
+                return tuple(mapping_of(self._rows[index], self._model))
         return ()
 
     def chunks(self, start: int, stop: int) -> list[Chunk]:
         """The rows from `start` to before `stop`, in order; `InvalidValueError` for one that is none."""
-        rows = self._rows[start:stop]
+        part = self._span[start:stop]
+        rows = self._rows[part.start : part.stop]
         alike = _alike(rows)
         return self._mixed(rows) if alike is None else [alike]
 
@@ -115,6 +122,11 @@ def batches(
             f"rows are an iterable of mappings or {model.__name__} objects, an Arrow table or a polars DataFrame, "
             f"not a {type(rows).__name__}; a single row goes into a list"
         )
+    if isinstance(rows, list) and not by_shape:
+        # The caller holds them anyway: a copy of the references alone would take 8 MB a million.
+        for position in range(0, len(rows), size):
+            yield Batch(model, rows, position, fillable, range(position, min(position + size, len(rows))))
+        return
     iterator = iter(rows)
     while taken := list(islice(iterator, size)):
         for part in _by_shape(taken, model) if by_shape else [taken]:
