@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from shared.db.benchmarks import reads, secrets, writes
-from shared.db.benchmarks.harness import place
+from shared.db.benchmarks.harness import outcomes, place, print_outcomes
 
 BENCHMARKS = {**writes.BENCHMARKS, **reads.BENCHMARKS, **secrets.BENCHMARKS}
 LONG = {**writes.LONG}
@@ -26,6 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
         for name in asked.names or BENCHMARKS:
             print(f"\n## {name}\n\n{known[name].__doc__}\n", flush=True)
             known[name](here)
+    if outcomes:
+        print_outcomes(f"\n## Goals: {sum(one.met for one in outcomes)} of {len(outcomes)} met", outcomes)
     return 0
 
 

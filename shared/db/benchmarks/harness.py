@@ -1,7 +1,10 @@
 """The harness: contenders take turns on the same work, and are compared turn by turn.
 
 Other jobs run on the machine, and they slow down whoever has the turn: so a contender's figure is the median of its
-ratios to the first contender's time in the same round, and the order within a round is drawn anew each time.
+ratios to the first contender's time in the same round, and the order within a round is drawn anew each time. What its
+own process (threads included, a server not) spends in the processor a row is told beside it: the steadier figure.
+
+Goals are ratios of two contenders, paired in the same way; every outcome is kept for the summary at a run's end.
 """
 
 from __future__ import annotations
@@ -86,42 +89,100 @@ class Contender:
     every: int = 1
     prepare: Callable[[Any], Any] | None = None
     seconds: dict[int, float] = field(default_factory=dict)
+    busy: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """`ours` has to be at least `factor` times as fast as `rival`, both names of contenders."""
+
+    ours: str
+    factor: float
+    rival: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a goal."""
+
+    goal: str
+    measured: str
+    spread: str
+    met: bool
+
+
+outcomes: list[Outcome] = []
+"""Of every goal so far, in the order of measuring."""
 
 
 def compare(
-    title: str, contenders: Sequence[Contender], loads: Callable[[int], Any], rounds: int, *, count: int
+    title: str,
+    contenders: Sequence[Contender],
+    loads: Callable[[int], Any],
+    rounds: int,
+    *,
+    count: int,
+    goals: Sequence[Goal] = (),
+    warm_up: bool = True,
 ) -> dict[str, float]:
-    """Let the contenders do `loads(round)`, `count` rows of work, and print the table; median ratio to the first.
+    """Let the contenders do `loads(round)`, `count` rows of work, and print the tables; median ratio to the first.
 
-    A ratio above 1 means faster than the first contender. Round 0 warms up and is not counted.
+    A ratio above 1 means faster than the first contender. Round 0 warms up, unless that takes too long, and is not
+    counted.
     """
-    for number in range(rounds + 1):
+    for number in range(0 if warm_up else 1, rounds + 1):
         load = loads(number)
         turn = [contender for contender in contenders if number % contender.every == 0]
         random.shuffle(turn)
         for contender in turn:
             own = load if contender.prepare is None else contender.prepare(load)
             gc.collect()
-            start = time.perf_counter()
+            start, busy = time.perf_counter(), time.process_time()
             contender.run(own)
             if number:
                 contender.seconds[number] = time.perf_counter() - start
-    first = contenders[0].seconds
-    ratios = {
-        contender.name: [first[number] / spent for number, spent in contender.seconds.items()]
-        for contender in contenders
-    }
+                contender.busy[number] = time.process_time() - busy
+    ratios = {contender.name: _paired(contender, contenders[0]) for contender in contenders}
     rows = [
         (
             contender.name,
             f"{statistics.median(ratios[contender.name]):.2f}",
             _quartiles(ratios[contender.name]),
             f"{count / statistics.median(contender.seconds.values()) / 1000:,.0f}",
+            f"{statistics.median(contender.busy.values()) / count * 1e6:.1f}",
         )
         for contender in contenders
     ]
-    print_table(title, ("contender", "ratio", "quartiles", "k rows/s here"), rows)
+    print_table(title, ("contender", "ratio", "quartiles", "k rows/s here", "own CPU, us a row"), rows)
+    named = {contender.name: contender for contender in contenders}
+    reached = []
+    for goal in goals:
+        values = _paired(named[goal.ours], named[goal.rival])
+        measured = statistics.median(values)
+        text = f"{goal.ours} at least {goal.factor:g} x {goal.rival}"
+        reached.append(Outcome(text, f"{measured:.2f}", _quartiles(values), measured >= goal.factor))
+    if reached:
+        print_outcomes("", reached)
+        outcomes.extend(Outcome(f"{title}: {one.goal}", one.measured, one.spread, one.met) for one in reached)
     return {name: statistics.median(values) for name, values in ratios.items()}
+
+
+def at_most(title: str, limit: float, measured: float, unit: str) -> Outcome:
+    """The outcome of a goal that is a limit, kept for the summary."""
+    outcome = Outcome(f"{title}: at most {limit:g} {unit}", f"{measured:.1f}", "-", measured <= limit)
+    outcomes.append(outcome)
+    return outcome
+
+
+def print_outcomes(title: str, reached: Sequence[Outcome]) -> None:
+    """The table of goals and whether they were met."""
+    rows = [(one.goal, one.measured, one.spread, "yes" if one.met else "NO") for one in reached]
+    print_table(title, ("goal", "measured", "quartiles", "met"), rows)
+
+
+def _paired(one: Contender, other: Contender) -> list[float]:
+    """How many times as fast as `other` it was, in each round that both took part in."""
+    return [other.seconds[number] / spent for number, spent in one.seconds.items() if number in other.seconds]
 
 
 def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -133,7 +194,8 @@ def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) 
         return "| " + " | ".join((cells[0].ljust(widths[0]), *rest)) + " |"
 
     rule = "|" + "|".join(("-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:]))) + "|"
-    print(f"{title}\n\n{line(head)}\n{rule}", *map(line, rows), sep="\n", flush=True)
+    heading = f"{title}\n\n" if title else ""
+    print(f"{heading}{line(head)}\n{rule}", *map(line, rows), sep="\n", flush=True)
     print(flush=True)
 
 
