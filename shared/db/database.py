@@ -17,12 +17,13 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
+import psycopg2.extensions
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import QueuePool, StaticPool
 
-from shared.db import audit, forking, schema_version
+from shared.db import audit, forking, round_trips, schema_version
 from shared.db.bulk import sql_functions
 from shared.db.column_types import register_sqlite_functions
 from shared.db.encryption import encryption_from, use_encryption
@@ -85,9 +86,7 @@ class DatabaseFactory:
                     engine = _make_engine(self.settings, self._folder or "")
                     if self._encryption is not None:
                         use_encryption(engine.dialect, self._encryption)
-                    self._read_only_engine = engine.execution_options(
-                        **{_READ_ONLY: True} if engine.dialect.name == "sqlite" else {"postgresql_readonly": True}
-                    )
+                    self._read_only_engine = engine.execution_options(**{_READ_ONLY: True})
                     self._engine = engine
         return self._engine
 
@@ -311,6 +310,9 @@ def _make_engine(settings: DatabaseSettings, folder: str) -> Engine:
             },
         )
         event.listen(engine, "do_connect", _connect_postgresql)
+        event.listen(engine, "begin", _begin_postgresql)
+        event.listen(engine, "checkin", _write_again)
+        round_trips.spare(engine)
         forking.protect(engine)
     elif settings.is_memory:
         engine = create_engine(settings.url, **common, poolclass=StaticPool, connect_args={"check_same_thread": False})
@@ -392,6 +394,19 @@ def _on_connect_sqlite_file(connection: sqlite3.Connection, record: Any) -> None
             time.sleep(0.01)
     # NORMAL may lose the last commits when the power fails.
     connection.execute("PRAGMA synchronous=FULL")
+
+
+def _begin_postgresql(connection: Connection) -> None:
+    # In place of SQLAlchemy's own option `postgresql_readonly`, whose handling takes as long as a round trip.
+    if connection.get_execution_options().get(_READ_ONLY):
+        driver: Any = connection.connection.dbapi_connection
+        driver.readonly = True  # psycopg2 sends BEGIN READ ONLY before the first statement
+
+
+def _write_again(connection: Any, record: Any) -> None:
+    # Not one that was lost, nor one of the parent's after a fork.
+    if isinstance(connection, psycopg2.extensions.connection) and not connection.closed and connection.readonly:
+        connection.readonly = None
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from shared.db.benchmarks import reads, secrets, writes
+from shared.db.benchmarks import points, reads, secrets, writes
 from shared.db.benchmarks.harness import outcomes, place, print_outcomes
 
-BENCHMARKS = {**writes.BENCHMARKS, **reads.BENCHMARKS, **secrets.BENCHMARKS}
+BENCHMARKS = {**writes.BENCHMARKS, **reads.BENCHMARKS, **points.BENCHMARKS, **secrets.BENCHMARKS}
 LONG = {**writes.LONG}
 
 
