@@ -47,6 +47,7 @@ from shared.db.tenancy.ownership import owned_by, owner_of, ownership_of, primar
 from shared.db.tenancy.session_scope import UserSession
 
 T = TypeVar("T", bound=Base)
+Question = Callable[[Any], Select[Any]]
 
 
 class BaseRepository(Generic[T]):
@@ -80,8 +81,7 @@ class BaseRepository(Generic[T]):
 
     def get_by_id(self, id: Any, *, user_id: UserId = UNSET) -> T | None:
         """The row with this primary key, or None if there is none or it is not the user's."""
-        statement, parameters = self._prepared(_by_id, user_id, id=id)
-        return self._first(statement, parameters)
+        return self._first(*self._prepared(_by_id, user_id, id=id))
 
     def get_all(self, limit: int | None = None, offset: int = 0, *, user_id: UserId = UNSET) -> list[T]:
         """All rows in order of their primary key: `limit` of them (None: all) after the first `offset`."""
@@ -175,14 +175,11 @@ class BaseRepository(Generic[T]):
         """What a statement here must add; a user's session adds it by itself."""
         return None if user is None or isinstance(self.session, UserSession) else owned_by(self.model, user)
 
-    def _prepared(
-        self, question: Callable[[Any], Select[Any]], user_id: UserId, **parameters: Any
-    ) -> tuple[Select[tuple[T]], dict[str, Any]]:
+    def _prepared(self, question: Question, user_id: UserId, **parameters: Any) -> tuple[Any, dict[str, Any]]:
         """The statement of a question that is asked all the time, put together once, and its parameters now."""
         user = self._resolve(user_id)
-        if user is None or isinstance(self.session, UserSession):
-            return _prepare(self.model, question, False), parameters
-        return _prepare(self.model, question, True), parameters | {_OWNER: user}
+        confined = user is not None and not isinstance(self.session, UserSession)
+        return _prepare(self.model, question, confined), parameters | ({_OWNER: user} if confined else {})
 
     def _first(self, statement: Select[tuple[T]], parameters: dict[str, Any] | None = None) -> T | None:
         found: T | None = self._scalars(statement, parameters).first()
@@ -556,7 +553,7 @@ _OWNER = "shared_db_owner"
 
 
 @cache
-def _prepare(model: type[Any], question: Callable[[Any], Select[Any]], confined: bool) -> Select[Any]:
+def _prepare(model: type[Any], question: Question, confined: bool) -> Select[Any]:
     # Half of a short question's time goes into putting its statement together.
     criterion = owned_by(model, bindparam(_OWNER, type_=String())) if confined else None
     return question(select(model) if criterion is None else select(model).where(criterion))

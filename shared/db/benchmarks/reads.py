@@ -113,8 +113,10 @@ def streaming(here: Place) -> None:
             count=_MANY,
             goals=[] if goal is None else [Goal(_ROWS, goal, driver)],
         )
-        for count in (_STORED, _MANY):
-            flat.append(at_most(f"{title}, {count:,} rows streamed, peak growth", _FLAT_MB, _growth(url, count), "MB"))
+        flat += [
+            at_most(f"{title}, {count:,} rows streamed, peak growth", _FLAT_MB, _growth(url, count), "MB")
+            for count in (_STORED, _MANY)
+        ]
         objects = _growth(url, _STORED, as_objects=True)
         flat.append(at_most(f"{title}, {_STORED:,} objects streamed, peak growth", _FLAT_MB, objects, "MB"))
     print_outcomes("Memory", flat)
