@@ -17,7 +17,7 @@ from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool, StaticPool
 
-from shared.db import database_file, forking
+from shared.db import database_file, forking, round_trips
 from shared.db.bulk import sql_functions
 from shared.db.column_types import register_sqlite_functions
 from shared.db.database_url import is_secret
@@ -64,7 +64,10 @@ def make_engine(settings: DatabaseSettings, folder: str, url: URL | None = None)
             },
         )
         event.listen(engine, "do_connect", _connect_postgresql)
+        event.listen(engine, "begin", _begin_postgresql)
         event.listen(engine, "commit", _note_commit)
+        event.listen(engine, "checkin", _write_again)
+        round_trips.spare(engine)
         forking.protect(engine)
     elif settings.is_memory:
         engine = create_engine(url, **common, poolclass=StaticPool, connect_args={"check_same_thread": False})
@@ -104,8 +107,7 @@ def make_probe(settings: DatabaseSettings, folder: str, timeout: float) -> Engin
 
 def as_read_only(engine: Engine) -> Engine:
     """The same engine, whose transactions cannot write."""
-    option = _READ_ONLY if engine.dialect.name == "sqlite" else "postgresql_readonly"
-    return engine.execution_options(**{option: True})
+    return engine.execution_options(**{_READ_ONLY: True})
 
 
 def _unless_in_url(url: URL, **options: Any) -> dict[str, Any]:
@@ -159,6 +161,19 @@ def _on_connect_sqlite_file(connection: sqlite3.Connection, record: Any) -> None
             time.sleep(0.01)
     # NORMAL may lose the last commits when the power fails.
     connection.execute("PRAGMA synchronous=FULL")
+
+
+def _begin_postgresql(connection: Connection) -> None:
+    # In place of SQLAlchemy's own option `postgresql_readonly`, whose handling takes as long as a round trip.
+    if connection.get_execution_options().get(_READ_ONLY):
+        driver: Any = connection.connection.dbapi_connection
+        driver.readonly = True  # psycopg2 sends BEGIN READ ONLY before the first statement
+
+
+def _write_again(connection: Any, record: Any) -> None:
+    # Not one that was lost, nor one of the parent's after a fork.
+    if isinstance(connection, psycopg2.extensions.connection) and not connection.closed and connection.readonly:
+        connection.readonly = None
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -6,12 +6,13 @@ the session's context does. All times are aware UTC; bounds are inclusive; a lim
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any, Generic, Self, TypeVar
 
-from sqlalchemy import ColumnElement, Select, func, select
+from sqlalchemy import ColumnElement, Select, String, bindparam, func, select
 from sqlalchemy.orm import Session
 
 from shared.db.bulk import BATCH_SIZE, BulkResult, OnBadRow, OnConflict, bulk_create, bulk_update
@@ -31,6 +32,7 @@ from shared.db.models import (
     User,
     UserStatus,
 )
+from shared.db.round_trips import ALONE
 from shared.db.tenancy.guard import (
     UNSET,
     OwnershipGuard,
@@ -45,6 +47,7 @@ from shared.db.tenancy.ownership import owned_by, owner_of, ownership_of, primar
 from shared.db.tenancy.session_scope import UserSession
 
 T = TypeVar("T", bound=Base)
+Question = Callable[[Any], Select[Any]]
 
 
 class BaseRepository(Generic[T]):
@@ -78,7 +81,7 @@ class BaseRepository(Generic[T]):
 
     def get_by_id(self, id: Any, *, user_id: UserId = UNSET) -> T | None:
         """The row with this primary key, or None if there is none or it is not the user's."""
-        return self._first(self._mine(user_id).where(self._key == id))
+        return self._first(*self._prepared(_by_id, user_id, id=id))
 
     def get_all(self, limit: int | None = None, offset: int = 0, *, user_id: UserId = UNSET) -> list[T]:
         """All rows in order of their primary key: `limit` of them (None: all) after the first `offset`."""
@@ -172,12 +175,21 @@ class BaseRepository(Generic[T]):
         """What a statement here must add; a user's session adds it by itself."""
         return None if user is None or isinstance(self.session, UserSession) else owned_by(self.model, user)
 
-    def _first(self, statement: Select[tuple[T]]) -> T | None:
-        found: T | None = self.session.execute(statement).scalars().first()  # type: ignore[assignment] # T of a tuple
+    def _prepared(self, question: Question, user_id: UserId, **parameters: Any) -> tuple[Any, dict[str, Any]]:
+        """The statement of a question that is asked all the time, put together once, and its parameters now."""
+        user = self._resolve(user_id)
+        confined = user is not None and not isinstance(self.session, UserSession)
+        return _prepare(self.model, question, confined), parameters | ({_OWNER: user} if confined else {})
+
+    def _first(self, statement: Select[tuple[T]], parameters: dict[str, Any] | None = None) -> T | None:
+        found: T | None = self._scalars(statement, parameters).first()
         return found
 
-    def _all(self, statement: Select[tuple[T]]) -> list[T]:
-        return list(self.session.scalars(statement))
+    def _all(self, statement: Select[tuple[T]], parameters: dict[str, Any] | None = None) -> list[T]:
+        return list(self._scalars(statement, parameters))
+
+    def _scalars(self, statement: Select[tuple[T]], parameters: dict[str, Any] | None) -> Any:
+        return self.session.scalars(statement, parameters, execution_options=ALONE)
 
     def _require_existing(self, entity: T, user: str | None) -> str | None:
         """Whose the row is that `entity` is to change; None if it is shared by all."""
@@ -280,11 +292,12 @@ class RunRepository(BaseRepository[Run]):
 
     def get_by_user_id(self, user_id: str, limit: int | None = None, offset: int = 0) -> list[Run]:
         """The runs of a user, newest first: `limit` of them (None: all) after the first `offset`."""
-        return self._all(_page(self._newest(user_id), limit, offset))
+        statement, parameters = self._prepared(_newest, user_id)
+        return self._all(_page(statement, limit, offset), parameters)
 
     def get_running(self, user_id: UserId = UNSET) -> list[Run]:
         """The runs of a user that are running now, newest first."""
-        return self._all(self._newest(user_id).where(Run.status == RunStatus.RUNNING))
+        return self._all(*self._prepared(_running, user_id))
 
     def get_by_account_id(self, account_id: str, *, user_id: UserId = UNSET) -> list[Run]:
         """The runs on an account, newest first."""
@@ -372,7 +385,7 @@ class RunRepository(BaseRepository[Run]):
         return run
 
     def _newest(self, user_id: UserId) -> Select[tuple[Run]]:
-        return self._mine(user_id).order_by(Run.start_ts.desc(), Run.run_id.desc())
+        return _newest(self._mine(user_id))
 
     def _end(self, run_id: str, status: RunStatus, user_id: UserId) -> Run:
         run = self._current(run_id, user_id)
@@ -534,6 +547,29 @@ class PrivateExecutionRepository(BaseRepository[PrivateExecution], ExecutionRead
         if run_id is not None:
             found = found.where(PrivateExecution.run_id == run_id)
         return self.session.scalar(self._confined(found, user_id).limit(1)) is not None
+
+
+_OWNER = "shared_db_owner"
+
+
+@cache
+def _prepare(model: type[Any], question: Question, confined: bool) -> Select[Any]:
+    # Half of a short question's time goes into putting its statement together.
+    criterion = owned_by(model, bindparam(_OWNER, type_=String())) if confined else None
+    return question(select(model) if criterion is None else select(model).where(criterion))
+
+
+def _by_id(mine: Select[tuple[T]]) -> Select[tuple[T]]:
+    model = mine.column_descriptions[0]["entity"]
+    return mine.where(getattr(model, primary_key(model)) == bindparam("id"))
+
+
+def _newest(mine: Select[tuple[Run]]) -> Select[tuple[Run]]:
+    return mine.order_by(Run.start_ts.desc(), Run.run_id.desc())
+
+
+def _running(mine: Select[tuple[Run]]) -> Select[tuple[Run]]:
+    return _newest(mine).where(Run.status == RunStatus.RUNNING)
 
 
 def _page(statement: Select[tuple[T]], limit: int | None, offset: int = 0) -> Select[tuple[T]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from shared.db.benchmarks import growth, imports, reads, recorder, secrets, tenancy, writes
+from shared.db.benchmarks import growth, imports, points, reads, recorder, secrets, tenancy, writes
 from shared.db.benchmarks.harness import outcomes, place, print_outcomes
 
 BENCHMARKS = {
     **writes.BENCHMARKS,
     **imports.BENCHMARKS,
     **reads.BENCHMARKS,
+    **points.BENCHMARKS,
     **tenancy.BENCHMARKS,
     **secrets.BENCHMARKS,
     **recorder.BENCHMARKS,

@@ -97,6 +97,19 @@ def core_rows(url: URL) -> Way:
     return read
 
 
+def core_stream(url: URL) -> Way:
+    """SQLAlchemy's own rows, 2,000 a fetch, no row kept."""
+    db = DatabaseFactory(url)
+    columns = [PublicTrade.__table__.c[name] for name in TradeRow._fields]
+
+    def read(load: None) -> int:
+        with db.get_session(read_only=True) as session:
+            everything = _statement(*columns, span=None).execution_options(yield_per=2_000)
+            return sum(1 for _ in session.execute(everything))
+
+    return read
+
+
 def psycopg2_rows(url: URL) -> Way:
     """The driver's own tuples, with its own Decimals and datetimes."""
     connection = psycopg2.connect(url.set(drivername="postgresql").render_as_string(hide_password=False))
@@ -174,8 +187,20 @@ def copy_to_arrow(url: URL) -> Way:
     return read
 
 
+def pandas_read_sql_typed(url: URL) -> Way:
+    """What a consumer of pandas writes who has the mapped classes: times come as times, money as floats."""
+    db = DatabaseFactory(url)
+    columns = [PublicTrade.__table__.c[name] for name in TradeRow._fields]
+
+    def read(span: Span) -> Any:
+        with db.get_session(read_only=True) as session:
+            return pandas.read_sql(_statement(*columns, span=span), session.connection())
+
+    return read
+
+
 def pandas_read_sql(url: URL) -> Way:
-    """What a consumer of pandas writes."""
+    """What a consumer of pandas writes who has none: from SQLite, times come as strings."""
     engine = create_engine(url)
     query = text(
         f"SELECT {_COLUMNS} FROM public_trades WHERE symbol = :symbol AND exchange_ts BETWEEN :start AND :end {_ORDER}"
@@ -204,10 +229,10 @@ def _decoded(rows: Any) -> Iterator[tuple[Any, ...]]:
     )
 
 
-def _statement(*columns: Any, span: Span) -> Any:
+def _statement(*columns: Any, span: Span | None) -> Any:
     table = PublicTrade.__table__.c
-    in_range = select(*columns).where(table.symbol == _SYMBOL, table.exchange_ts.between(*span))
-    return in_range.order_by(table.exchange_ts, table.trade_id)
+    found = select(*columns).where(table.symbol == _SYMBOL).order_by(table.exchange_ts, table.trade_id)
+    return found if span is None else found.where(table.exchange_ts.between(*span))
 
 
 def _postgresql() -> str:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
-from shared.db.bulk.ranges import Amounts, RowRange
-from shared.db.bulk.streams import amounts_of, dialect_of, flushed, raw_pages
+from shared.db.bulk.decoding import decode_amounts
+from shared.db.bulk.ranges import RowRange
+from shared.db.bulk.streams import dialect_of, flushed, raw_pages
 from shared.db.bulk.writer import named_errors
 from shared.db.column_types import MONEY_DIGITS, MONEY_PLACES, SCALABLE, UNITS, Money, UTCDateTime
 from shared.db.errors import MissingExtraError
@@ -104,11 +105,11 @@ def _copy_out(session: Session, statement: Select[Any]) -> memoryview:
 
 
 def _read_pages(session: Session, rows: RowRange, types: dict[str, Any], arrow: Any) -> Any:
-    amounts = amounts_of(session)
+    dialect = dialect_of(session)
 
     def array(values: tuple[Any, ...], kind: Any) -> Any:
         if arrow.types.is_decimal(kind):
-            return _amounts(values, kind, amounts, arrow)
+            return _amounts(values, kind, dialect, arrow)
         return arrow.array(values, arrow.string()).cast(kind)
 
     batches = [
@@ -121,13 +122,13 @@ def _read_pages(session: Session, rows: RowRange, types: dict[str, Any], arrow: 
     return arrow.Table.from_batches(batches, arrow.schema(list(types.items())))
 
 
-def _amounts(stored: tuple[Any, ...], kind: Any, amounts: Amounts, arrow: Any) -> Any:
+def _amounts(stored: tuple[Any, ...], kind: Any, dialect: str, arrow: Any) -> Any:
     """Floats that SQLite stores, as exact decimals."""
     compute = _library("pyarrow.compute")
     floats = arrow.array(stored, arrow.float64())
     farthest = compute.max(compute.abs(floats)).as_py()
     if farthest is None or farthest >= SCALABLE:
-        return arrow.array([amounts[value] for value in stored], kind)
+        return arrow.array(list(decode_amounts(stored, dialect)), kind)
     units = compute.round(compute.multiply(floats, UNITS)).cast(arrow.int64())
     # A decimal128 is a number of units; where its point stands is noted in the type alone.
     return arrow.Array.from_buffers(kind, len(units), units.cast(arrow.decimal128(19)).buffers())

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from sqlalchemy import Column, ColumnElement, Table, tuple_
+from sqlalchemy import Column, ColumnElement, Table, bindparam, tuple_
 
 from shared.db.column_types import BoundedString, UTCDateTime
 from shared.db.errors import InvalidValueError
 from shared.db.models import PrivateExecution, PublicTrade
 
-# What a stored time lacks to be read as UTC.
-UTC_OFFSET = "+00:00"
-# Rows before their times and amounts are decoded, and what gives their amounts as Decimals.
-RawPages = Iterable[Sequence[Any]]
-Amounts = dict[Any, Any]
 # Where a row stands in its range: its time and the exchange's id.
 Position = tuple[datetime, str]
+_AFTER_TIME, _AFTER_TIE = "after_time", "after_tie"
 
 
 class TradeRow(NamedTuple):
@@ -72,13 +67,12 @@ def cursor_of(row: TradeRow | ExecutionRow | PublicTrade | PrivateExecution) -> 
 
 @dataclass(frozen=True)
 class BigTable:
-    """One of the two tables, and how its rows become tuples."""
+    """One of the two tables, and the plain rows that stand for its own."""
 
     model: type[PublicTrade | PrivateExecution]
     row: type[TradeRow | ExecutionRow]
     owner: str
     tie: str
-    decode: Callable[[RawPages, str, Amounts], Iterator[Any]]
 
     @property
     def columns(self) -> Any:
@@ -88,47 +82,12 @@ class BigTable:
 
     @property
     def read_columns(self) -> list[Column[Any]]:
-        """The columns that `decode` takes: a plain row's, but for the owner, which is the same in all."""
+        """The columns of a plain row, but for the owner, which is the same in all."""
         return [self.columns[name] for name in self.row._fields if name != self.owner]
 
 
-# tuple.__new__ takes half the time of the class's own. Rows are made one by one, since a page of them, unlike a page
-# of plain tuples, keeps the garbage collector busy for as long as decoding it takes.
-def _trades(pages: RawPages, symbol: str, amounts: Amounts) -> Iterator[TradeRow]:
-    new, instant, utc = tuple.__new__, datetime.fromisoformat, UTC_OFFSET
-    for page in pages:
-        for trade_id, when, seen, side, price, size in page:
-            yield new(
-                TradeRow,
-                (symbol, trade_id, instant(when + utc), instant(seen + utc), side, amounts[price], amounts[size]),
-            )
-
-
-def _executions(pages: RawPages, run_id: str, amounts: Amounts) -> Iterator[ExecutionRow]:
-    new, instant, utc = tuple.__new__, datetime.fromisoformat, UTC_OFFSET
-    for page in pages:
-        for account, symbol, exec_id, order, link, when, side, price, qty, fee, pnl in page:
-            yield new(
-                ExecutionRow,
-                (
-                    run_id,
-                    account,
-                    symbol,
-                    exec_id,
-                    order,
-                    link,
-                    instant(when + utc),
-                    side,
-                    amounts[price],
-                    amounts[qty],
-                    amounts[fee],
-                    amounts[pnl],
-                ),
-            )
-
-
-TRADES = BigTable(PublicTrade, TradeRow, "symbol", "trade_id", _trades)
-EXECUTIONS = BigTable(PrivateExecution, ExecutionRow, "run_id", "exec_id", _executions)
+TRADES = BigTable(PublicTrade, TradeRow, "symbol", "trade_id")
+EXECUTIONS = BigTable(PrivateExecution, ExecutionRow, "run_id", "exec_id")
 
 
 @dataclass(frozen=True)
@@ -157,10 +116,10 @@ class RowRange:
         start, end = self.start, self.end
         # One bound a side: of two, SQLite may begin at the farther one and read all that lies between them.
         if after is not None and reverse and (end is None or after[0] <= end):
-            found.append(tuple_(time, tie) < after)
+            found.append(tuple_(time, tie) < self._bound(after))
             end = None
         elif after is not None and not reverse and (start is None or after[0] >= start):
-            found.append(tuple_(time, tie) > after)
+            found.append(tuple_(time, tie) > self._bound(after))
             start = None
         if start is not None:
             found.append(time >= start)
@@ -168,9 +127,18 @@ class RowRange:
             found.append(time <= end)
         return tuple(found)
 
+    @staticmethod
+    def parameters(after: Position) -> dict[str, Any]:
+        """What a statement with such criteria takes to continue behind another row."""
+        return {_AFTER_TIME: after[0], _AFTER_TIE: after[1]}
+
     def order(self, *, reverse: bool = False) -> tuple[ColumnElement[Any], ...]:
         """The order of reading."""
         return tuple(column.desc() for column in self._key) if reverse else self._key
+
+    def _bound(self, after: Position) -> Any:
+        time, tie = self._key
+        return tuple_(bindparam(_AFTER_TIME, after[0], time.type), bindparam(_AFTER_TIE, after[1], tie.type))
 
     @property
     def _key(self) -> tuple[Column[Any], Column[Any]]:

@@ -8,32 +8,15 @@ read, PostgreSQL goes on in the same way in the session's next one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
-from decimal import Decimal
 from functools import partial
 from typing import Any
 
-from sqlalchemy import (
-    Column,
-    ColumnElement,
-    Connection,
-    CursorResult,
-    Dialect,
-    Executable,
-    Result,
-    Select,
-    Text,
-    cast,
-    func,
-    select,
-    type_coerce,
-)
+from sqlalchemy import Connection, CursorResult, Executable, Result, Select, func, select
 from sqlalchemy.orm import Session
-from sqlalchemy.types import NullType
 
-from shared.db.bulk.ranges import UTC_OFFSET, Amounts, Position, RowRange, position_of
+from shared.db.bulk.decoding import decode_rows, decode_time, undecoded
+from shared.db.bulk.ranges import Position, RowRange, position_of
 from shared.db.bulk.writer import named_errors
-from shared.db.column_types import Money, UTCDateTime
 from shared.db.errors import InvalidValueError
 from shared.db.tenancy.session_scope import UserSession, connection_for
 
@@ -59,7 +42,8 @@ def stream(
     if as_objects:
         return _objects(session, rows, position, reverse, page_size)
     pages = raw_pages(session, rows, position, reverse=reverse, page_size=page_size)
-    return rows.source.decode(pages, rows.owner, amounts_of(session))
+    owner = (rows.source.owner, rows.owner)
+    return decode_rows(pages, rows.source.read_columns, rows.source.row, owner, dialect_of(session))
 
 
 def _objects(
@@ -96,21 +80,23 @@ def raw_pages(
     reverse: bool = False,
     page_size: int = PAGE_SIZE,
 ) -> Iterator[Sequence[Any]]:
-    """Pages of the range's `read_columns` as the driver gives them: amounts for `amounts_of`, times as ISO text."""
+    """Pages of the range's `read_columns` as the driver gives them, for `decoding`."""
     columns = rows.source.read_columns
     names = [column.name for column in columns]
     when, tie = names.index("exchange_ts"), names.index(rows.source.tie)
 
     def position_in(row: Any) -> Position:
-        return datetime.fromisoformat(row[when] + UTC_OFFSET), row[tie]
+        return decode_time(row[when]), row[tie]
 
-    statement = select(*_undecoded(columns, dialect_of(session))).where(*rows.confined)
+    statement = select(*undecoded(columns, dialect_of(session))).where(*rows.confined)
     return _pages(session, partial(read, session), statement, rows, position, position_in, reverse, page_size)
 
 
-def read(session: Session, statement: Executable, **options: Any) -> Result[Any]:
+def read(
+    session: Session, statement: Executable, parameters: dict[str, Any] | None = None, **options: Any
+) -> Result[Any]:
     """Run a Core SELECT that confines itself to its user, after what is pending in the session was flushed."""
-    return flushed(session, statement).execute(statement, **options)
+    return flushed(session, statement).execute(statement, parameters, **options)
 
 
 def flushed(session: Session, statement: Executable) -> Connection:
@@ -125,48 +111,22 @@ def dialect_of(session: Session) -> str:
     return session.get_bind().dialect.name
 
 
-def amounts_of(session: Session) -> Amounts:
-    """A mapping from amounts as the driver gives them (text, or SQLite's floats) to Decimals with 8 places."""
-    return _Amounts(session.get_bind().dialect)
-
-
-class _Amounts(dict[Any, Any]):
-    """Remembers what it decoded: prices and sizes repeat, and looking one up takes a tenth of decoding it."""
-
-    def __init__(self, dialect: Dialect) -> None:
-        self._dialect = dialect
-
-    def __missing__(self, stored: Any) -> Decimal | None:
-        if len(self) >= _REMEMBERED:
-            self.clear()
-        amount = self[stored] = _MONEY.process_result_value(stored, self._dialect)
-        return amount
-
-
-_REMEMBERED = 10_000
-_MONEY = Money()
-
-
-def _undecoded(columns: Sequence[Column[Any]], dialect: str) -> list[ColumnElement[Any]]:
-    """The columns as the driver has them, so that a page is decoded in one go rather than value by value."""
-    if dialect == "sqlite":
-        return [type_coerce(column, NullType()) for column in columns]
-    # psycopg2 makes its own Decimals and datetimes one by one; text comes faster, and the server's time zone is out.
-    return [
-        cast(func.timezone("UTC", column) if isinstance(column.type, UTCDateTime) else column, Text)
-        if isinstance(column.type, (Money, UTCDateTime))
-        else column
-        for column in columns
-    ]
-
-
-def _fetch(result: Result[Any]) -> Sequence[Any]:
+def _fetched(result: Result[Any], page_size: int) -> Iterator[Sequence[Any]]:
     if not isinstance(result, CursorResult):
-        return result.all()
-    # The driver's own tuples: a quarter of the time goes into making SQLAlchemy's rows of them.
-    assert result.cursor is not None
-    with named_errors(result.connection), result:
-        return result.cursor.fetchall()
+        yield from result.partitions(page_size)
+        return
+    # From a cursor at the server SQLAlchemy has fetched one row already. All others stay the driver's own tuples: a
+    # quarter of the time would go into making SQLAlchemy's rows of them.
+    page = [tuple(row) for row in result.fetchmany(1)]
+    cursor = result.cursor
+    while cursor is not None:
+        with named_errors(result.connection):
+            page += cursor.fetchmany(page_size)
+        if page:
+            yield page
+        if len(page) < page_size:
+            return
+        page = []
 
 
 def _pages(
@@ -186,13 +146,19 @@ def _pages(
         columns = rows.source.columns
         newest = read(session, select(func.max(columns.id))).scalar() or 0
         statement = statement.where(columns.id <= newest).limit(page_size)
-        while page := _fetch(execute(statement.where(*rows.criteria(position, reverse=reverse)))):
-            # Before the page is handed on: who reads mapped objects may change them.
-            position = position_in(page[-1])
-            yield page
+        asked, behind = statement.where(*rows.criteria(position, reverse=reverse)), None
+        while True:
+            with execute(asked, {} if behind is None or position is None else rows.parameters(position)) as result:
+                page = next(_fetched(result, page_size), ())
+            if page:
+                # Before the page is handed on: who reads mapped objects may change them.
+                position = position_in(page[-1])
+                yield page
             if len(page) < page_size:
                 return
-        return
+            if behind is None:
+                # Made once: of a page's time, putting a statement together would be a tenth.
+                asked = behind = statement.where(*rows.criteria(position, reverse=reverse))
     options = {"stream_results": True, "yield_per": page_size}
     while True:
         result = execute(statement.where(*rows.criteria(position, reverse=reverse)), execution_options=options)
@@ -200,7 +166,7 @@ def _pages(
         transaction = connection.get_nested_transaction() or connection.get_transaction()
         assert transaction is not None
         try:
-            for page in result.partitions():
+            for page in _fetched(result, page_size):
                 position = position_in(page[-1])
                 yield page
                 if not transaction.is_active:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import URL, delete, event, func, select, text
+from sqlalchemy import URL, delete, event, func, select, text, update
 from sqlalchemy.orm import Session
 
 from shared.db import (
@@ -91,6 +91,21 @@ def test_plain_rows_have_the_values_of_mapped_objects(db: DatabaseFactory) -> No
             assert [tuple(map(str, row)) for row in rows] == shown
 
     check()
+
+
+def test_plain_rows_round_as_mapped_objects_do(session: Session) -> None:
+    """What SQL computed into a money column, finer than 8 places or above what floats tell apart, reads alike too."""
+    prices = [Decimal(text) for text in ("0.00000001", "0.00000003", "7", "16777217.00000001", "999999999999.99")]
+    for number, price in enumerate(prices):
+        session.add(PublicTrade(**trade_values(number, trade_id=str(number), price=price)))
+    session.flush()
+    for divisor in (1, 2, 3):
+        for page in (1, 5):
+            session.execute(update(PublicTrade).values(size=PublicTrade.price / divisor))
+            rows = list(PublicTradeRepository(session).iter_symbol_range("BTCUSDT", page_size=page))
+            session.expunge_all()
+            expected = session.scalars(select(PublicTrade).order_by(PublicTrade.exchange_ts)).all()
+            assert [str(row.size) for row in rows] == [str(entity.size) for entity in expected]
 
 
 def test_an_iteration_resumes_behind_any_row_in_either_direction(db: DatabaseFactory) -> None:
