@@ -82,8 +82,8 @@ def stored_rows(db: DatabaseFactory) -> list[Stored]:
     """The rows that clients' operations left behind."""
     with db.get_session(read_only=True) as session:
         found = session.execute(select(PublicTrade.symbol, PublicTrade.trade_id, PublicTrade.id)).all()
-    parts = ((client, *map(int, trade_id.split("-")), position) for client, trade_id, position in found)
-    return [Stored(*part) for part in parts]
+    ids = ((client, trade_id.partition("-"), position) for client, trade_id, position in found)
+    return [Stored(client, int(op), int(part), position) for client, (op, _, part), position in ids]
 
 
 def stored_counters(db: DatabaseFactory) -> dict[str, int]:

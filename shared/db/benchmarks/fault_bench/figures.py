@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shared.db.benchmarks.fault_bench.checker import Verdict
-from shared.db.benchmarks.harness import print_table
 
 
 @dataclass(frozen=True)
@@ -27,12 +26,10 @@ def of_verdict(what: str, verdict: Verdict, *, problems: Sequence[str] = (), mor
 
 
 def print_figures(figures: Sequence[Figure]) -> None:
-    """All rows as a table."""
-    print_table(
-        "Results",
-        ("what", "promised", "measured", "verdict"),
-        [(figure.what, figure.promised, figure.measured, verdict_word(figure)) for figure in figures],
-    )
+    """All rows as a Markdown table."""
+    print("\n| what | promised | measured | verdict |\n|---|---|---|---|")
+    for figure in figures:
+        print(f"| {figure.what} | {figure.promised} | {figure.measured} | {verdict_word(figure)} |", flush=True)
 
 
 def verdict_word(figure: Figure) -> str:
