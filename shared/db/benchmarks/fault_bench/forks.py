@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import threading
 import time
@@ -9,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import URL, Engine, create_engine, literal, select
 
@@ -20,15 +21,25 @@ from shared.db.benchmarks.fault_bench.ground import Ground
 from shared.db.bulk import bulk_create
 from shared.db.errors import ForkError
 
-_CHILDREN, _TRADES = 4, 500
+_TRADES = 500
 Answers = Counter[str]
 Ask = Callable[[str, int], tuple[Any, ...]]
+
+
+class Size(NamedTuple):
+    """How many children, and how many queries each."""
+
+    children: int
+    queries: int
+
+    def __str__(self) -> str:
+        return f"{self.children} children x {self.queries} queries"
 
 
 def forks(ground: Ground) -> list[Figure]:
     """Four ways to start four children, each of which asks 300 questions while the parent goes on asking."""
     figures = []
-    count = ground.of(300, 60)
+    size = Size(children=ground.of(4, 2), queries=ground.of(300, 60))
     for name, url in ground.new_databases():
         with DatabaseFactory(url) as db:
             with db.get_session() as session:
@@ -39,18 +50,18 @@ def forks(ground: Ground) -> list[Figure]:
                 ("spawn", "spawn", True),
                 ("forkserver", "forkserver", True),
             ):
-                figures.append(_figure(name, mode, _in_children(db, method, count, busy=busy), count))
-    figures.append(_control(ground.new_postgresql(), count))
+                figures.append(_figure(name, mode, _in_children(db, method, size, busy=busy), size))
+    figures.append(_control(ground.new_postgresql(), size))
     return figures
 
 
-def _figure(name: str, mode: str, answers: Answers, count: int) -> Figure:
+def _figure(name: str, mode: str, answers: Answers, size: Size) -> Figure:
     """On SQLite a child of a parent in the midst of a session is refused, by name; it is never answered wrongly."""
     refused_by_design = name == "SQLite" and mode == "fork, parent querying"
-    total = _CHILDREN * count
+    total = size.children * size.queries
     right = answers["right"] + (answers["refused"] if refused_by_design else 0)
     return Figure(
-        f"{mode}, {name}, {_CHILDREN} children x {count} queries",
+        f"{mode}, {name}, {size}",
         "0 wrong, parent alive" + (", or a ForkError" if refused_by_design else ""),
         _told(answers),
         right == total and answers["parent right"] > 0 and answers["parent wrong"] == 0,
@@ -75,23 +86,26 @@ def _question(token: str, number: int) -> Any:
     return select(literal(token), PublicTrade.size).where(PublicTrade.trade_id == f"0-{number}")
 
 
-def _in_children(db: DatabaseFactory, method: str, count: int, *, busy: bool) -> Answers:
+def _in_children(db: DatabaseFactory, method: str, size: Size, *, busy: bool) -> Answers:
     context: Any = multiprocessing.get_context(method)
     ask = ask_factory(db)
     ask("warm", 0)
     given: Any = db if method == "fork" else db.settings.url  # engines do not travel: a new process makes its own
     answers: Answers = Counter()
-    with _asking(ask, answers) if busy else _asking_afterwards(ask, answers, count):
-        answers += _collect([_begin(context, _child, given, number, count) for number in range(_CHILDREN)], count, 60)
+    with _asking(ask, answers) if busy else _asking_afterwards(ask, answers, size.queries):
+        answers += _collect(_begin(context, _child, given, size), size.queries, 60)
     return answers
 
 
-def _begin(context: Any, work: Callable[..., None], given: Any, number: int, count: int) -> tuple[Any, Connection]:
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=work, args=(given, number, count, sender), daemon=True)
-    process.start()
-    sender.close()
-    return process, receiver
+def _begin(context: Any, work: Callable[..., None], given: Any, size: Size) -> list[tuple[Any, Connection]]:
+    children = []
+    for number in range(size.children):
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=work, args=(given, number, size.queries, sender), daemon=True)
+        process.start()
+        sender.close()
+        children.append((process, receiver))
+    return children
 
 
 def _collect(children: list[tuple[Any, Connection]], count: int, patience: float) -> Answers:
@@ -137,7 +151,8 @@ def _asking(ask: Ask, answers: Answers) -> Iterator[None]:
     def run(number: int) -> None:
         mine: Answers = Counter()
         while not over.is_set():
-            mine += _answers(ask, f"parent {number}", 20)
+            mine += _answers(ask, f"parent {number}", 5)
+            time.sleep(0.01)  # the children need the processors too
         found.append(mine)
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(3)]
@@ -164,20 +179,20 @@ def _count_parent(found: Answers, answers: Answers) -> None:
         answers["parent wrong"] = found.total()
 
 
-def _control(url: URL, count: int) -> Figure:
+def _control(url: URL, size: Size) -> Figure:
     """The same with a stock engine, whose one connection all children inherit."""
     with DatabaseFactory(url) as db, db.get_session() as session:
         bulk_create(session, PublicTrade, batch("FORK", 0, _TRADES))
     engine = create_engine(url, pool_size=1, max_overflow=0)
     _ask_engine(engine)("warm", 0)
     context: Any = multiprocessing.get_context("fork")
-    answers = _collect([_begin(context, _stock_child, engine, number, count) for number in range(_CHILDREN)], count, 5)
+    answers = _collect(_begin(context, _stock_child, engine, size), size.queries, 5)
     engine.dispose(close=False)
     return Figure(
-        f"control: a stock engine inherited by fork, PostgreSQL, {_CHILDREN} x {count}",
+        f"control: a stock engine inherited by fork, PostgreSQL, {size}",
         "wrong or failed answers",
         _told(answers),
-        answers["right"] < _CHILDREN * count,
+        answers["right"] < size.children * size.queries,
         control=True,
     )
 
@@ -191,4 +206,5 @@ def _ask_engine(engine: Engine) -> Ask:
 
 
 def _stock_child(engine: Engine, number: int, count: int, sender: Connection) -> None:
+    logging.disable()  # the pool would print each error that is counted here
     sender.send(_answers(_ask_engine(engine), f"child {number}", count))
