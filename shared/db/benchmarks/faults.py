@@ -10,6 +10,7 @@ import argparse
 import sys
 import time
 
+from shared.db.benchmarks.fault_bench.bit_flips import bit_flips
 from shared.db.benchmarks.fault_bench.contention import contention
 from shared.db.benchmarks.fault_bench.disk_full import disk_full
 from shared.db.benchmarks.fault_bench.figures import Figure, print_figures
@@ -17,7 +18,7 @@ from shared.db.benchmarks.fault_bench.forks import forks
 from shared.db.benchmarks.fault_bench.ground import ground
 from shared.db.benchmarks.fault_bench.kills import kills
 
-SCENARIOS = {scenario.__name__: scenario for scenario in (contention, kills, forks, disk_full)}
+SCENARIOS = {scenario.__name__: scenario for scenario in (contention, kills, forks, disk_full, bit_flips)}
 
 
 def main(arguments: list[str] | None = None) -> int:
