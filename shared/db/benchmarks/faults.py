@@ -10,15 +10,18 @@ import argparse
 import sys
 import time
 
+from shared.db.benchmarks.fault_bench.bad_input import bad_input
 from shared.db.benchmarks.fault_bench.bit_flips import bit_flips
 from shared.db.benchmarks.fault_bench.contention import contention
+from shared.db.benchmarks.fault_bench.damaged_files import damaged_files
 from shared.db.benchmarks.fault_bench.disk_full import disk_full
 from shared.db.benchmarks.fault_bench.figures import Figure, print_figures
 from shared.db.benchmarks.fault_bench.forks import forks
 from shared.db.benchmarks.fault_bench.ground import ground
 from shared.db.benchmarks.fault_bench.kills import kills
 
-SCENARIOS = {scenario.__name__: scenario for scenario in (contention, kills, forks, disk_full, bit_flips)}
+_ALL = (contention, kills, forks, disk_full, damaged_files, bit_flips, bad_input)
+SCENARIOS = {scenario.__name__: scenario for scenario in _ALL}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 from shared.db import DatabaseFactory
@@ -24,8 +23,10 @@ def bit_flips(ground: Ground) -> list[Figure]:
         with DatabaseFactory(url_of(path)) as db:
             said = use(db, image.contents)
         outcomes[said.outcome] += 1
-        if said.outcome == "stray error": stray.append(said.error)
-        for f in path.parent.iterdir(): f.unlink()
+        if said.outcome == "stray error":
+            stray.append(said.error)
+        for f in path.parent.iterdir():
+            f.unlink()
     print(outcomes, stray)
     return []
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import URL, Table, event, select, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import URL, select, text
 
 from shared.db import Base, BybitAccount, DatabaseFactory, PrivateExecution, PublicTrade, Run, Strategy, User
 from shared.db.benchmarks.data import ExecutionStream, TradeStream
@@ -19,7 +15,9 @@ from shared.db.bulk import bulk_create
 from shared.db.errors import SharedDBError
 
 Contents = dict[str, list[tuple[Any, ...]]]
-Outcome = Literal["refused", "right", "wrong, and the check says so", "wrong, and the check says healthy", "stray error"]
+Outcome = Literal[
+    "refused", "right", "wrong, and the check says so", "wrong, and the check says healthy", "stray error"
+]
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,9 @@ def make_image(folder: Path, trades: int = 1500, executions: int = 150, seed: in
             session.add(BybitAccount(account_id="bench", user_id="bench", account_name="a", environment="testnet"))
             session.flush()
             session.add(
-                Strategy(strategy_id="bench", account_id="bench", strategy_type="G", symbol="B", config_json={"step": 1})
+                Strategy(
+                    strategy_id="bench", account_id="bench", strategy_type="G", symbol="B", config_json={"step": 1}
+                )
             )
             session.flush()
             session.add(Run(run_id="bench", user_id="bench", account_id="bench", strategy_id="bench", run_type="live"))
