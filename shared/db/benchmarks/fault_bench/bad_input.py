@@ -52,7 +52,7 @@ _REPOSITORIES: dict[type[Base], type[BaseRepository[Any]]] = {
     PrivateExecution: PrivateExecutionRepository,
 }
 _NOW = datetime(2025, 5, 19, 12, tzinfo=UTC)
-_NAMED = ("InvalidValueError: ", "ConstraintError: ")
+_NAMED = ("InvalidValueError: ", "ConstraintError: ", "TenantViolation: ")
 _FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 _MISSING = object()
 
