@@ -31,6 +31,8 @@ from shared.db.errors import (
     MissingExtraError,
     NotADatabaseError,
     PermissionDeniedError,
+    RecorderError,
+    RecorderFullError,
     RowNotFoundError,
     RowSecurityError,
     RunEndedError,
@@ -39,6 +41,8 @@ from shared.db.errors import (
     SecretError,
     SettingsError,
     SharedDBError,
+    SpoolError,
+    SpoolFullError,
     TenantError,
     TenantScopeError,
     TenantViolation,
@@ -64,6 +68,8 @@ from shared.db.models import (
     User,
     UserStatus,
 )
+from shared.db.recorder import Recorder
+from shared.db.recording.stats import RecorderStats
 from shared.db.repositories import (
     ApiCredentialRepository,
     AuditLogRepository,
@@ -120,6 +126,10 @@ __all__ = [
     "PrivateExecutionRepository",
     "PublicTrade",
     "PublicTradeRepository",
+    "Recorder",
+    "RecorderError",
+    "RecorderFullError",
+    "RecorderStats",
     "RejectedRow",
     "RowNotFoundError",
     "RowSecurityError",
@@ -136,6 +146,8 @@ __all__ = [
     "SettingsError",
     "SharedDBError",
     "Side",
+    "SpoolError",
+    "SpoolFullError",
     "Strategy",
     "StrategyRepository",
     "TenantError",

@@ -210,6 +210,39 @@ class SchemaDriftError(MigrationError):
         self.differences = tuple(differences)
 
 
+class RecorderError(SharedDBError):
+    """The recorder cannot do what it was asked: it is closed, it ended, or rows could not be written in time."""
+
+
+class RecorderFullError(RecorderError):
+    """The recorder holds as many rows as it may and could not write them yet. Nothing of this add() was accepted."""
+
+
+class SpoolFullError(RecorderFullError):
+    """The recorder's spool has reached its limit, or its disk is full. Nothing of this add() was accepted.
+
+    `path` is the spool's folder.
+    """
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(
+            f"the spool {path} is full ({problem}) and nothing of this add() was accepted; bring the database back, "
+            "free disk space, or raise spool_limit, then add the rows again"
+        )
+        self.path = path
+
+
+class SpoolError(RecorderError):
+    """The recorder's spool cannot be used: another recorder has it, it is another table's, damaged, or unwritable.
+
+    `path` is the file or folder.
+    """
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+
+
 class DatabaseFailure(SharedDBError, DBAPIError):
     """The database itself failed. The driver's error is chained and kept as `orig`; `remedy` says what to do.
 

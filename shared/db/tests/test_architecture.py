@@ -33,6 +33,7 @@ ROOMS = (
     "forking",
     "database",
     "repositories",
+    "recording",
     "recorder",
     "bybit",
     "migrations",

@@ -1,0 +1,497 @@
+"""`Recorder`: a live stream written in batches, which keeps what it could not write yet.
+
+`add` puts rows into a buffer, and into the spool if there is one, and a thread of the recorder's own takes them from
+there to the database, in order. Rows leave the buffer and the spool when they are committed; a batch that was, but
+whose answer got lost, is written again and changes nothing, since trades and executions have unique keys.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from shared.db.bulk import BATCH_SIZE, RejectedRow
+from shared.db.bulk.rows import Row
+from shared.db.database import DatabaseFactory
+from shared.db.errors import (
+    AuthenticationError,
+    DatabaseFileError,
+    DatabaseFullError,
+    DatabaseLockedError,
+    DatabaseReadOnlyError,
+    DatabaseUnreachableError,
+    ForkError,
+    InvalidValueError,
+    RecorderError,
+    RecorderFullError,
+    SharedDBError,
+    TransactionConflictError,
+)
+from shared.db.models import Base
+from shared.db.recording import processes
+from shared.db.recording.buffer import Buffer, Part
+from shared.db.recording.dead_letters import DeadLetters
+from shared.db.recording.row_text import RowText
+from shared.db.recording.spool import Spool
+from shared.db.recording.stats import RecorderStats
+from shared.db.recording.storing import Stored, Storing
+from shared.db.tenancy.guard import UNSET, UserId
+
+_log = logging.getLogger(__name__)
+
+OnError = Callable[[RejectedRow], object]
+SPOOL_LIMIT = 2**30
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+_CONFLICTS_IN_A_ROW = 5
+_REMINDER = 60.0
+# What passes by itself, or once somebody has seen to it. Anything else needs a person, and is logged as an error.
+_PASSING = (
+    AuthenticationError,
+    DatabaseFileError,
+    DatabaseFullError,
+    DatabaseLockedError,
+    DatabaseReadOnlyError,
+    DatabaseUnreachableError,
+    PoolTimeoutError,
+    TransactionConflictError,
+)
+
+
+class Recorder:
+    """Writes a stream of `PublicTrade` or `PrivateExecution` rows in the background. Safe to share between threads.
+
+    `user_id` is whose executions they are: they are written in that user's session. Without it a recorder of
+    executions raises `TenantScopeError`, unless `across_users=True` says that they are everybody's.
+
+    A batch is written when `max_rows` wait, or the oldest has waited for `max_seconds`. While the database is away
+    rows are kept: up to `max_buffered` in memory, and with `spool`, a folder, up to `spool_limit` bytes in it, from
+    which they survive the end of the process, however it comes. Then `add` has appended rows to the journal there
+    before it returns (with `fsync=True` they also survive a power cut), and the next recorder on the same folder
+    writes what it finds first. When there is no room left, `add` raises and takes nothing.
+
+    A row that violates a rule is left out, written to the file `dead_letters` (`rejected.jsonl` in the spool's
+    folder, unless given) and told to `on_error`, which is called with a `RejectedRow` in the recorder's thread: its
+    `position` counts the rows that this recorder wrote or refused, from 0.
+
+    Use it as a context manager, `with` or `async with`, which closes it.
+    """
+
+    def __init__(
+        self,
+        db: DatabaseFactory,
+        model: type[Base],
+        *,
+        user_id: UserId = UNSET,
+        across_users: bool = False,
+        max_rows: int = 1000,
+        max_seconds: float = 1.0,
+        max_buffered: int = 100_000,
+        on_error: OnError | None = None,
+        spool: str | Path | None = None,
+        spool_limit: int = SPOOL_LIMIT,
+        fsync: bool = False,
+        dead_letters: str | Path | None = None,
+    ) -> None:
+        for name, number in (("max_rows", max_rows), ("max_buffered", max_buffered), ("spool_limit", spool_limit)):
+            if number < 1:
+                raise InvalidValueError(f"{name} is at least 1, not {number}")
+        if not max_seconds >= 0:
+            raise InvalidValueError(f"max_seconds is 0 or more, not {max_seconds}")
+        self._storing = Storing(db, model, user_id, across_users)
+        self._name = model.__tablename__
+        text = RowText(model)
+        journal: Spool | None = None
+        if spool is not None:
+            folder = Path(spool).absolute()
+            about = json.dumps({"table": self._name, "user_id": self._storing.user_id})
+            journal = Spool(folder, about, limit=spool_limit, fsync=fsync)
+            dead_letters = dead_letters or folder / "rejected.jsonl"
+        self._keeps_in = "memory" if spool is None else "the spool"
+        self._dead_letters = (
+            None if dead_letters is None else DeadLetters(Path(dead_letters).absolute(), text, self._storing.user_id)
+        )
+        self._max_rows = max_rows
+        self._max_seconds = max_seconds
+        self._on_error = on_error
+
+        # All below is guarded by this; notified when rows come, or when what happened to some is known.
+        self._changed = threading.Condition(threading.Lock())
+        self._buffer = Buffer(text, journal, max_buffered, max(max_rows, BATCH_SIZE))
+        self._recovered = self._buffer.waiting
+        self._oldest = time.monotonic()
+        self._accepted = self._written = self._duplicates = self._rejected = 0
+        self._batches = self._failures = self._callback_errors = 0
+        self._newest: datetime | None = None
+        self._last_error: str | None = None
+        self._wanted = 0  # flush() waits for this many rows to be done
+        self._failure: Exception | None = None  # why nothing can be written now
+        self._away_since: datetime | None = None
+        self._reminded: float | None = None  # when the log last said so
+        self._unlucky = 0  # failed attempts in a row
+        self._retry_at: float | None = None
+        self._deadline: float | None = None  # set by close()
+        self._failures_at_close = 0
+        self._closed = False
+        self._ended_by: BaseException | None = None
+        self._ended = False  # the thread writes nothing more
+        self._forked = False
+        if self._recovered:
+            _log.warning("%s: writing %d rows that an earlier recorder left in the spool", self._name, self._recovered)
+        self.writing = threading.Lock()  # held while a session may be open
+        self._thread = threading.Thread(target=self._run, name=f"shared.db recorder of {self._name}", daemon=True)
+        processes.note_open(self)
+        self._thread.start()
+
+    def __repr__(self) -> str:
+        return f"<Recorder of {self._name}, {self._buffer.waiting} rows waiting>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def add(self, rows: Iterable[Any]) -> None:
+        """Accept rows, whatever `bulk_create` takes: all of them, or none if it raises.
+
+        With a spool they are in its journal when this returns. Raises `InvalidValueError` for what is no row,
+        `SpoolFullError` or `RecorderFullError` if there is no room, `RecorderError` after `close()`.
+        """
+        accepting = self._buffer.accepting(rows)
+        self._require_usable()
+        with self._changed:
+            self._require_usable()
+            if not accepting.total:
+                return
+            idle = self._buffer.waiting == 0
+            try:
+                self._buffer.add(accepting)
+            except RecorderFullError as error:
+                if error.__cause__ is None and self._failure is not None:
+                    raise error from self._failure.with_traceback(None)
+                raise
+            self._accepted += accepting.total
+            if idle:
+                self._oldest = time.monotonic()
+            if idle or self._buffer.waiting >= self._max_rows:
+                self._changed.notify_all()
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Return when all rows accepted so far are in the database, or refused.
+
+        Raises the database's own error as soon as an attempt fails, and `RecorderError` after `timeout` seconds; the
+        rows are kept either way, and written later.
+        """
+        self._require_not_own_thread()
+        self._require_usable()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            failures = self._failures
+            target = self._accepted + self._recovered
+            while self._done < target:
+                self._require_alive()
+                if self._failure is not None and self._failures > failures:
+                    raise self._failure.with_traceback(None)
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise RecorderError(
+                        f"{target - self._done} rows were not written within {timeout} s; they are kept"
+                    )
+                if self._wanted < target:
+                    self._wanted = target
+                    self._retry_at = None
+                    self._changed.notify_all()
+                self._changed.wait(None if deadline is None else deadline - time.monotonic())
+
+    def stats(self) -> RecorderStats:
+        """What happened so far."""
+        self._require_own_process()
+        with self._changed:
+            return RecorderStats(
+                accepted=self._accepted,
+                recovered=self._recovered,
+                written=self._written,
+                duplicates=self._duplicates,
+                rejected=self._rejected,
+                buffered=self._buffer.in_memory,
+                spooled=self._buffer.in_spool_alone,
+                spool_bytes=self._buffer.spool_bytes,
+                batches=self._batches,
+                failures=self._failures,
+                callback_errors=self._callback_errors,
+                away_since=self._away_since,
+                last_error=self._last_error,
+                newest_written=self._newest,
+            )
+
+    def close(self, timeout: float = 30.0) -> None:
+        """Write what waits, and end; again changes nothing.
+
+        With a spool, rows that cannot be written now stay there for the next recorder. Without one, writing is tried
+        for `timeout` seconds; what is left then goes to the dead letters, if there are any, and `RecorderError` says
+        how many rows are not in the database.
+        """
+        self._require_not_own_thread()
+        if self._forked or self._closed:
+            return
+        with self._changed:
+            self._deadline = time.monotonic() + timeout
+            self._failures_at_close = self._failures
+            self._retry_at = None
+            self._changed.notify_all()
+        self._thread.join(timeout + 1)
+        with self._changed:
+            self._closed = True
+            processes.note_closed(self)
+            ended = not self._thread.is_alive()
+            left, failure = self._buffer.waiting, self._ended_by or self._failure
+        why = "there was no time" if failure is None else _shown(failure)
+        if left and self._keeps_in == "memory":
+            self._give_up(why)
+        if left:
+            _log.warning("%s: %d rows stay in the spool (%s); the next recorder writes them", self._name, left, why)
+        if not ended:
+            raise RecorderError(
+                f"the database has not answered for {timeout} s; {left} rows are not known to be written, and stay in "
+                "the spool"
+            )
+
+    async def aadd(self, rows: Iterable[Any]) -> None:
+        """`add` for asyncio: what may wait for a disk runs in a thread. Concurrent calls have no order."""
+        if self._keeps_in == "memory":
+            self.add(rows)
+        else:
+            await asyncio.to_thread(self.add, rows)
+
+    async def aflush(self, timeout: float | None = None) -> None:
+        """`flush` for asyncio, in a thread."""
+        await asyncio.to_thread(self.flush, timeout)
+
+    async def aclose(self, timeout: float = 30.0) -> None:
+        """`close` for asyncio, in a thread."""
+        await asyncio.to_thread(self.close, timeout)
+
+    def close_at_exit(self) -> None:
+        """The program ends: close, and tell what went wrong in the log."""
+        _log.warning("%s: the recorder was not closed before the end of the program; closing it", self._name)
+        try:
+            self.close()
+        except Exception as error:  # noqa: BLE001 # other recorders have rows too; what went wrong here is told
+            _log.error("%s: %s", self._name, _shown(error))
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: the rows, the thread and the spool are the parent's."""
+        self._forked = True
+        self._buffer.abandon()
+
+    @property
+    def _done(self) -> int:
+        return self._written + self._duplicates + self._rejected
+
+    def _require_own_process(self) -> None:
+        if self._forked:
+            raise ForkError(
+                "this recorder belongs to the parent process; make one in the child, with a spool of its own"
+            )
+
+    def _require_usable(self) -> None:
+        self._require_own_process()
+        if self._deadline is not None:
+            raise RecorderError("this recorder is closed; make another one")
+        self._require_alive()
+
+    def _require_alive(self) -> None:
+        if self._ended_by is not None:
+            raise RecorderError("the recorder's thread has ended, and nothing is recorded") from self._ended_by
+        if self._ended:
+            raise RecorderError("the recorder was closed before these rows were written")
+
+    def _require_not_own_thread(self) -> None:
+        if threading.current_thread() is self._thread:
+            raise RecorderError("on_error runs in the recorder's own thread, which cannot wait for itself; add() works")
+
+    # From here on in the recorder's own thread.
+
+    def _run(self) -> None:
+        try:
+            while self._work_comes():
+                self._write_batch()
+            with self._changed:
+                self._ended = True
+                self._buffer.close()
+                self._changed.notify_all()
+        except BaseException as error:  # noqa: BLE001 # a thread that ends unnoticed loses everything that comes after
+            _log.critical("%s: NOTHING IS RECORDED any more: the recorder ended by %s", self._name, _shown(error))
+            with self._changed:
+                self._ended_by = error
+                self._last_error = _shown(error)
+                self._buffer.abandon()
+                self._changed.notify_all()
+
+    def _work_comes(self) -> bool:
+        """Wait until there is something to write; False if the recorder is to end."""
+        with self._changed:
+            while True:
+                now = time.monotonic()
+                if self._deadline is not None and (not self._buffer.waiting or self._gives_up(now, self._deadline)):
+                    return False
+                due: float | None = None
+                if self._retry_at is not None:
+                    due = self._retry_at
+                elif self._buffer.waiting >= self._max_rows or self._wanted > self._done or self._deadline is not None:
+                    due = now
+                elif self._buffer.waiting:
+                    due = self._oldest + self._max_seconds
+                if due is not None and due <= now and self._buffer.waiting:
+                    return True
+                wakes = [moment for moment in (due, self._deadline) if moment is not None]
+                self._changed.wait(min(wakes) - now if wakes else None)
+
+    def _gives_up(self, now: float, deadline: float) -> bool:
+        return now >= deadline or (self._keeps_in != "memory" and self._failures > self._failures_at_close)
+
+    def _write_batch(self) -> None:
+        try:
+            batch = self._buffer.next_batch(self._changed)
+            rows = [row for part in batch for row in part.rows]
+            with self.writing:
+                stored = self._storing.store(rows)
+            if stored.rejected:
+                self._report(stored.rejected)
+            newest = _newest(rows, stored)
+            self._note_written(batch, stored, newest)
+        except Exception as error:  # noqa: BLE001 # the rows are kept, the error is told, and the next attempt comes
+            self._note_failure(error)
+
+    def _note_written(self, batch: list[Part], stored: Stored, newest: datetime | None) -> None:
+        with self._changed:
+            self._buffer.done(batch)
+            self._written += stored.inserted
+            self._duplicates += stored.duplicates
+            self._rejected += len(stored.rejected)
+            self._batches += 1
+            self._newest = max((when for when in (self._newest, newest) if when is not None), default=None)
+            away_since, waiting = self._away_since, self._buffer.waiting
+            self._failure = self._away_since = self._retry_at = self._reminded = None
+            self._unlucky = 0
+            self._oldest = time.monotonic()
+            self._changed.notify_all()
+        if away_since is not None:
+            away = (datetime.now(UTC) - away_since).total_seconds()
+            _log.warning(
+                "%s: recording again, after %.1f s without the database; %d rows still wait", self._name, away, waiting
+            )
+
+    def _note_failure(self, error: Exception) -> None:
+        with self._changed:
+            self._failures += 1
+            self._unlucky += 1
+            self._last_error = _shown(error)
+            now = time.monotonic()
+            pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(self._unlucky - 1, 10))
+            self._retry_at = now + pause * random.uniform(0.5, 1)  # noqa: S311 # so that recorders do not retry in step
+            # Two writers met, and the server had one of them give way: that is no failure of the database.
+            if isinstance(error, TransactionConflictError) and self._unlucky <= _CONFLICTS_IN_A_ROW:
+                return
+            self._away_since = self._away_since or datetime.now(UTC)
+            self._failure = error
+            self._wanted = 0
+            self._changed.notify_all()
+            waiting = self._buffer.waiting
+            if self._reminded is not None and now - self._reminded < _REMINDER:
+                return
+            self._reminded = now
+        _log.log(
+            logging.WARNING if isinstance(error, _PASSING) else logging.ERROR,
+            "%s: NOTHING IS RECORDED since %s: %s; %d rows wait in %s, and are written when it works again",
+            self._name,
+            self._away_since,
+            _shown(error),
+            waiting,
+            self._keeps_in,
+        )
+
+    def _report(self, refused: Sequence[RejectedRow]) -> None:
+        """Keep and tell the rows that were refused, before the batch counts as done: twice rather than never."""
+        with self._changed:
+            first = self._done
+            self._last_error = refused[-1].reason
+        refused = [RejectedRow(first + row.position, row.reason, row.row) for row in refused]
+        if self._dead_letters is not None:
+            self._dead_letters.append(refused)
+            what = f"kept in {self._dead_letters.path}"
+        else:
+            what = "LOST: give dead_letters or on_error" if self._on_error is None else "told to on_error alone"
+        _log.error("%s: %d rows were refused, and are %s", self._name, len(refused), what)
+        for row in refused if self._on_error is not None else ():
+            try:
+                assert self._on_error is not None
+                self._on_error(row)
+            except BaseException as error:  # noqa: BLE001 # the caller's code must not end the recorder
+                _log.error("%s: on_error raised %s%s", self._name, type(error).__name__, _raised_at(error))
+                with self._changed:
+                    self._callback_errors += 1
+                    self._last_error = f"on_error raised {type(error).__name__}: {error}"
+
+    def _give_up(self, why: str) -> None:
+        """At the end, without a spool: what was not written goes where it can be found."""
+        with self._changed:
+            first = self._done
+            rows = self._buffer.rows()
+        reason = f"not written when the recorder closed: {why}"
+        text = f"{len(rows)} rows are not in the database ({why})"
+        cause: Exception | None = self._failure
+        if self._dead_letters is None:
+            text += " and are LOST with this process; give a spool, or dead_letters"
+        else:
+            try:
+                self._dead_letters.append([RejectedRow(first + n, reason, row) for n, row in enumerate(rows)])
+                text += f"; they are in {self._dead_letters.path}: python -m shared.db replay writes them"
+            except OSError as error:
+                cause = error
+                text += f" and are LOST with this process, since the dead letters failed too: {_shown(error)}"
+        _log.error("%s: %s", self._name, text)
+        raise RecorderError(text) from cause
+
+
+def _newest(rows: list[Row], stored: Stored) -> datetime | None:
+    refused = {row.position for row in stored.rejected}
+    times = [row["exchange_ts"] for position, row in enumerate(rows) if position not in refused]
+    return max(times).astimezone(UTC) if times else None
+
+
+def _shown(error: BaseException) -> str:
+    """The error without anything of a row: what the database says of one is cut off, and others may say anything."""
+    if isinstance(error, OSError):
+        said = f"{error.strerror} ({error.filename})"
+    else:
+        said = str(error) if isinstance(error, (SharedDBError, SQLAlchemyError, Warning)) else ""
+    return f"{type(error).__name__}: {said}".partition("\n")[0].removesuffix(": ")
+
+
+def _raised_at(error: BaseException) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"

@@ -1,0 +1,208 @@
+"""Rows as JSON text and back: what a spool and a file of dead letters hold.
+
+Times are ISO 8601 and amounts decimal digits in strings, so that a person can read a line and correct it. Whatever
+else stands in a column is marked ({"$text": ...} in a column of times), so that it comes back as what it was: a row
+that a database would refuse is refused after a restart too, and never mended by the way through a file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from datetime import datetime
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from sqlalchemy import Table
+
+from shared.db.bulk.rows import Row, batches, mapping_of
+from shared.db.column_types import Json, Money, UTCDateTime
+from shared.db.errors import InputError, InvalidValueError
+
+_REPR_LIMIT = 200
+_INTEGER_BITS = 1024
+_encode_json = json.JSONEncoder(separators=(",", ":")).encode
+_any_json = Json()
+
+
+class UnknownValue:
+    """Stands for a value that no text can give back; every column refuses it. `text` describes what it was."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return f"<{self.text}>"
+
+
+class RowText:
+    """The rows of one model as text."""
+
+    def __init__(self, model: type[Any]) -> None:
+        self.model = model
+        table: Table = model.__table__
+        numbered = table.autoincrement_column
+        self._number = None if numbered is None else numbered.name
+        self._table = table.name
+        self._documents = [column.name for column in table.columns if isinstance(column.type, Json)]
+        self._encoders = {column.name: _encoder(column.type) for column in table.columns}
+        self._decoders = {column.name: _decoder(column.type) for column in table.columns}
+
+    def taken(self, rows: Iterable[Any], size: int) -> list[list[Row]]:
+        """The rows as mappings of their own, in parts of at most `size`: what the caller does to his changes nothing.
+
+        Takes what `bulk_create` takes. Raises `InvalidValueError` for what is no row.
+        """
+        return [
+            [self._taken(batch.row(index), batch.position + index) for index in range(len(batch))]
+            for batch in batches(self.model, rows, size, fillable=frozenset(), by_shape=False)
+        ]
+
+    def encoded(self, rows: list[Row]) -> bytes:
+        """The rows as one JSON array."""
+        encoders = self._encoders
+        return _encode_json(
+            [
+                {
+                    name if type(name) is str else repr(name): encoders.get(name, _marked)(value)
+                    for name, value in row.items()
+                }
+                for row in rows
+            ]
+        ).encode()
+
+    def decoded(self, text: bytes | str) -> list[Row]:
+        """The way back. Raises `InputError` for what `encoded` cannot have written."""
+        try:
+            rows = json.loads(text)
+        except ValueError as error:
+            raise InputError(f"not JSON: {error}") from None
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise InputError("not a list of rows")
+        decoders = self._decoders
+        return [{name: decoders.get(name, _unmarked)(value) for name, value in row.items()} for row in rows]
+
+    def _taken(self, row: Any, position: int) -> Row:
+        try:
+            values = dict(row) if type(row) is dict else mapping_of(row, self.model)
+        except InvalidValueError as error:
+            raise InvalidValueError(error.problem, error.column, position) from None
+        if self._number in values:
+            raise InvalidValueError("a recorder leaves it to the database", f"{self._table}.{self._number}", position)
+        for name in self._documents:
+            if values.get(name) is not None:
+                with suppress(InvalidValueError):  # refused when it is written, with everything else that does not fit
+                    values[name] = _any_json.plain(values[name])
+        return values
+
+
+def _encoder(kind: Any) -> Callable[[Any], Any]:
+    if isinstance(kind, UTCDateTime):
+        return _time_text
+    if isinstance(kind, Money):
+        return _amount_text
+    return _document if isinstance(kind, Json) else _marked
+
+
+def _decoder(kind: Any) -> Callable[[Any], Any]:
+    if isinstance(kind, UTCDateTime):
+        return _time
+    return _amount if isinstance(kind, Money) else _unmarked
+
+
+def _time_text(value: Any) -> Any:
+    if type(value) is datetime:
+        return value.isoformat()
+    if type(value) is str:
+        return {"$text": value}
+    if isinstance(value, datetime):  # pandas has one with nanoseconds
+        text = value.isoformat()
+        try:
+            if datetime.fromisoformat(text) == value:
+                return text
+        except ValueError:
+            pass
+    return _marked(value)
+
+
+def _amount_text(value: Any) -> Any:
+    # Money takes digits in text as well as a Decimal, and makes the same of them.
+    return str(value) if type(value) is Decimal else _marked(value)
+
+
+def _document(value: Any) -> Any:
+    marked = _marked(value)
+    document = marked.get("$json") if isinstance(marked, dict) else None
+    return marked if document is None or _looks_marked(document) else document
+
+
+def _marked(value: Any) -> Any:
+    if value is None or isinstance(value, (str, bool, float)):
+        return value
+    if isinstance(value, int) and value.bit_length() <= _INTEGER_BITS:
+        return int(value)
+    if type(value) is Decimal:
+        return {"$decimal": str(value)}
+    if type(value) is datetime:
+        return {"$time": value.isoformat()}
+    if isinstance(value, (Mapping, list, tuple)):
+        try:
+            return {"$json": _any_json.plain(value)}
+        except InvalidValueError:
+            pass
+    return {"$unknown": _description(value)}
+
+
+def _description(value: Any) -> str:
+    try:
+        return f"{type(value).__name__}: {value!r}"[:_REPR_LIMIT]
+    except Exception:  # noqa: BLE001 # a repr may raise anything, and what it is of is still worth keeping
+        return type(value).__name__
+
+
+def _looks_marked(value: Any) -> bool:
+    return isinstance(value, dict) and len(value) == 1 and next(iter(value)).startswith("$")
+
+
+def _time(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return datetime.fromisoformat(value)
+        except ValueError:
+            return value  # somebody's correction; refused when it is written
+    return _unmarked(value)
+
+
+def _amount(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return Decimal(value)
+        except InvalidOperation:
+            return value
+    return _unmarked(value)
+
+
+def _unmarked(value: Any) -> Any:
+    if not _looks_marked(value):
+        return value
+    ((mark, content),) = value.items()
+    try:
+        return _MARKS[mark](content)
+    except (KeyError, ValueError, TypeError, InvalidOperation):
+        raise InputError(f"a value marked {mark!r} cannot be read") from None
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+_MARKS: dict[str, Callable[[Any], Any]] = {
+    "$text": str,
+    "$decimal": Decimal,
+    "$time": datetime.fromisoformat,
+    "$json": _same,
+    "$unknown": UnknownValue,
+}

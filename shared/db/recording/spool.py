@@ -1,0 +1,330 @@
+"""An append-only journal in a folder: what is appended is there after kill -9, and read back in order.
+
+The folder holds numbered segments and a lock. A segment is a sequence of records, each with its length and checksums:
+
+    payload's crc32, length, rows, crc32 of these three; 8 hex digits each, one space or newline behind
+    payload, newline
+
+The first record says whose journal it is and how many rows came before; the rest are the caller's. Only the end of
+the last segment can be half written, by a process that died before it was told that the rows are accepted: it is cut
+off. Anything else that does not add up raises `SpoolError` and is left as it is.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import logging
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from shared.db.errors import SpoolError, SpoolFullError
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment] # None is what tells
+
+_log = logging.getLogger(__name__)
+_HEAD = 4 * 9
+_SEGMENT = 16 * 2**20
+_SEGMENTS_AT_LEAST = 8
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SUFFIX = ".rows"
+
+
+class Mark(NamedTuple):
+    """A place in the journal, between two records."""
+
+    segment: int
+    offset: int
+
+
+class Record(NamedTuple):
+    """What was appended at once, the number of rows in it, and the place behind it."""
+
+    payload: bytes
+    rows: int
+    end: Mark
+
+
+class Spool:
+    """The journal in `folder`, at most `limit` bytes in all. `about` says whose rows it holds.
+
+    `rows` is how many it held when it was opened, `size` its bytes now. Not thread-safe, except that `read` may run
+    beside `append`. With `fsync` an append has reached the disk, and so survives a power cut too.
+
+    Raises `SpoolError` if another spool has the folder, if it is about something else, or if it is damaged.
+    """
+
+    def __init__(self, folder: Path, about: str, *, limit: int, fsync: bool = False) -> None:
+        self.folder = folder
+        self.rows = 0
+        self._about = about
+        self._limit = limit
+        self._segment_size = min(_SEGMENT, limit // _SEGMENTS_AT_LEAST)
+        self._fsync = fsync
+        self._sizes: dict[int, int] = {}  # of the segments that are there, oldest first
+        self._file: int | None = None
+        self._first = 0  # rows before the last segment, ever
+        self._in_last = 0  # rows in the last segment
+        self._broken = False
+        self._lock: int | None = _locked(folder)
+        try:
+            self._check_all()
+        except BaseException:
+            self.abandon()
+            raise
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(self._sizes.values())
+
+    @property
+    def start(self) -> Mark:
+        """The place before the oldest record."""
+        return Mark(next(iter(self._sizes), 0), 0)
+
+    @property
+    def end(self) -> Mark:
+        """The place behind the newest record."""
+        if not self._sizes:
+            return Mark(0, 0)
+        number = next(reversed(self._sizes))
+        return Mark(number, self._sizes[number])
+
+    def append(self, records: Sequence[tuple[bytes, int]]) -> list[Mark]:
+        """Write payloads, each with its number of rows: all of them or none. The places behind each.
+
+        Raises `SpoolFullError` if that would exceed the limit or the disk is full, `SpoolError` if it fails otherwise.
+        """
+        if self._broken:
+            raise SpoolError(
+                str(self.folder), "an earlier write left it unfinished; close the recorder, and make another"
+            )
+        written = [_record(payload, rows) for payload, rows in records]
+        total = sum(map(len, written))
+        if self.size + total > self._limit:
+            raise SpoolFullError(str(self.folder), f"{self.size:,} bytes of {self._limit:,}, and {total:,} to add")
+        try:
+            if self._file is None or self.end.offset >= max(self._segment_size, len(self._opening(0)) + 1):
+                self._open_next()
+            self._write(b"".join(written))
+        except OSError as error:
+            if error.errno in _FULL:
+                raise SpoolFullError(str(self.folder), error.strerror or "no space left") from error
+            raise SpoolError(str(self.folder), f"cannot be written: {error.strerror}") from error
+        number, offset = self.end
+        offset -= total
+        ends = []
+        for record in written:
+            offset += len(record)
+            ends.append(Mark(number, offset))
+        self._in_last += sum(rows for _, rows in records)
+        return ends
+
+    def read(self, after: Mark, rows: int) -> list[Record]:
+        """The records behind a place, until they have `rows` rows or there are no more."""
+        found: list[Record] = []
+        missing = rows
+        for number, size in list(self._sizes.items()):
+            if number < after.segment or missing <= 0:
+                continue
+            with self._path(number).open("rb") as file:
+                file.seek(after.offset if number == after.segment else 0)
+                while missing > 0 and file.tell() < size:
+                    record = self._next(file, number, size)
+                    assert record is not None
+                    if record.rows:
+                        found.append(record)
+                        missing -= record.rows
+        return found
+
+    def drop(self, through: Mark) -> None:
+        """Forget the records up to a place. Space comes back by whole segments, or when nothing is left."""
+        for number in [number for number in self._sizes if number < through.segment]:
+            self._path(number).unlink(missing_ok=True)
+            del self._sizes[number]
+        if through == self.end and self._file is not None:
+            begin = len(self._opening(self._first))
+            os.ftruncate(self._file, begin)
+            self._sizes[through.segment] = begin
+            self._in_last = 0
+
+    def close(self) -> None:
+        """Let go of the folder; records that were not dropped stay in it."""
+        if self._file is not None and not self._in_last and len(self._sizes) == 1:
+            self._path(self.end.segment).unlink(missing_ok=True)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close the files and touch nothing: for a forked child, whose parent goes on with them."""
+        for file in (self._file, self._lock):
+            if file is not None:
+                os.close(file)
+        self._file = self._lock = None
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:010}{_SUFFIX}"
+
+    def _opening(self, first: int) -> bytes:
+        # As long for every number of rows: what is cut off behind it must not depend on it.
+        return _record(json.dumps({"about": self._about, "rows_before": f"{first:020}"}).encode(), 0)
+
+    def _write(self, text: bytes) -> None:
+        assert self._file is not None
+        number, offset = self.end
+        try:
+            left = memoryview(text)
+            while left:
+                left = left[os.write(self._file, left) :]
+            if self._fsync:
+                os.fsync(self._file)
+        except BaseException:
+            self._broken = True
+            os.ftruncate(self._file, offset)
+            self._broken = False
+            raise
+        self._sizes[number] = offset + len(text)
+
+    def _open_next(self) -> None:
+        number = self.end.segment + 1
+        path = self._path(number)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+        opening = self._opening(self._first + self._in_last)
+        try:
+            if os.write(file, opening) < len(opening):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if self._fsync:
+                os.fsync(file)
+                _sync_folder(self.folder)
+        except BaseException:
+            os.close(file)
+            path.unlink(missing_ok=True)
+            raise
+        if self._file is not None:
+            os.close(self._file)
+        self._file = file
+        self._first += self._in_last
+        self._in_last = 0
+        self._sizes[number] = len(opening)
+
+    def _check_all(self) -> None:
+        """Read everything once: count the rows, cut off a half-written end, and raise for what does not add up."""
+        numbers = sorted(int(path.stem) for path in self.folder.glob(f"*{_SUFFIX}"))
+        expected: int | None = None
+        for number in numbers:
+            path = self._path(number)
+            if self._sizes and number != self.end.segment + 1:
+                raise self._damaged(self._path(self.end.segment + 1), "is missing")
+            size, is_last = path.stat().st_size, number == numbers[-1]
+            with path.open("rb") as file:
+                opening = self._next(file, number, size, may_end=is_last)
+                if opening is None:  # its process died while it began
+                    path.unlink()
+                    continue
+                self._first = self._rows_before(path, opening.payload)
+                if expected not in (None, self._first):
+                    raise self._damaged(path, "does not continue the one before it")
+                self._in_last, whole = 0, file.tell()
+                while whole < size and (record := self._next(file, number, size, may_end=is_last)) is not None:
+                    self._in_last += record.rows
+                    whole = file.tell()
+            if whole < size:
+                _log.warning("%s: cut off %d bytes of rows that were never accepted", path, size - whole)
+                os.truncate(path, whole)
+            self._sizes[number] = whole
+            self.rows += self._in_last
+            expected = self._first + self._in_last
+        if self._sizes:
+            self._file = os.open(self._path(self.end.segment), os.O_WRONLY | os.O_APPEND)
+
+    def _rows_before(self, path: Path, opening: bytes) -> int:
+        try:
+            said = json.loads(opening)
+            about, first = said["about"], int(said["rows_before"])
+        except (ValueError, KeyError, TypeError):
+            raise self._damaged(path, "does not begin as a segment does") from None
+        if about != self._about:
+            raise SpoolError(
+                str(self.folder), f"holds rows of {about}, not of {self._about}; name another folder for these"
+            )
+        return first
+
+    def _next(self, file: BinaryIO | io.BufferedReader, number: int, size: int, may_end: bool = False) -> Record | None:
+        """The record that begins here. None, if it `may_end`, for one whose end was never written."""
+        begin = file.tell()
+        head = file.read(_HEAD)
+        path = self._path(number)
+        if len(head) < _HEAD:
+            if may_end:
+                return None
+            raise self._damaged(path, f"ends within the record at byte {begin}")
+        try:
+            crc, length, rows, _ = (int(part, 16) for part in head.split())
+            sound = head == _head(crc, length, rows)
+        except ValueError:
+            sound = False
+        if not sound:
+            if may_end and not (head + file.read()).strip(b"\0"):
+                return None  # a power cut can leave zeros where the data did not reach the disk
+            raise self._damaged(path, f"is damaged in the record at byte {begin}")
+        payload = file.read(length + 1)
+        if len(payload) <= length and may_end:
+            return None
+        if len(payload) <= length or payload[-1:] != b"\n" or zlib.crc32(payload[:-1]) != crc:
+            if may_end and begin + _HEAD + length + 1 >= size and not payload.strip(b"\0"):
+                return None
+            raise self._damaged(path, f"is damaged in the record at byte {begin}")
+        return Record(payload[:-1], rows, Mark(number, file.tell()))
+
+    @staticmethod
+    def _damaged(path: Path, problem: str) -> SpoolError:
+        return SpoolError(
+            str(path),
+            f"{problem}; nothing was changed: move the spool's folder away, keep it, and start with a new one "
+            "(every line that begins with [ is a list of rows)",
+        )
+
+
+def _record(payload: bytes, rows: int) -> bytes:
+    return b"%b%b\n" % (_head(zlib.crc32(payload), len(payload), rows), payload)
+
+
+def _head(crc: int, length: int, rows: int) -> bytes:
+    said = b"%08x %08x %08x " % (crc, length, rows)
+    return b"%b%08x\n" % (said, zlib.crc32(said))
+
+
+def _locked(folder: Path) -> int:
+    """A lock on the folder, which is made if it is missing; given up when the process ends, however it does."""
+    if fcntl is None:
+        raise SpoolError(str(folder), "a spool needs the file locks of a POSIX system; leave it out here")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise SpoolError(
+            str(folder), f"is no folder that can be used ({error.strerror}); name one that this user may write to"
+        ) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(file)
+        raise SpoolError(
+            str(folder), "another recorder has this spool; close that one first, or name another folder"
+        ) from error
+    return file
+
+
+def _sync_folder(folder: Path) -> None:
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

@@ -1,0 +1,43 @@
+"""What a recorder tells about itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True)
+class RecorderStats:
+    """What a recorder has done so far.
+
+    In rows, at any moment: accepted + recovered == written + duplicates + rejected + buffered + spooled.
+    """
+
+    accepted: int
+    """Rows that `add` took."""
+    recovered: int
+    """Rows that were in the spool when the recorder was made."""
+    written: int
+    """Rows that were new to the database."""
+    duplicates: int
+    """Rows that were stored already, also by a batch of this recorder whose COMMIT was not answered."""
+    rejected: int
+    """Rows that a rule refused."""
+    buffered: int
+    """Rows that wait in memory (and in the spool, if there is one)."""
+    spooled: int
+    """Rows that wait in the spool alone."""
+    spool_bytes: int
+    """The spool's size on disk."""
+    batches: int
+    """Batches committed."""
+    failures: int
+    """Attempts to write that failed; the rows were kept."""
+    callback_errors: int
+    """Exceptions that `on_error` raised."""
+    away_since: datetime | None
+    """Since when nothing can be written, UTC; None while all is well."""
+    last_error: str | None
+    """What went wrong last, now or earlier: a refused row, a failed attempt to write, or `on_error`."""
+    newest_written: datetime | None
+    """The newest `exchange_ts` that is in the database by this recorder, UTC."""
