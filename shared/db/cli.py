@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
+import shared.db.commands.backup as backup
 import shared.db.commands.migrate as migrate
 import shared.db.commands.row_files as row_files
 import shared.db.init_db as init_db
@@ -96,5 +97,7 @@ COMMANDS: dict[str, tuple[str, Command]] = {
         row_files.import_arguments,
     ),
     "export": ("write trades or executions to a CSV, JSON lines or Parquet file", row_files.export_arguments),
+    "backup": ("write the whole database to a file, verified, while bots go on writing", backup.backup_arguments),
+    "restore": ("put the database into the state of a backup, all or nothing", backup.restore_arguments),
     "migrate": ("change the schema by revisions, or say where it stands", migrate.add_arguments),
 }

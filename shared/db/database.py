@@ -104,6 +104,11 @@ class DatabaseFactory:
                     self._session_factory = sessions
         return self._session_factory
 
+    @property
+    def open_sessions(self) -> int:
+        """How many sessions of `get_session()` are open now in this process."""
+        return self._open_sessions
+
     @contextmanager
     def get_session(self, *, user_id: UserId = UNSET, read_only: bool = False) -> Iterator[Session]:
         """A session that commits when the block ends, rolls back when it raises, and is closed either way.

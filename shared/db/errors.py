@@ -89,6 +89,22 @@ class MissingExtraError(SharedDBError, ImportError):
         self.extra = extra
 
 
+class BackupError(SharedDBError):
+    """A backup or restore was not done, or did not verify; nothing was put in place. The message says what to do."""
+
+
+class CopyError(SharedDBError):
+    """A database was not copied, and the target is as it was; the message names what is in the way."""
+
+
+class TargetNotEmptyError(SharedDBError):
+    """The database that a restore or copy would fill has rows; `tables` names where."""
+
+    def __init__(self, tables: Sequence[str], remedy: str) -> None:
+        super().__init__(f"the database has rows already, in {', '.join(tables)}; {remedy}")
+        self.tables = tuple(tables)
+
+
 class RowNotFoundError(SharedDBError, LookupError):
     """The row to change does not exist, or belongs to another user (which is not told apart).
 

@@ -62,7 +62,7 @@ def expected_policies(connection: Connection) -> Mapping[str, Policy]:
 
 def enable(connection: Connection, role: str) -> None:
     """Create the role and its grants, and (re)create every policy. Raises `RowSecurityError` without the privilege."""
-    _create_role(connection, role)
+    create_role(connection, role)
     quoted = _quoted(connection, role)
     for model in OWNERSHIP:
         table = model.__tablename__
@@ -144,7 +144,8 @@ def violation_of(context: ExceptionContext) -> TenantViolation | None:
     return TenantViolation("write", table, user_id, "the database's own policy allows no such row to this user")
 
 
-def _create_role(connection: Connection, role: str) -> None:
+def create_role(connection: Connection, role: str) -> None:
+    """Create the role without login, unless it is there. Raises `RowSecurityError` without the privilege."""
     quoted = _quoted(connection, role)
     login = connection.scalar(text("SELECT current_user"))
     schema = connection.scalar(text("SELECT current_schema()"))

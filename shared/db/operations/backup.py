@@ -1,0 +1,201 @@
+"""Backup and restore of a whole database: verified before either is reported good, and all or nothing.
+
+SQLite by its online backup API, PostgreSQL by pg_dump and pg_restore in custom format. Sealed secrets stay sealed:
+neither reads a row.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shared.db import schema_version
+from shared.db.database import DatabaseFactory
+from shared.db.errors import BackupError, InputError
+from shared.db.operations import postgresql_backup, sqlite_backup
+from shared.db.operations.postgresql_tools import tools_for
+
+# What `watch` counts up to: the share that is done, since pages and rows are not the same.
+WHOLE = 1_000_000
+
+Watch = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class BackupReport:
+    """A verified backup or restore: the file, the schema's revision, and the number of rows of each table in it.
+
+    `missing_roles` are PostgreSQL roles that grants in a restored backup name and this server does not have; those
+    grants were left out.
+    """
+
+    path: str
+    database: str
+    revision: str | None
+    rows: dict[str, int]
+    size: int
+    seconds: float
+    missing_roles: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report for JSON."""
+        return asdict(self)
+
+
+def back_up(
+    db: DatabaseFactory,
+    path: str | Path,
+    *,
+    force: bool = False,
+    pg_bin: str | Path | None = None,
+    watch: Watch = lambda done, rows: None,
+) -> BackupReport:
+    """Write the database as it is now to the file `path`, while others go on writing to it.
+
+    The file is made under another name beside `path`, readable by its owner alone, verified (every page or row is
+    read again, and the rows counted), and then put in place. `pg_bin` is the folder of pg_dump and pg_restore, the
+    PATH unless given. `watch` is told how far it is, of `WHOLE`, and the rows so far.
+
+    Raises `BackupError` if `path` is there already and `force` is not given, for a database without tables, and when
+    the tools are missing or older than the server; `InputError` if nothing can be written there. A failure leaves
+    no file, and what was there as it was.
+    """
+    started = time.monotonic()
+    path = Path(path)
+    _refuse_existing(path, force)
+    _refuse_open_sessions(db)
+    with db.engine.connect() as connection:
+        revision, problem = schema_version.read_revision(connection), schema_version.difference(connection)
+    if problem is not None and problem.state == "empty":
+        raise BackupError(f"there is nothing to back up: {db.settings.safe_url} has no tables; is it the right one?")
+    with _written_beside(path, force) as part:
+        if db.settings.is_sqlite:
+            rows = sqlite_backup.back_up(db, part, lambda share: watch(int(WHOLE * share * 0.5), 0))
+            contents = sqlite_backup.verified(part)
+            if contents.rows != rows or contents.revision != revision:
+                raise BackupError("the backup does not hold what the database does; nothing was kept, try again")
+        else:
+            rows = postgresql_backup.back_up(db, part, pg_bin, lambda share: watch(int(WHOLE * share), 0))
+        size = part.stat().st_size
+    watch(WHOLE, sum(rows.values()))
+    return BackupReport(str(path), db.settings.safe_url, revision, rows, size, time.monotonic() - started)
+
+
+def restore(
+    db: DatabaseFactory,
+    path: str | Path,
+    *,
+    force: bool = False,
+    pg_bin: str | Path | None = None,
+    watch: Watch = lambda done, rows: None,
+) -> BackupReport:
+    """Put the database into the state that the backup `path` holds: verified first, then in one transaction.
+
+    Processes that have the database open see the old rows or the new ones. They are best restarted: whether there is
+    an audit log, or row-level security, each finds out once.
+
+    Raises `TargetNotEmptyError` for a database with rows, unless `force` is given; `InputError` for a file that is
+    damaged, of the other kind of database, or of a newer schema than this code's; `DatabaseLockedError` when other
+    sessions do not let go of the tables. A failure leaves the database as it was.
+    """
+    started = time.monotonic()
+    path = Path(path)
+    _refuse_other_kind(path, db.settings.is_sqlite)
+    _refuse_open_sessions(db)
+
+    def told(share: float) -> None:
+        watch(int(WHOLE * share), 0)
+
+    missing_roles: list[str] = []
+    if db.settings.is_sqlite:
+        contents = sqlite_backup.verified(path)
+        rows, revision = contents.rows, contents.revision
+        _refuse_newer(path, revision, rows)
+        sqlite_backup.restore(db, path, contents, force, told)
+    else:
+        with db.engine.connect() as connection:
+            tools = tools_for(connection, pg_bin)
+        archive = postgresql_backup.read_archive(path, tools)
+        rows, revision = dict(archive.rows), archive.revision
+        _refuse_newer(path, revision, rows)
+        missing_roles = sorted(postgresql_backup.restore(db, archive, force, told).missing_roles)
+    watch(WHOLE, sum(rows.values()))
+    seconds = time.monotonic() - started
+    return BackupReport(str(path), db.settings.safe_url, revision, rows, path.stat().st_size, seconds, missing_roles)
+
+
+@contextmanager
+def _written_beside(path: Path, force: bool) -> Iterator[Path]:
+    """A new file beside `path`, which takes its place when the block ends and leaves no trace if it raises."""
+    try:
+        # Mode 0600, and a name of its own: two backups at once do not write into each other.
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}; choose a folder you may write to") from error
+    part = Path(name)
+    try:
+        os.close(descriptor)
+        yield part
+        _sync(part)
+        _refuse_existing(path, force)
+        os.replace(part, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written: {error.strerror}; free disk space, or choose another folder"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_existing(path: Path, force: bool) -> None:
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name the file to write in it")
+    if not force and os.path.lexists(path):
+        raise BackupError(f"{path} is there already; choose another name, or give --force (force=True) to replace it")
+
+
+def _refuse_other_kind(path: Path, is_sqlite: bool) -> None:
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(sqlite_backup.MAGIC))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; check the name and its permissions") from error
+    of_sqlite, of_postgresql = begin == sqlite_backup.MAGIC, begin.startswith(postgresql_backup.MAGIC)
+    if not of_sqlite and not of_postgresql:
+        raise InputError(f"{path} is no backup: neither an SQLite database nor an archive of pg_dump; check the name")
+    if of_sqlite != is_sqlite:
+        raise InputError(
+            f"{path} is a backup of {'SQLite' if of_sqlite else 'PostgreSQL'}, and the database is "
+            f"{'SQLite' if is_sqlite else 'PostgreSQL'}; restore it into its own kind, and use copy to change the kind"
+        )
+
+
+def _refuse_newer(path: Path, revision: str | None, rows: dict[str, int]) -> None:
+    if "users" not in rows:
+        raise InputError(f"{path} is no backup of this library's tables; check the name")
+    if revision is not None and revision > schema_version.SCHEMA_REVISION:
+        raise InputError(
+            f"{path} has the schema's revision {revision}, newer than this code's {schema_version.SCHEMA_REVISION}; "
+            "install the shared-db that made it"
+        )
+
+
+def _refuse_open_sessions(db: DatabaseFactory) -> None:
+    # They share the one connection of an in-memory database, which is then in the middle of something.
+    if db.settings.is_memory and db.open_sessions:
+        raise BackupError("a session on this in-memory database is still open; close it first")

@@ -1,0 +1,37 @@
+"""What a database holds, whoever made its tables."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, inspect, text
+
+from shared.db.schema_version import VERSION_TABLE
+
+
+def row_counts(connection: Connection) -> dict[str, int]:
+    """The number of rows of every table, by name, but for the one that holds the revision."""
+    return {
+        table: _scalar(connection, f"SELECT count(*) FROM {_quoted(connection, table)}") for table in _all(connection)
+    }
+
+
+def tables_with_rows(connection: Connection) -> list[str]:
+    """The names of the tables that are not empty, but for the one that holds the revision."""
+    return [
+        table
+        for table in _all(connection)
+        if _scalar(
+            connection, f"SELECT CASE WHEN EXISTS (SELECT 1 FROM {_quoted(connection, table)}) THEN 1 ELSE 0 END"
+        )
+    ]
+
+
+def _all(connection: Connection) -> list[str]:
+    return sorted(set(inspect(connection).get_table_names()) - {VERSION_TABLE.name})
+
+
+def _quoted(connection: Connection, table: str) -> str:
+    return connection.dialect.identifier_preparer.quote(table)
+
+
+def _scalar(connection: Connection, query: str) -> int:
+    return int(connection.execute(text(query)).scalar_one())
