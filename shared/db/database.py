@@ -1,42 +1,35 @@
 """`DatabaseFactory`: engine, sessions, who commits, schema.
 
-Nothing is opened before it is needed, and nothing at import. What differs between SQLite and PostgreSQL in
-connecting and in beginning a transaction is here and nowhere else.
+Nothing is opened before it is needed, and nothing at import.
 """
 
 from __future__ import annotations
 
 import os
-import sqlite3
 import threading
-import time
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Self, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event
-from sqlalchemy.engine.interfaces import ExceptionContext
+from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.orm import Session, sessionmaker
-from sqlalchemy.pool import QueuePool, StaticPool
+from sqlalchemy.pool import StaticPool
 
-from shared.db import audit, forking, schema_version
-from shared.db.bulk import sql_functions
-from shared.db.column_types import register_sqlite_functions
+from shared.db import audit, retry, schema_version
 from shared.db.encryption import encryption_from, use_encryption
-from shared.db.errors import RowSecurityError, hide_row, typed_failure
-from shared.db.hidden import HiddenText
+from shared.db.engine import as_read_only, make_engine
+from shared.db.errors import RowSecurityError, SettingsError
 from shared.db.models import Base
 from shared.db.settings import DatabaseSettings, settings_from
-from shared.db.tenancy import confined_sql, row_security
+from shared.db.tenancy import row_security
 from shared.db.tenancy.guard import UNSET, UserId, checked_user_id
 from shared.db.tenancy.row_security import RowSecurityStatus
 from shared.db.tenancy.session_scope import TenantRequiredSession, UserSession
 
-_READ_ONLY = "shared_db_read_only"
-_CONNECT_TIMEOUT = 10
+T = TypeVar("T")
 
 
 class DatabaseFactory:
@@ -62,7 +55,10 @@ class DatabaseFactory:
         _factories.add(self)
 
     def __repr__(self) -> str:
-        return f"<DatabaseFactory {self.settings.safe_url}>"
+        try:
+            return f"<DatabaseFactory {self.settings.safe_url}>"
+        except SettingsError as error:
+            return f"<DatabaseFactory without a database: {error}>"
 
     def __enter__(self) -> Self:
         return self
@@ -82,12 +78,10 @@ class DatabaseFactory:
                         # What a relative path counts from, for good: a later chdir must not open a second, empty
                         # database, not even after close().
                         self._folder = os.getcwd()
-                    engine = _make_engine(self.settings, self._folder or "")
+                    engine = make_engine(self.settings, self._folder or "")
                     if self._encryption is not None:
                         use_encryption(engine.dialect, self._encryption)
-                    self._read_only_engine = engine.execution_options(
-                        **{_READ_ONLY: True} if engine.dialect.name == "sqlite" else {"postgresql_readonly": True}
-                    )
+                    self._read_only_engine = as_read_only(engine)
                     self._engine = engine
         return self._engine
 
@@ -140,6 +134,42 @@ class DatabaseFactory:
             with self._lock:
                 self._open_sessions -= 1
             session.close()
+
+    def run_in_transaction(
+        self,
+        work: Callable[[Session], T],
+        *,
+        user_id: UserId = UNSET,
+        read_only: bool = False,
+        serializable: bool = False,
+        idempotent: bool = False,
+        attempts: int = retry.ATTEMPTS,
+        max_seconds: float = retry.MAX_SECONDS,
+    ) -> T:
+        """What `work(session)` returns, committed; the whole transaction is run again when it failed for the moment.
+
+        That is: a deadlock or serialization failure, a connection lost before COMMIT, a server that restarts, an
+        SQLite file that stays locked. So `work` may run several times: it makes its objects inside, has no effects
+        outside of the session, and neither commits nor rolls back. After a random, growing wait, at most `attempts`
+        times and within `max_seconds`; then, and for every other error, the error is raised as it is.
+
+        A connection that breaks during COMMIT leaves open whether it took place: `CommitUnknownError`, unless
+        `idempotent=True` declares that doing it twice is the same as once (`bulk_create` that skips duplicates).
+
+        With `serializable=True` PostgreSQL too runs it as if nobody else were at work (SQLite's writers always do):
+        what was read holds until COMMIT, without a lock in any statement. `user_id` and `read_only` as in
+        `get_session()`.
+        """
+
+        def transaction() -> T:
+            with self.get_session(user_id=user_id, read_only=read_only) as session, session.begin():
+                if serializable and self.engine.dialect.name == "postgresql":
+                    Session.connection(session, execution_options={"isolation_level": "SERIALIZABLE"})
+                return work(session)
+
+        return retry.until_done(
+            transaction, idempotent=idempotent or read_only, attempts=attempts, max_seconds=max_seconds
+        )
 
     def _new_session(self, user_id: UserId, bind: Engine | None) -> Session:
         factory = self.session_factory
@@ -290,131 +320,3 @@ def init_db(settings: DatabaseSettings | URL | str | None = None) -> DatabaseFac
     if previous is not None:
         previous.close()
     return fresh
-
-
-def _make_engine(settings: DatabaseSettings, folder: str) -> Engine:
-    # hide_parameters: neither echo_sql nor an error text may show a secret that is being stored.
-    common: dict[str, Any] = {"echo": settings.echo_sql, "hide_parameters": True}
-    pool: dict[str, Any] = {
-        "poolclass": QueuePool,
-        "pool_size": settings.pool_size,
-        "max_overflow": settings.max_overflow,
-        "pool_timeout": settings.pool_timeout,
-    }
-    if not settings.is_sqlite:
-        url = settings.url
-        engine = create_engine(
-            url,
-            **common,
-            **pool,
-            pool_recycle=settings.pool_recycle,
-            pool_pre_ping=settings.pool_pre_ping,
-            connect_args={
-                **_unless_in_url(url, application_name=settings.application_name, connect_timeout=_CONNECT_TIMEOUT),
-                # In place of the URL's, which a traceback with its frames' variables would show.
-                **({} if url.password is None else {"password": HiddenText(url.password)}),
-            },
-        )
-        event.listen(engine, "do_connect", _connect_postgresql)
-        forking.protect(engine)
-    elif settings.is_memory:
-        engine = create_engine(settings.url, **common, poolclass=StaticPool, connect_args={"check_same_thread": False})
-        event.listen(engine, "connect", _on_connect_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
-    else:
-        engine = create_engine(
-            _prepared_file(settings.url, folder),
-            **common,
-            **pool,
-            connect_args={"check_same_thread": False}
-            | _unless_in_url(settings.url, timeout=settings.sqlite_busy_timeout),
-        )
-        forking.protect(engine)
-        event.listen(engine, "connect", _on_connect_sqlite)
-        event.listen(engine, "connect", _on_connect_sqlite_file)
-        event.listen(engine, "begin", _begin_sqlite)
-    event.listen(engine, "handle_error", _name_failure)
-    confined_sql.confine(engine)
-    return engine
-
-
-def _unless_in_url(url: URL, **options: Any) -> dict[str, Any]:
-    """The driver's options, without those that the URL's query sets: that was written for this one database."""
-    return {key: value for key, value in options.items() if key not in url.query}
-
-
-def _connect_postgresql(dialect: Any, record: Any, arguments: Any, options: dict[str, Any]) -> Any:
-    try:
-        return dialect.connect(*arguments, **options)
-    except dialect.loaded_dbapi.Error as error:
-        # Without the driver's frames, one of which has the password among its variables.
-        raise error.with_traceback(None)  # noqa: B904 # the same error
-
-
-def _prepared_file(url: URL, folder: str) -> URL:
-    """The URL with an absolute path, its folder made, and the file readable by its owner alone."""
-    assert url.database is not None
-    if url.database.startswith("file:"):
-        return url  # a SQLite URI says itself where and how to open
-    path = os.path.abspath(os.path.join(folder, os.path.expanduser(url.database)))
-    try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        # Created here, since SQLite would give it the umask's mode; -wal and -shm take over the file's. Never opened
-        # if it is there already: closing it would drop every lock that this process holds on it, and another process
-        # would delete the write-ahead log under our open connections.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-    except OSError:
-        pass  # it is there; or connecting says what is wrong with the path, as SQLite sees it and with a remedy
-    return url.set(database=path)
-
-
-def _on_connect_sqlite(connection: sqlite3.Connection, record: Any) -> None:
-    # The driver must not begin transactions by itself: it does so only before a write, deferred, and then a
-    # read-modify-write loses updates (889 of 960 with 16 processes). `_begin_sqlite` does it.
-    connection.isolation_level = None
-    register_sqlite_functions(connection)
-    sql_functions.register(connection)
-    connection.execute("PRAGMA foreign_keys=ON")
-    # Deleted secrets are overwritten, not just unlinked.
-    connection.execute("PRAGMA secure_delete=ON")
-
-
-def _on_connect_sqlite_file(connection: sqlite3.Connection, record: Any) -> None:
-    # WAL: readers and the writer do not block each other. Asked first, since switching takes an exclusive lock.
-    # mmap_size is left alone: with it, SQLite's rare WAL-reset race has corrupted files.
-    deadline = time.monotonic() + connection.execute("PRAGMA busy_timeout").fetchone()[0] / 1000
-    while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-        try:
-            # Where the file system has no shared memory SQLite keeps the mode it had: slower, as safe.
-            connection.execute("PRAGMA journal_mode=WAL")
-            break
-        except sqlite3.OperationalError as error:
-            # Several processes that open a new file at once switch at once, and SQLite does not wait here.
-            if error.sqlite_errorname == "SQLITE_READONLY":
-                break
-            if not error.sqlite_errorname.startswith("SQLITE_BUSY") or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-    # NORMAL may lose the last commits when the power fails.
-    connection.execute("PRAGMA synchronous=FULL")
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    driver = connection.connection.dbapi_connection
-    assert isinstance(driver, sqlite3.Connection)
-    if driver.in_transaction:
-        return  # another session on the same in-memory database has begun already
-    read_only = bool(connection.get_execution_options().get(_READ_ONLY))
-    if read_only != connection.info.get(_READ_ONLY, False):
-        driver.execute(f"PRAGMA query_only={'ON' if read_only else 'OFF'}")
-        connection.info[_READ_ONLY] = read_only
-    # IMMEDIATE takes the write lock first, under the busy timeout. A transaction that reads first and asks for
-    # the lock later is refused at once, timeout or not, when somebody has written in between.
-    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
-
-
-def _name_failure(context: ExceptionContext) -> BaseException | None:
-    if context.is_pre_ping:
-        return None  # the pool knows the driver's own error, and replaces the connection
-    hide_row(context.original_exception, context.sqlalchemy_exception)
-    return row_security.violation_of(context) or typed_failure(context.original_exception)

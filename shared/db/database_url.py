@@ -101,12 +101,13 @@ def url_text(url: URL, read: Callable[[str], URL]) -> str:
 
 def safe_text(url: URL) -> str:
     """The URL as text with every secret masked."""
-    hidden = {
-        key: MASK
-        for key in url.query
-        if "file" not in key.lower() and any(word in key.lower() for word in _SECRET_WORDS)
-    }
+    hidden = {key: MASK for key in url.query if is_secret(key)}
     return _forms(url.update_query_dict(hidden), hide_password=True)[0].replace(quote(MASK), MASK)
+
+
+def is_secret(key: str) -> bool:
+    """Whether what a URL's query gives under this key is a secret, such as `sslpassword`."""
+    return "file" not in key.lower() and any(word in key.lower() for word in _SECRET_WORDS)
 
 
 def _forms(url: URL, hide_password: bool = False) -> list[str]:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-import sqlite3
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import psycopg2
+from sqlalchemy import exc
 from sqlalchemy.exc import (
     DatabaseError,
     DBAPIError,
     DontWrapMixin,
     IntegrityError,
+    InterfaceError,
     InternalError,
     OperationalError,
     ProgrammingError,
-    SQLAlchemyError,
 )
 
 
@@ -144,6 +143,10 @@ class ForkError(SharedDBError, DontWrapMixin):
     """A connection, or an SQLite file, that was in use when this process was forked was asked for again in it."""
 
 
+class PoolExhaustedError(SharedDBError, exc.TimeoutError):
+    """Every connection that this process may open was in use for as long as we may wait. SQLAlchemy's is chained."""
+
+
 class TenantError(SharedDBError, DontWrapMixin):
     """Base of the errors that keep users apart."""
 
@@ -262,14 +265,25 @@ class SpoolError(RecorderError):
 class DatabaseFailure(SharedDBError, DBAPIError):
     """The database itself failed. The driver's error is chained and kept as `orig`; `remedy` says what to do.
 
-    Also a SQLAlchemy error of the kind that stock SQLAlchemy would raise, so that existing handlers keep working.
+    Also a SQLAlchemy error of the kind that stock SQLAlchemy would raise, so that existing handlers keep working:
+    `statement` is the SQL (its values, `params`, are left out) and `connection_invalidated` says whether the
+    connection is gone.
     """
 
     problem = "the database failed"
     remedy = "see the driver's message"
 
-    def __init__(self, driver_error: BaseException) -> None:
-        super().__init__(None, None, driver_error, hide_parameters=True)
+    def __init__(
+        self, driver_error: BaseException, statement: str | None = None, connection_invalidated: bool = False
+    ) -> None:
+        super().__init__(
+            statement, None, driver_error, hide_parameters=True, connection_invalidated=connection_invalidated
+        )
+
+    @property
+    def transient(self) -> bool:
+        """Whether nothing was written and the same transaction, run again, may well succeed."""
+        return False
 
     def __str__(self) -> str:
         said = str(self.orig).strip().partition("\n")[0]
@@ -289,12 +303,22 @@ class DatabaseLockedError(DatabaseFailure, OperationalError):
     problem = "the database is locked by another connection"
     remedy = "keep transactions short, or raise GRIDBOT_DB_SQLITE_BUSY_TIMEOUT"
 
+    @property
+    def transient(self) -> bool:
+        """True, unless it is this very connection that is in its own way."""
+        return not getattr(self.orig, "sqlite_errorname", "").startswith("SQLITE_LOCKED")
+
 
 class TransactionConflictError(DatabaseFailure, OperationalError):
     """The server chose this transaction to give way (deadlock or serialization failure)."""
 
     problem = "the transaction met another one on the same rows and was rolled back"
-    remedy = "run the whole transaction again"
+    remedy = "run the whole transaction again, as db.run_in_transaction() does"
+
+    @property
+    def transient(self) -> bool:
+        """Always."""
+        return True
 
 
 class DatabaseFullError(DatabaseFailure, OperationalError):
@@ -312,10 +336,13 @@ class DatabaseReadOnlyError(DatabaseFailure, OperationalError, InternalError):
 
 
 class DatabaseMovedError(DatabaseFailure, OperationalError):
-    """The database file was deleted or replaced while it was open."""
+    """The database file was deleted or replaced while it was open: what is written there would be lost.
 
-    problem = "the database file was moved or deleted while open"
-    remedy = "put the file back or restore a backup, then restart this process"
+    The factory refuses every transaction from then on, until it is closed and opens the file that is there then.
+    """
+
+    problem = "the database file was moved, deleted or replaced while open"
+    remedy = "put the right file in its place, then restart this process (or call close() on its DatabaseFactory)"
 
 
 class DatabaseCorruptError(DatabaseFailure, InternalError):
@@ -338,6 +365,44 @@ class DatabaseUnreachableError(DatabaseFailure, OperationalError):
     problem = "the database cannot be reached"
     remedy = "check host, port and database name, and that the server runs and accepts connections"
 
+    @property
+    def transient(self) -> bool:
+        """True, unless the server answers that there is no such database, or the host has no address."""
+        return not _NOT_THERE.search(str(self.orig))
+
+
+_NOT_THERE = re.compile(r'FATAL: +database ".*" does not exist|could not translate host name(?!.*Temporary)')
+
+
+class ConnectionLostError(DatabaseUnreachableError, InternalError, InterfaceError):
+    """The connection broke in the middle of a transaction, which the server then undoes."""
+
+    problem = "the connection to the database was lost"
+    remedy = "nothing of this transaction was written: run it again, as db.run_in_transaction() does"
+
+    @property
+    def transient(self) -> bool:
+        """Always."""
+        return True
+
+
+class CommitUnknownError(DatabaseUnreachableError, InternalError, InterfaceError):
+    """The connection broke during COMMIT: the transaction is in the database as a whole, or not at all.
+
+    `db.run_in_transaction(..., idempotent=True)` runs such work again; what may not be done twice has to be looked up.
+    """
+
+    problem = "the connection was lost during COMMIT, and whether it took place is unknown"
+    remedy = (
+        "look whether the rows are there before you write them again; "
+        "work that may be done twice goes through db.run_in_transaction(..., idempotent=True)"
+    )
+
+    @property
+    def transient(self) -> bool:
+        """Never: run again, it may be done twice."""
+        return False
+
 
 class TooManyConnectionsError(DatabaseUnreachableError):
     """The server, the database or the role has no connection left."""
@@ -356,6 +421,13 @@ class DatabaseFileError(DatabaseFailure, OperationalError):
     remedy = "check that GRIDBOT_DB_NAME is a file path in a folder this user may write to"
 
 
+class DatabaseDiskError(DatabaseFileError):
+    """The operating system could not read or write what the database asked it to."""
+
+    problem = "the disk or file system under the database failed"
+    remedy = "check the disk, its file system, quotas and limits; nothing of this transaction was written"
+
+
 class AuthenticationError(DatabaseFailure, OperationalError):
     """The server refused user or password."""
 
@@ -368,83 +440,3 @@ class PermissionDeniedError(DatabaseFailure, ProgrammingError, OperationalError)
 
     problem = "the login lacks a privilege"
     remedy = "grant it to GRIDBOT_DB_USER, or connect as the owner of the schema"
-
-
-# SQLite's extended result codes, longest match first, and PostgreSQL's SQLSTATEs, class or whole.
-_SQLITE_FAILURES: tuple[tuple[str, type[DatabaseFailure]], ...] = (
-    ("SQLITE_READONLY_DBMOVED", DatabaseMovedError),
-    ("SQLITE_READONLY", DatabaseReadOnlyError),
-    ("SQLITE_BUSY", DatabaseLockedError),
-    ("SQLITE_LOCKED", DatabaseLockedError),
-    ("SQLITE_FULL", DatabaseFullError),
-    ("SQLITE_CORRUPT", DatabaseCorruptError),
-    ("SQLITE_NOTADB", NotADatabaseError),
-    ("SQLITE_CANTOPEN", DatabaseFileError),
-    ("SQLITE_IOERR", DatabaseFileError),
-    ("SQLITE_PERM", DatabaseFileError),
-    ("SQLITE_CONSTRAINT", ConstraintError),
-)
-_POSTGRESQL_FAILURES: tuple[tuple[str, type[DatabaseFailure]], ...] = (
-    ("55P03", DatabaseLockedError),
-    ("40001", TransactionConflictError),
-    ("40P01", TransactionConflictError),
-    ("53100", DatabaseFullError),
-    ("25006", DatabaseReadOnlyError),
-    ("XX001", DatabaseCorruptError),
-    ("XX002", DatabaseCorruptError),
-    ("28", AuthenticationError),
-    ("42501", PermissionDeniedError),
-    ("53300", TooManyConnectionsError),
-    ("57P0", DatabaseUnreachableError),
-    ("08", DatabaseUnreachableError),
-    ("23", ConstraintError),
-)
-# What these say of a value they say after a colon: invalid input syntax for type integer: "...".
-_QUOTED_VALUE = re.compile(r':? ?".*"', re.DOTALL)
-# libpq gives no SQLSTATE for a connection that was never made, only the server's words. A role is named in many of
-# them ("too many connections for role"): only these two mean that the login was refused.
-_CONNECT_FAILURES: tuple[tuple[re.Pattern[str], type[DatabaseFailure]], ...] = (
-    (re.compile(r'FATAL: +role ".*" (does not exist|is not permitted to log in)'), AuthenticationError),
-    (re.compile(r"FATAL: +(\S+ authentication failed for user|(no )?pg_hba\.conf )"), AuthenticationError),
-    (re.compile(r"no password supplied$", re.MULTILINE), AuthenticationError),
-    (re.compile(r"FATAL: +permission denied for database"), PermissionDeniedError),
-    (re.compile(r"FATAL: +(sorry, )?too many (clients|connections)|FATAL: +remaining conn"), TooManyConnectionsError),
-    (re.compile(""), DatabaseUnreachableError),
-)
-
-
-def typed_failure(driver_error: BaseException | None) -> DatabaseFailure | None:
-    """The named failure for a driver's exception (sqlite3 or psycopg2), or None if it is none of them."""
-    table: tuple[tuple[str, type[DatabaseFailure]], ...]
-    if isinstance(driver_error, sqlite3.Error):
-        code, table = getattr(driver_error, "sqlite_errorname", None) or "", _SQLITE_FAILURES
-    elif isinstance(driver_error, psycopg2.Error):
-        code, table = driver_error.pgcode or "", _POSTGRESQL_FAILURES
-        if not code and isinstance(driver_error, psycopg2.OperationalError):
-            said = str(driver_error)
-            return next(failure for words, failure in _CONNECT_FAILURES if words.search(said))(driver_error)
-    else:
-        return None
-    for prefix, failure in table:
-        if code.startswith(prefix):
-            return failure(driver_error)
-    return None
-
-
-def hide_row(driver_error: BaseException | None, wrapped: SQLAlchemyError | None) -> None:
-    """Cut from PostgreSQL's error what it tells of the row: "Failing row contains", "Key (...)", "LINE 1: ...".
-
-    From the error itself and from SQLAlchemy's around it: both are chained to whatever is raised in their place, and
-    printed with it. hide_parameters does not help against what the server says.
-    """
-    if not isinstance(driver_error, psycopg2.Error) or driver_error.diag.message_primary is None:
-        return
-    said, code = str(driver_error), driver_error.pgcode or ""
-    kept = driver_error.diag.message_primary
-    if code.startswith("22"):
-        kept = _QUOTED_VALUE.sub("", kept)
-    restored: Any = driver_error
-    restored.__setstate__({"pgerror": kept, "pgcode": code})
-    driver_error.args = (kept,)
-    if wrapped is not None:
-        wrapped.args = tuple(part.replace(said, kept) if isinstance(part, str) else part for part in wrapped.args)

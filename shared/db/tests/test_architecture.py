@@ -19,6 +19,7 @@ PACKAGE = Path(shared.db.__file__).parent
 # A module may import what stands before it, and its own room.
 ROOMS = (
     "errors",
+    "driver_errors",
     "hidden",
     "database_url",
     "settings",
@@ -31,6 +32,9 @@ ROOMS = (
     "audit",
     "bulk",
     "forking",
+    "database_file",
+    "engine",
+    "retry",
     "database",
     "repositories",
     "recording",
@@ -49,7 +53,7 @@ NEEDS_AN_EXTRA = {"shared.db.commands.migrate_answers"}
 KNOWS_DIALECTS = {
     "database_url",
     "settings",
-    "errors",
+    "driver_errors",
     "column_types",
     "encryption",
     "tenancy",
@@ -57,6 +61,8 @@ KNOWS_DIALECTS = {
     "bulk",
     "forking",
     "schema_version",
+    "database_file",
+    "engine",
     "database",
     "migrations",
     "operations",

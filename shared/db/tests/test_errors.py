@@ -24,6 +24,7 @@ from sqlalchemy.exc import DBAPIError
 import shared.db
 from shared.db import (
     AuthenticationError,
+    ConnectionLostError,
     ConstraintError,
     DatabaseCorruptError,
     DatabaseFactory,
@@ -44,9 +45,10 @@ from shared.db import (
     SharedDBError,
     TenantScopeError,
     TenantViolation,
+    TooManyConnectionsError,
     TransactionConflictError,
 )
-from shared.db.errors import TooManyConnectionsError, typed_failure
+from shared.db.driver_errors import typed_failure
 from shared.db.tests.support import run_on_server
 
 
@@ -176,18 +178,51 @@ def test_a_path_that_cannot_be_a_file_is_named(name: str, tmp_path: Path) -> Non
     assert "GRIDBOT_DB_NAME" in str(error)
 
 
-def test_a_file_that_was_deleted_while_open_is_named(tmp_path: Path) -> None:
-    """Writing on into a deleted file would lose every row at the end of the process: it is refused."""
+def deleted(path: Path) -> None:
+    """Delete a database file."""
+    path.unlink()
+
+
+def replaced(path: Path) -> None:
+    """Put another database in its place, as a restore under running processes does."""
+    with sqlite3.connect(path.with_name("other.db")) as other:
+        other.execute("CREATE TABLE t (x)")
+    other.close()
+    path.with_name("other.db").replace(path)
+
+
+@pytest.mark.parametrize("lose", [deleted, replaced])
+def test_a_file_that_is_gone_while_open_takes_no_transaction(lose: Callable[[Path], None], tmp_path: Path) -> None:
+    """To write or to read, on an open connection or on a new one: nothing goes where it would be lost."""
     path = tmp_path / "a.db"
-    with file_database(path, pool_size=1, max_overflow=0) as db:
-        driver = db.engine.raw_connection()
-        driver.cursor().execute("PRAGMA journal_mode = DELETE")  # SQLite looks for the file in this mode only
-        driver.close()
-        with db.get_session() as session:
-            session.connection().exec_driver_sql("CREATE TABLE t (x)")
-        path.unlink()
+    with file_database(path) as db:
+        query(db, "CREATE TABLE t (x)")
+        lose(path)
         error = named(DatabaseMovedError, lambda: query(db, "INSERT INTO t VALUES (1)"))
-    assert isinstance(error, stock.OperationalError)
+        assert isinstance(error, stock.OperationalError)
+        named(DatabaseMovedError, lambda: query(db, "SELECT x FROM t", read_only=True))
+        with db.engine.connect() as one, pytest.raises(DatabaseMovedError):
+            one.exec_driver_sql("SELECT 1")
+        with pytest.raises(DatabaseMovedError), db.engine.connect(), db.engine.connect():
+            pass  # the second one is new
+        assert path.exists() == (lose is replaced)
+        db.close()
+        query(db, "CREATE TABLE u (x)")  # what is there now
+
+
+@pytest.mark.parametrize("lose", [deleted, replaced])
+def test_a_file_that_goes_during_a_transaction_refuses_the_commit(lose: Callable[[Path], None], tmp_path: Path) -> None:
+    """A COMMIT that would succeed into a file without a name is not made."""
+    path = tmp_path / "a.db"
+    with file_database(path) as db:
+        query(db, "CREATE TABLE t (x)")
+
+        def lose_and_commit() -> None:
+            with db.get_session() as session:
+                session.execute(text("INSERT INTO t VALUES (1)"))
+                lose(path)
+
+        named(DatabaseMovedError, lose_and_commit)
 
 
 # --- PostgreSQL ------------------------------------------------------------------------------------------------
@@ -365,7 +400,9 @@ def test_a_connection_that_the_server_ended_is_named(server: DatabaseFactory, po
             run_on_server(postgresql_server, f"SELECT pg_terminate_backend({pid}, 10000)")
             session.execute(text("SELECT 1"))
 
-    named(DatabaseUnreachableError, be_ended)
+    error = named(ConnectionLostError, be_ended)
+    assert isinstance(error, DatabaseUnreachableError)
+    assert (error.statement, error.connection_invalidated, error.transient) == ("SELECT 1", True, True)
     query(server)
 
 

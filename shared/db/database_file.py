@@ -1,0 +1,104 @@
+"""The file of an SQLite database: made private, and watched, so that nothing is written into one that is gone.
+
+SQLite goes on in a file that somebody deleted or replaced, and every commit succeeds and is lost. (It notices only
+without a write-ahead log.) So an engine remembers which file it opened and looks at each transaction whether that is
+the one that still stands at its path.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from typing import Any, NamedTuple
+
+from sqlalchemy import URL, Connection, Engine, event
+
+from shared.db.errors import DatabaseMovedError
+
+_OPENED = "shared_db_opened_file"
+_ANOTHER = "another file stands at its path"
+
+
+class OpenedFile(NamedTuple):
+    """A file by its absolute path, and by what tells it from another one that stands there later."""
+
+    path: str
+    device: int
+    inode: int
+
+
+def prepared(url: URL, folder: str) -> URL:
+    """The URL with an absolute path, its folder made, and the file readable by its owner alone."""
+    assert url.database is not None
+    if url.database.startswith("file:"):
+        return url  # a SQLite URI says itself where and how to open
+    path = os.path.abspath(os.path.join(folder, os.path.expanduser(url.database)))
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        # Created here, since SQLite would give it the umask's mode; -wal and -shm take over the file's. Never opened
+        # if it is there already: closing it would drop every lock that this process holds on it, and another process
+        # would delete the write-ahead log under our open connections.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except OSError:
+        pass  # it is there; or connecting says what is wrong with the path, as SQLite sees it and with a remedy
+    return url.set(database=path)
+
+
+def watch(engine: Engine) -> None:
+    """Have `engine` refuse, with `DatabaseMovedError`, every transaction in another file than the one it opened first.
+
+    A new connection too: it would find, or create, another database than the ones that are open.
+    """
+    first: list[OpenedFile] = []
+
+    def before_connect(dialect: Any, record: Any, arguments: Any, options: Any) -> None:
+        if first:
+            refuse_another(first[0])
+
+    def after_connect(connection: sqlite3.Connection, record: Any) -> None:
+        opened = opened_file(connection)
+        record.info[_OPENED] = opened
+        if not first:
+            first.append(opened)
+        if opened != first[0]:
+            connection.close()
+            raise _moved(_ANOTHER)
+
+    event.listen(engine, "do_connect", before_connect)
+    event.listen(engine, "connect", after_connect)
+
+
+def check(connection: Connection) -> None:
+    """Raise `DatabaseMovedError` if the file under `connection` is no longer the one at its path."""
+    opened = connection.info.get(_OPENED)
+    if opened is not None:
+        refuse_another(opened)
+
+
+def opened_file(connection: sqlite3.Connection) -> OpenedFile:
+    """The main file of a connection."""
+    path = connection.execute("PRAGMA database_list").fetchone()[2]
+    there = os.stat(path)
+    return OpenedFile(path, there.st_dev, there.st_ino)
+
+
+def refuse_another(opened: OpenedFile) -> None:
+    """Raise `DatabaseMovedError` if another file than `opened`, or none, is at its path."""
+    try:
+        there = os.stat(opened.path)
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+    else:
+        if (there.st_dev, there.st_ino) == (opened.device, opened.inode):
+            return
+        reason = _ANOTHER
+    raise _moved(reason)
+
+
+def _moved(reason: str) -> DatabaseMovedError:
+    # As the driver says it where SQLite notices by itself.
+    cause = sqlite3.OperationalError(reason)
+    cause.sqlite_errorcode, cause.sqlite_errorname = sqlite3.SQLITE_READONLY_DBMOVED, "SQLITE_READONLY_DBMOVED"
+    error = DatabaseMovedError(cause)
+    error.__cause__ = cause
+    return error

@@ -1,0 +1,126 @@
+"""A driver's error (sqlite3 or psycopg2) becomes the failure that `errors.py` has a name for."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from typing import Any
+
+import psycopg2
+from sqlalchemy.exc import SQLAlchemyError
+
+from shared.db.errors import (
+    AuthenticationError,
+    CommitUnknownError,
+    ConnectionLostError,
+    ConstraintError,
+    DatabaseCorruptError,
+    DatabaseDiskError,
+    DatabaseFailure,
+    DatabaseFileError,
+    DatabaseFullError,
+    DatabaseLockedError,
+    DatabaseMovedError,
+    DatabaseReadOnlyError,
+    DatabaseUnreachableError,
+    NotADatabaseError,
+    PermissionDeniedError,
+    TooManyConnectionsError,
+    TransactionConflictError,
+)
+
+# SQLite's extended result codes, longest match first, and PostgreSQL's SQLSTATEs, class or whole.
+_SQLITE_FAILURES: tuple[tuple[str, type[DatabaseFailure]], ...] = (
+    ("SQLITE_READONLY_DBMOVED", DatabaseMovedError),
+    ("SQLITE_READONLY", DatabaseReadOnlyError),
+    ("SQLITE_BUSY", DatabaseLockedError),
+    ("SQLITE_LOCKED", DatabaseLockedError),
+    ("SQLITE_FULL", DatabaseFullError),
+    ("SQLITE_CORRUPT", DatabaseCorruptError),
+    ("SQLITE_NOTADB", NotADatabaseError),
+    ("SQLITE_CANTOPEN", DatabaseFileError),
+    ("SQLITE_IOERR", DatabaseDiskError),
+    ("SQLITE_PROTOCOL", DatabaseLockedError),
+    ("SQLITE_PERM", DatabaseFileError),
+    ("SQLITE_CONSTRAINT", ConstraintError),
+)
+_POSTGRESQL_FAILURES: tuple[tuple[str, type[DatabaseFailure]], ...] = (
+    ("55P03", DatabaseLockedError),
+    ("40001", TransactionConflictError),
+    ("40P01", TransactionConflictError),
+    ("53100", DatabaseFullError),
+    ("25006", DatabaseReadOnlyError),
+    ("XX001", DatabaseCorruptError),
+    ("XX002", DatabaseCorruptError),
+    ("28", AuthenticationError),
+    ("42501", PermissionDeniedError),
+    ("53300", TooManyConnectionsError),
+    ("57P0", DatabaseUnreachableError),
+    ("08", DatabaseUnreachableError),
+    ("58030", DatabaseDiskError),
+    ("23", ConstraintError),
+)
+# What these say of a value they say after a colon: invalid input syntax for type integer: "...".
+_QUOTED_VALUE = re.compile(r':? ?".*"', re.DOTALL)
+# libpq gives no SQLSTATE for a connection that was never made, only the server's words. A role is named in many of
+# them ("too many connections for role"): only these two mean that the login was refused.
+_CONNECT_FAILURES: tuple[tuple[re.Pattern[str], type[DatabaseFailure]], ...] = (
+    (re.compile(r'FATAL: +role ".*" (does not exist|is not permitted to log in)'), AuthenticationError),
+    (re.compile(r"FATAL: +(\S+ authentication failed for user|(no )?pg_hba\.conf )"), AuthenticationError),
+    (re.compile(r"no password supplied$", re.MULTILINE), AuthenticationError),
+    (re.compile(r"FATAL: +permission denied for database"), PermissionDeniedError),
+    (re.compile(r"FATAL: +(sorry, )?too many (clients|connections)|FATAL: +remaining conn"), TooManyConnectionsError),
+    (re.compile(""), DatabaseUnreachableError),
+)
+
+
+def typed_failure(
+    driver_error: BaseException | None,
+    statement: str | None = None,
+    *,
+    connection_lost: bool = False,
+    committing: bool = False,
+) -> DatabaseFailure | None:
+    """The named failure for a driver's exception, or None if it is none of them.
+
+    `connection_lost` says that the connection was there and is gone; `committing`, that COMMIT was on its way.
+    """
+    if driver_error is None:
+        return None
+    kind = _kind_of(driver_error)
+    if connection_lost and isinstance(driver_error, psycopg2.Error):
+        # Whatever it said last: of a COMMIT without an answer nobody knows.
+        kind = CommitUnknownError if committing else ConnectionLostError
+    return None if kind is None else kind(driver_error, statement, connection_lost)
+
+
+def _kind_of(driver_error: BaseException) -> type[DatabaseFailure] | None:
+    if isinstance(driver_error, sqlite3.Error):
+        code, table = getattr(driver_error, "sqlite_errorname", None) or "", _SQLITE_FAILURES
+    elif isinstance(driver_error, psycopg2.Error):
+        code, table = driver_error.pgcode or "", _POSTGRESQL_FAILURES
+        if not code and isinstance(driver_error, psycopg2.OperationalError):
+            said = str(driver_error)
+            return next(failure for words, failure in _CONNECT_FAILURES if words.search(said))
+    else:
+        return None
+    return next((failure for prefix, failure in table if code.startswith(prefix)), None)
+
+
+def hide_row(driver_error: BaseException | None, wrapped: SQLAlchemyError | None) -> None:
+    """Cut from PostgreSQL's error what it tells of the row: "Failing row contains", "Key (...)", "LINE 1: ...".
+
+    From the error itself and from SQLAlchemy's around it: both are chained to whatever is raised in their place, and
+    printed with it. hide_parameters does not help against what the server says.
+    """
+    if not isinstance(driver_error, psycopg2.Error) or driver_error.diag.message_primary is None:
+        return
+    said, code = str(driver_error), driver_error.pgcode or ""
+    kept = driver_error.diag.message_primary
+    if code.startswith("22"):
+        kept = _QUOTED_VALUE.sub("", kept)
+    restored: Any = driver_error
+    restored.__setstate__({"pgerror": kept, "pgcode": code})
+    driver_error.args = (kept,)
+    if wrapped is not None:
+        wrapped.args = tuple(part.replace(said, kept) if isinstance(part, str) else part for part in wrapped.args)

@@ -1,0 +1,194 @@
+"""The engine of one database: how it connects, how a transaction begins, and what its failures are called.
+
+What differs between SQLite and PostgreSQL in connecting and in beginning a transaction is here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+import weakref
+from typing import Any
+
+import psycopg2.extensions
+from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy.engine.interfaces import ExceptionContext
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import PoolProxiedConnection, QueuePool, StaticPool
+
+from shared.db import database_file, forking
+from shared.db.bulk import sql_functions
+from shared.db.column_types import register_sqlite_functions
+from shared.db.database_url import is_secret
+from shared.db.driver_errors import hide_row, typed_failure
+from shared.db.errors import PoolExhaustedError
+from shared.db.hidden import HiddenText
+from shared.db.settings import DatabaseSettings
+from shared.db.tenancy import confined_sql, row_security
+
+_READ_ONLY = "shared_db_read_only"
+_COMMITTING = "shared_db_committing"
+_CONNECT_TIMEOUT = 10
+
+
+def make_engine(settings: DatabaseSettings, folder: str) -> Engine:
+    """An engine for `settings`; a relative SQLite path counts from `folder`. Nothing is opened before it is needed."""
+    # hide_parameters: neither echo_sql nor an error text may show a secret that is being stored.
+    common: dict[str, Any] = {"echo": settings.echo_sql, "hide_parameters": True}
+    pool: dict[str, Any] = {
+        "poolclass": _Pool,
+        "pool_size": settings.pool_size,
+        "max_overflow": settings.max_overflow,
+        "pool_timeout": settings.pool_timeout,
+    }
+    if not settings.is_sqlite:
+        url = settings.url
+        hidden = {key: value for key, value in url.query.items() if is_secret(key)}
+        engine = create_engine(
+            url.difference_update_query(hidden),
+            **common,
+            **pool,
+            pool_recycle=settings.pool_recycle,
+            pool_pre_ping=settings.pool_pre_ping,
+            connect_args={
+                **_unless_in_url(url, application_name=settings.application_name, connect_timeout=_CONNECT_TIMEOUT),
+                "connection_factory": _PostgreSQLConnection,
+                # Out of the URL, which the engine's repr shows, or in place of its part, which a traceback with its
+                # frames' variables would show.
+                **{key: HiddenText(value if isinstance(value, str) else value[-1]) for key, value in hidden.items()},
+                **({} if url.password is None else {"password": HiddenText(url.password)}),
+            },
+        )
+        event.listen(engine, "do_connect", _connect_postgresql)
+        event.listen(engine, "commit", _note_commit)
+        forking.protect(engine)
+    elif settings.is_memory:
+        engine = create_engine(settings.url, **common, poolclass=StaticPool, connect_args={"check_same_thread": False})
+        event.listen(engine, "connect", _on_connect_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    else:
+        engine = create_engine(
+            database_file.prepared(settings.url, folder),
+            **common,
+            **pool,
+            connect_args={"check_same_thread": False}
+            | _unless_in_url(settings.url, timeout=settings.sqlite_busy_timeout),
+        )
+        forking.protect(engine)
+        database_file.watch(engine)
+        event.listen(engine, "connect", _on_connect_sqlite)
+        event.listen(engine, "connect", _on_connect_sqlite_file)
+        event.listen(engine, "begin", _begin_sqlite)
+        event.listen(engine, "commit", database_file.check)
+    event.listen(engine, "handle_error", _name_failure)
+    confined_sql.confine(engine)
+    return engine
+
+
+def as_read_only(engine: Engine) -> Engine:
+    """The same engine, whose transactions cannot write."""
+    option = _READ_ONLY if engine.dialect.name == "sqlite" else "postgresql_readonly"
+    return engine.execution_options(**{option: True})
+
+
+def _unless_in_url(url: URL, **options: Any) -> dict[str, Any]:
+    """The driver's options, without those that the URL's query sets: that was written for this one database."""
+    return {key: value for key, value in options.items() if key not in url.query}
+
+
+class _PostgreSQLConnection(psycopg2.extensions.connection):
+    """The driver's connection, which SQLAlchemy's pool logs: its own repr hides the password, and no other secret."""
+
+    def __repr__(self) -> str:
+        return f"<PostgreSQL connection {id(self):#x}, closed: {self.closed}>"
+
+
+def _connect_postgresql(dialect: Any, record: Any, arguments: Any, options: dict[str, Any]) -> Any:
+    try:
+        return dialect.connect(*arguments, **options)
+    except dialect.loaded_dbapi.Error as error:
+        # Without the driver's frames, one of which has the password among its variables.
+        raise error.with_traceback(None)  # noqa: B904 # the same error
+
+
+def _on_connect_sqlite(connection: sqlite3.Connection, record: Any) -> None:
+    # The driver must not begin transactions by itself: it does so only before a write, deferred, and then a
+    # read-modify-write loses updates (889 of 960 with 16 processes). `_begin_sqlite` does it.
+    connection.isolation_level = None
+    register_sqlite_functions(connection)
+    sql_functions.register(connection)
+    connection.execute("PRAGMA foreign_keys=ON")
+    # Deleted secrets are overwritten, not just unlinked.
+    connection.execute("PRAGMA secure_delete=ON")
+
+
+def _on_connect_sqlite_file(connection: sqlite3.Connection, record: Any) -> None:
+    # WAL: readers and the writer do not block each other. Asked first, since switching takes an exclusive lock.
+    # mmap_size is left alone: with it, SQLite's rare WAL-reset race has corrupted files.
+    deadline = time.monotonic() + connection.execute("PRAGMA busy_timeout").fetchone()[0] / 1000
+    while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        try:
+            # Where the file system has no shared memory SQLite keeps the mode it had: slower, as safe.
+            connection.execute("PRAGMA journal_mode=WAL")
+            break
+        except sqlite3.OperationalError as error:
+            # Several processes that open a new file at once switch at once, and SQLite does not wait here.
+            if error.sqlite_errorname == "SQLITE_READONLY":
+                break
+            if not error.sqlite_errorname.startswith("SQLITE_BUSY") or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+    # NORMAL may lose the last commits when the power fails.
+    connection.execute("PRAGMA synchronous=FULL")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    driver = connection.connection.dbapi_connection
+    assert isinstance(driver, sqlite3.Connection)
+    if driver.in_transaction:
+        return  # another session on the same in-memory database has begun already
+    read_only = bool(connection.get_execution_options().get(_READ_ONLY))
+    if read_only != connection.info.get(_READ_ONLY, False):
+        driver.execute(f"PRAGMA query_only={'ON' if read_only else 'OFF'}")
+        connection.info[_READ_ONLY] = read_only
+    # IMMEDIATE takes the write lock first, under the busy timeout. A transaction that reads first and asks for
+    # the lock later is refused at once, timeout or not, when somebody has written in between.
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+    try:
+        database_file.check(connection)  # now, since the wait for the lock may have been long
+    except BaseException:
+        driver.execute("ROLLBACK")
+        raise
+
+
+def _note_commit(connection: Connection) -> None:
+    connection.info[_COMMITTING] = weakref.ref(connection.get_transaction())
+
+
+def _name_failure(context: ExceptionContext) -> BaseException | None:
+    if context.is_pre_ping:
+        return None  # the pool knows the driver's own error, and replaces the connection
+    error, connection = context.original_exception, context.connection
+    hide_row(error, context.sqlalchemy_exception)
+    violation = row_security.violation_of(context)
+    if violation is not None or connection is None:
+        return violation or typed_failure(error)
+    transaction = connection.get_transaction()
+    committing = connection.info.get(_COMMITTING, lambda: None)() is transaction is not None
+    return typed_failure(error, context.statement, connection_lost=context.is_disconnect, committing=committing)
+
+
+class _Pool(QueuePool):
+    """A pool that says, when nothing comes free, what to do about it."""
+
+    _sqla_logger_namespace = "sqlalchemy.pool.impl.QueuePool"  # where everybody looks for what a pool logs
+
+    def connect(self) -> PoolProxiedConnection:
+        """A connection; `PoolExhaustedError` after the wait."""
+        try:
+            return super().connect()
+        except PoolTimeoutError as error:
+            raise PoolExhaustedError(
+                f"no connection of this process came free ({error.args[0]}); end sessions sooner (a `with` block for "
+                "each, none across a network call), or raise GRIDBOT_DB_POOL_SIZE or GRIDBOT_DB_MAX_OVERFLOW"
+            ) from error
