@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from shared.db import audit
 from shared.db.database import DatabaseFactory
+from shared.db.driver_errors import typed_failure
 from shared.db.errors import (
     BackupError,
     DatabaseCorruptError,
@@ -25,7 +26,6 @@ from shared.db.errors import (
     InputError,
     NotADatabaseError,
     TargetNotEmptyError,
-    typed_failure,
 )
 from shared.db.operations.contents import row_counts, tables_with_rows
 from shared.db.schema_version import VERSION_TABLE
