@@ -79,10 +79,9 @@ class CheckedType(TypeDecorator[Any]):
             try:
                 return read(value)
             except (ValueError, TypeError, ArithmeticError, RecursionError):
-                # Not chained: that error quotes the value.
-                raise DatabaseCorruptError(
-                    ValueError(f"{self.column_name or 'a column'} holds what cannot be read as {type(self).__name__}")
-                ) from None
+                pass  # raised below and without this one, which quotes the value
+            place = self.column_name or "a column"
+            raise DatabaseCorruptError(ValueError(f"{place} holds what cannot be read as {type(self).__name__}"))
 
         return read_what_may_be_damaged
 
