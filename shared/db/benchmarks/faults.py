@@ -7,9 +7,11 @@ scenario looks for. `docs/reliability.md` says what is measured and how.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 
+from shared.db.benchmarks.fault_bench.backups import backups
 from shared.db.benchmarks.fault_bench.bad_input import bad_input
 from shared.db.benchmarks.fault_bench.bit_flips import bit_flips
 from shared.db.benchmarks.fault_bench.contention import contention
@@ -19,8 +21,10 @@ from shared.db.benchmarks.fault_bench.figures import Figure, print_figures
 from shared.db.benchmarks.fault_bench.forks import forks
 from shared.db.benchmarks.fault_bench.ground import ground
 from shared.db.benchmarks.fault_bench.kills import kills
+from shared.db.benchmarks.fault_bench.recording import recording
+from shared.db.benchmarks.fault_bench.restarts import restarts
 
-_ALL = (contention, kills, forks, disk_full, damaged_files, bit_flips, bad_input)
+_ALL = (contention, kills, recording, restarts, forks, disk_full, damaged_files, bit_flips, bad_input, backups)
 SCENARIOS = {scenario.__name__: scenario for scenario in _ALL}
 
 
@@ -35,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown:
         parser.error(f"there is no scenario {', '.join(unknown)}; there are {', '.join(SCENARIOS)}")
     print(f"--seed {asked.seed}", flush=True)
+    logging.disable(logging.WARNING)  # what the library tells of the faults that are wanted here
     figures: list[Figure] = []
     with ground(short=asked.short, seed=asked.seed) as here:
         for name in asked.names or SCENARIOS:
