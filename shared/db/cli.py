@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import shared.db.commands.backup as backup
+import shared.db.commands.copy_database as copy_database
 import shared.db.commands.migrate as migrate
 import shared.db.commands.row_files as row_files
 import shared.db.init_db as init_db
@@ -99,5 +100,6 @@ COMMANDS: dict[str, tuple[str, Command]] = {
     "export": ("write trades or executions to a CSV, JSON lines or Parquet file", row_files.export_arguments),
     "backup": ("write the whole database to a file, verified, while bots go on writing", backup.backup_arguments),
     "restore": ("put the database into the state of a backup, all or nothing", backup.restore_arguments),
+    "copy": ("move a whole database to another one, SQLite or PostgreSQL, and compare", copy_database.copy_arguments),
     "migrate": ("change the schema by revisions, or say where it stands", migrate.add_arguments),
 }

@@ -238,7 +238,7 @@ def test_empty_tables_are_no_hindrance(
 
 
 def test_a_damaged_backup_changes_nothing(db: DatabaseFactory, tmp_path: Path) -> None:
-    """Cut short, changed in the middle, empty, or something else: refused, with `force` too, before anything is done."""
+    """Cut short, changed in the middle, empty, or something else: refused, with `force` too, and nothing done."""
     fill(db, 2_000)
     path = tmp_path / "backup"
     back_up(db, path)

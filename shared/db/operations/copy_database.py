@@ -1,0 +1,226 @@
+"""A whole database into another one, of the same kind or the other: every table, every row, compared at the end.
+
+The source is read as it is at one moment, in one read-only transaction. The target is filled in one transaction,
+which also makes its tables: it holds the whole copy, compared with the source, or what it held before.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import chain
+from typing import Any
+
+from sqlalchemy import Connection, Table, inspect, text
+from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy.orm import Session
+
+from shared.db import audit, schema_version
+from shared.db.bulk.cells import Cells, layout_of
+from shared.db.bulk.postgresql import CopyStream
+from shared.db.bulk.writer import named_errors
+from shared.db.database import DatabaseFactory
+from shared.db.errors import CopyError, TargetNotEmptyError, TenantViolation
+from shared.db.models import AuditLog, Base, OptionalBase
+from shared.db.operations.contents import row_counts, tables_with_rows
+from shared.db.operations.copy_values import batches
+from shared.db.operations.digests import differences, digest
+from shared.db.schema_version import VERSION_TABLE
+from shared.db.tenancy import row_security
+
+_PLACE = re.compile(r"line (\d+)(?:, column (\w+))?")
+
+_SHOWN = 5
+
+Watch = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class CopyReport:
+    """A copy that holds what the source does: the number of rows of each table, both URLs without secrets."""
+
+    source: str
+    target: str
+    revision: str
+    rows: dict[str, int]
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report for JSON."""
+        return asdict(self)
+
+
+def row_total(db: DatabaseFactory) -> int:
+    """How many rows a copy would bring: what `watch` counts up to."""
+    with _snapshot(db) as source:
+        return sum(row_counts(source).values())
+
+
+def copy_database(
+    source_db: DatabaseFactory,
+    target_db: DatabaseFactory,
+    *,
+    ignore_unknown: bool = False,
+    watch: Watch = lambda done, rows: None,
+) -> CopyReport:
+    """Copy every row of one database into another, which has none; tables are made there if they are missing.
+
+    Ids stay the same, sealed secrets are never opened, and the next row gets a number of its own. An audit log comes
+    along, and between two PostgreSQL databases row-level security does. `watch` is told the rows so far, twice.
+
+    Raises `SchemaVersionError` unless both are at this code's revision (or the target is empty), `TargetNotEmptyError`
+    for a target with rows, `CopyError` for tables in the source that this code does not know (unless
+    `ignore_unknown`), for a value that the target cannot hold, and for any difference between the two at the end.
+    Whatever is raised, the target is as it was.
+    """
+    started = time.monotonic()
+    source_db.check_schema()
+    _refuse_open_sessions(source_db, target_db)
+    with _snapshot(source_db) as source, _filling(target_db) as target:
+        tables = _tables(source, ignore_unknown)
+        _prepare(target, tables)
+        done = 0
+
+        def tell(count: int) -> None:
+            nonlocal done
+            done += count
+            watch(done, done)
+
+        for table in tables:
+            _copy(source, target, table, tell)
+        found: list[str] = []
+        rows = {}
+        for table in tables:
+            of_source = digest(source, table)
+            rows[table.name] = of_source["rows"]
+            found += differences(table, of_source, digest(target, table))
+        if found:
+            more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+            raise CopyError(f"the copy differs from its source and was undone: {'; '.join(found[:_SHOWN])}{more}")
+        if target.dialect.name == "postgresql":
+            _number_on(target, tables)
+            if source.dialect.name == "postgresql" and row_security.is_installed(source):
+                row_security.enable(target, target_db.settings.tenant_role)
+    if not target_db.settings.is_memory:
+        target_db.close()  # whether there are policies and an audit log is found out anew
+    seconds = time.monotonic() - started
+    return CopyReport(
+        source_db.settings.safe_url, target_db.settings.safe_url, schema_version.SCHEMA_REVISION, rows, seconds
+    )
+
+
+@contextmanager
+def _snapshot(db: DatabaseFactory) -> Iterator[Connection]:
+    """A connection that sees the database as it is at one moment, and all rows of it."""
+    with db.get_session(read_only=True) as session:
+        if session.get_bind().dialect.name == "sqlite":
+            connection = Session.connection(session)
+        else:
+            connection = Session.connection(session, execution_options={"isolation_level": "REPEATABLE READ"})
+            # Rather fail than read no more than what a policy shows; and times as text that every server reads.
+            connection.exec_driver_sql(
+                "SET LOCAL row_security = off; SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = ISO"
+            )
+        try:
+            yield connection
+        except TenantViolation as error:
+            raise CopyError(
+                "the policies of row-level security hide rows from this login; connect as the owner of the tables"
+            ) from error
+
+
+@contextmanager
+def _filling(db: DatabaseFactory) -> Iterator[Connection]:
+    with db.engine.begin() as connection:
+        if connection.dialect.name == "postgresql":
+            schema_version.lock_schema(connection)
+        yield connection
+
+
+def _tables(source: Connection, ignore_unknown: bool) -> list[Table]:
+    there = set(inspect(source).get_table_names())
+    known = [*Base.metadata.sorted_tables, *(t for t in OptionalBase.metadata.sorted_tables if t.name in there)]
+    unknown = sorted(there - {table.name for table in known} - {VERSION_TABLE.name})
+    if unknown and not ignore_unknown:
+        raise CopyError(
+            f"the source has tables that this code does not know: {', '.join(unknown)}; move them yourself, and leave "
+            "them out here with --ignore-unknown (ignore_unknown=True)"
+        )
+    return known
+
+
+def _prepare(target: Connection, tables: list[Table]) -> None:
+    """Make what is missing of the schema in the target, and refuse one with rows."""
+    if schema_version.must_create(target):
+        Base.metadata.create_all(target)
+        schema_version.stamp(target, schema_version.SCHEMA_REVISION)
+    if any(table is AuditLog.__table__ for table in tables):
+        audit.create(target)
+    ours = {*Base.metadata.tables, *OptionalBase.metadata.tables}
+    if filled := [table for table in tables_with_rows(target) if table in ours]:
+        raise TargetNotEmptyError(filled, "copy into a new file, or a new database (createdb)")
+
+
+def _copy(source: Connection, target: Connection, table: Table, tell: Callable[[int], None]) -> None:
+    into = target.dialect.identifier_preparer.quote(table.name)
+    names = ", ".join(target.dialect.identifier_preparer.quote(column.name) for column in table.columns)
+    chunks = _counted(batches(source, table, target.dialect.name), tell)
+    first = next(chunks, None)
+    if first is None:
+        return
+    chunks = chain([first], chunks)
+    driver: Any = target.connection.dbapi_connection
+    with _refusal_named(table), named_errors(target):
+        if target.dialect.name == "sqlite":
+            rows = chain.from_iterable(zip(*columns, strict=True) for columns in chunks)
+            driver.executemany(f"INSERT INTO {into} ({names}) VALUES ({', '.join('?' * len(table.columns))})", rows)
+            return
+        stream = CopyStream(chunks, layout_of(table, "postgresql", True))
+        with driver.cursor() as cursor:
+            cursor.copy_expert(f"COPY {into} ({names}) FROM STDIN WITH (ENCODING 'UTF8')", stream)
+    if stream.failure is not None:
+        raise stream.failure
+
+
+def _counted(chunks: Iterator[list[Cells]], tell: Callable[[int], None]) -> Iterator[list[Cells]]:
+    for columns in chunks:
+        tell(len(columns[0]))
+        yield columns
+
+
+@contextmanager
+def _refusal_named(table: Table) -> Iterator[None]:
+    """What the server does not take of a row, as `CopyError` with table, row and column."""
+    try:
+        yield
+    except (IntegrityError, DataError) as error:
+        context = getattr(getattr(error.orig, "diag", None), "context", None) or ""
+        found = _PLACE.search(context)
+        place = f", row {found[1]} by its key" + (f", column {found[2]}" if found[2] else "") if found else ""
+        reason = str(error.orig).strip().partition("\n")[0]
+        raise CopyError(f"{table.name}{place}: the target refuses what the source has ({reason})") from error
+
+
+def _number_on(target: Connection, tables: list[Table]) -> None:
+    """Have the server count on from the highest number that came."""
+    for table in tables:
+        column = table.autoincrement_column
+        if column is not None:
+            target.execute(
+                text(
+                    f"SELECT setval(pg_get_serial_sequence(:table, :column), greatest(max({column.name}), 1), "
+                    f"max({column.name}) IS NOT NULL) FROM {table.name}"
+                ),
+                {"table": table.name, "column": column.name},
+            )
+
+
+def _refuse_open_sessions(*databases: DatabaseFactory) -> None:
+    if not any(db.settings.is_memory for db in databases) and len({db.settings.url for db in databases}) == 1:
+        raise CopyError("source and target are the same database; name another target")
+    # They share the one connection of an in-memory database, which is then in the middle of something.
+    if any(db.settings.is_memory and db.open_sessions for db in databases):
+        raise CopyError("a session on an in-memory database is still open; close it first")

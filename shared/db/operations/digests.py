@@ -1,0 +1,46 @@
+"""A few numbers about a table that tell two copies of it apart, the same on every database."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Column, ColumnElement, Connection, Table, case, func, select
+
+from shared.db.column_types import CheckedBoolean, CheckedInteger, Json, Money, UTCDateTime, exact_sum
+
+Digest = dict[str, Any]
+
+
+def digest(connection: Connection, table: Table) -> Digest:
+    """The number of rows; of each column the exact sum, the first and last value, or the length of all text.
+
+    And how many values are not NULL.
+    """
+    asked: dict[str, ColumnElement[Any]] = {"rows": func.count()}
+    for column in table.columns:
+        asked |= {f"{name} of {column.name}": what for name, what in _asked(column).items()}
+    statement = select(*(what.label(name) for name, what in asked.items())).select_from(table)
+    return dict(connection.execute(statement).mappings().one())
+
+
+def differences(table: Table, source: Digest, target: Digest) -> list[str]:
+    """What differs, in words; nothing of a value but sums, counts and bounds."""
+    return [
+        f"{table.name}: {name} is {source[name]} in the source and {target[name]} in the target"
+        for name in source
+        if source[name] != target[name]
+    ]
+
+
+def _asked(column: Column[Any]) -> dict[str, ColumnElement[Any]]:
+    kind = column.type
+    present: dict[str, ColumnElement[Any]] = {"values": func.count(column)} if column.nullable else {}
+    if isinstance(kind, Money):
+        return present | {"sum": exact_sum(column)}
+    if isinstance(kind, (UTCDateTime, CheckedInteger)):
+        return present | {"first": func.min(column), "last": func.max(column)}
+    if isinstance(kind, CheckedBoolean):
+        return present | {"true values": func.count(case((column, 1)))}
+    if isinstance(kind, Json):
+        return present  # the databases write the same document differently
+    return present | {"length": func.sum(func.length(column))}
