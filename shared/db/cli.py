@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import shared.db.commands.backup as backup
 import shared.db.commands.copy_database as copy_database
 import shared.db.commands.migrate as migrate
+import shared.db.commands.replay as replay
 import shared.db.commands.row_files as row_files
 import shared.db.init_db as init_db
 from shared.db.database import DatabaseFactory
@@ -101,5 +102,6 @@ COMMANDS: dict[str, tuple[str, Command]] = {
     "backup": ("write the whole database to a file, verified, while bots go on writing", backup.backup_arguments),
     "restore": ("put the database into the state of a backup, all or nothing", backup.restore_arguments),
     "copy": ("move a whole database to another one, SQLite or PostgreSQL, and compare", copy_database.copy_arguments),
+    "replay": ("store what a recorder put into its dead letters, after it was corrected", replay.add_arguments),
     "migrate": ("change the schema by revisions, or say where it stands", migrate.add_arguments),
 }

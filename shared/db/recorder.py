@@ -346,7 +346,7 @@ class Recorder:
             with self._changed:
                 self._ended_by = error
                 self._last_error = _shown(error)
-                self._buffer.abandon()
+                self._buffer.close()
                 self._changed.notify_all()
 
     def _work_comes(self) -> bool:

@@ -84,7 +84,7 @@ class Buffer:
         """
         with lock:
             load = not self._queue and self.in_spool_alone > 0
-            place, wanted = self._next, min(self.in_spool_alone, self._batch_rows)
+            place, wanted = self._next, min(self.in_spool_alone, self._batch_rows, self._max_rows)
         if load and self._spool is not None and place is not None:
             records = self._spool.read(place, wanted)
             parts = [Part(self._text.decoded(record.payload), record.end) for record in records]

@@ -38,15 +38,20 @@ class DeadLetters:
             (written,) = json.loads(self._text.encoded([row]))
             said = {**self._about, "position": position, "reason": reason, "row": written, "noted_at": now}
             lines += json.dumps(said, separators=(",", ":")).encode() + b"\n"
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with locked(self.path) as file:
-            # Somebody died within a line: what is added must not be part of it.
-            if (end := os.fstat(file).st_size) and os.pread(file, 1, end - 1) != b"\n":
-                lines = b"\n" + lines
-            left = memoryview(lines)
-            while left:
-                left = left[os.write(file, left) :]
-            os.fsync(file)
+        append_lines(self.path, lines)
+
+
+def append_lines(path: Path, lines: bytes) -> None:
+    """Add whole lines to a file of dead letters; they have reached the disk when this returns. Raises `OSError`."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with locked(path) as file:
+        # Somebody died within a line: what is added must not be part of it.
+        if (end := os.fstat(file).st_size) and os.pread(file, 1, end - 1) != b"\n":
+            lines = b"\n" + lines
+        left = memoryview(lines)
+        while left:
+            left = left[os.write(file, left) :]
+        os.fsync(file)
 
 
 @contextmanager

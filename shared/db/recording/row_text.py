@@ -114,18 +114,18 @@ def _decoder(kind: Any) -> Callable[[Any], Any]:
 
 
 def _time_text(value: Any) -> Any:
-    if type(value) is datetime:
-        return value.isoformat()
     if type(value) is str:
         return {"$text": value}
-    if isinstance(value, datetime):  # pandas has one with nanoseconds
+    return (isinstance(value, datetime) and _iso(value)) or _marked(value)
+
+
+def _iso(value: datetime) -> str | None:
+    try:
         text = value.isoformat()
-        try:
-            if datetime.fromisoformat(text) == value:
-                return text
-        except ValueError:
-            pass
-    return _marked(value)
+        # pandas has one with nanoseconds
+        return text if type(value) is datetime or datetime.fromisoformat(text) == value else None
+    except Exception:  # noqa: BLE001 # of a time zone that does not work; told when the row is written
+        return None
 
 
 def _amount_text(value: Any) -> Any:
@@ -146,8 +146,8 @@ def _marked(value: Any) -> Any:
         return int(value)
     if type(value) is Decimal:
         return {"$decimal": str(value)}
-    if type(value) is datetime:
-        return {"$time": value.isoformat()}
+    if type(value) is datetime and (text := _iso(value)) is not None:
+        return {"$time": text}
     if isinstance(value, (Mapping, list, tuple)):
         try:
             return {"$json": _any_json.plain(value)}

@@ -77,7 +77,7 @@ class Spool:
         try:
             self._check_all()
         except BaseException:
-            self.abandon()
+            self._unlock()
             raise
 
     @property
@@ -160,7 +160,7 @@ class Spool:
         """Let go of the folder; records that were not dropped stay in it."""
         if self._file is not None and not self._in_last and len(self._sizes) == 1:
             self._path(self.end.segment).unlink(missing_ok=True)
-        self.abandon()
+        self._unlock()
 
     def abandon(self) -> None:
         """Close the files and touch nothing: for a forked child, whose parent goes on with them."""
@@ -168,6 +168,12 @@ class Spool:
             if file is not None:
                 os.close(file)
         self._file = self._lock = None
+
+    def _unlock(self) -> None:
+        # Closing is not enough: a child that was forked a moment ago may not have closed its copy yet.
+        if self._lock is not None:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+        self.abandon()
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:010}{_SUFFIX}"

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import json
+import os
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from shared.db import DatabaseFactory, InputError, PrivateExecution, PublicTrade, Recorder, Run
+from shared.db.cli import main
+from shared.db.operations.replay import replay
+from shared.db.tests.support import execution_values, in_threads, trade_values
+
+
+def refused(db: DatabaseFactory, *rows: dict[str, object]) -> Path:
+    """The dead letters of a recorder that was given these trades."""
+    path = Path("letters.jsonl").absolute()
+    with Recorder(db, PublicTrade, dead_letters=path) as recorder:
+        recorder.add(rows)
+    return path
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    """The letters in a file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_corrected_row_is_stored_and_the_others_stay(db: DatabaseFactory) -> None:
+    """Exactly: every digit and microsecond; what is still wrong is in the file with its reason, as it was."""
+    good = trade_values(7, price=Decimal("65065.12345678"))
+    good["local_ts"] = good["local_ts"].replace(microsecond=123457)
+    path = refused(db, good | {"size": 1.5}, trade_values(1, side="Hold"), trade_values(2))
+    first, second = path.read_text().splitlines()
+    path.write_text(first.replace('"size":1.5', '"size":"0.038"') + "\n" + second + "\n")
+    report = replay(db, path)
+    assert (report.inserted, report.skipped, report.rejected, report.unreadable) == (1, 0, 1, 0)
+    with db.get_session() as session:
+        row = session.scalars(select(PublicTrade).where(PublicTrade.trade_id == "trade-7")).one()
+        assert {name: getattr(row, name) for name in good} == good
+    (left,) = lines(path)
+    before = json.loads(second)
+    assert {name: left[name] for name in before if name != "noted_at"} == {
+        name: before[name] for name in before if name != "noted_at"
+    }
+    assert not path.with_name("letters.jsonl.replaying").exists()
+
+
+def test_replaying_again_changes_nothing(db: DatabaseFactory) -> None:
+    """A row that is stored already counts as such, and the file is gone when nothing is left of it."""
+    path = refused(db, trade_values(1, size=1.5))
+    text = path.read_text().replace('"size":1.5', '"size":"1.5"')
+    for inserted in (1, 0):
+        path.write_text(text)
+        report = replay(db, path)
+        assert (report.inserted, report.skipped) == (inserted, 1 - inserted)
+        assert not path.exists()
+
+
+def test_an_execution_is_replayed_as_its_user_s(fleet: DatabaseFactory) -> None:
+    """It must be his now: a foreign row is refused again, and only his own stored."""
+    ann, bob = Run(run_id="run-ann", account_id="acc-ann"), Run(run_id="run-bob", account_id="acc-bob")
+    with Recorder(fleet, PrivateExecution, user_id="ann", dead_letters="letters") as recorder:
+        recorder.add([execution_values(bob, 1), execution_values(ann, 2, exec_fee=0.5)])
+    path = Path("letters")
+    path.write_text(path.read_text().replace('"exec_fee":0.5', '"exec_fee":"0.5"'))
+    report = replay(fleet, path)
+    assert (report.inserted, report.rejected) == (1, 1)
+    assert [letter["user_id"] for letter in lines(path)] == ["ann"]
+    with fleet.get_session() as session:
+        stored = session.scalars(select(PrivateExecution).where(PrivateExecution.exec_id == "exec-2")).one()
+        assert (stored.run_id, stored.exec_fee, stored.raw_json) == ("run-ann", Decimal("0.5"), {"execId": "exec-2"})
+
+
+def test_lines_that_are_not_understood_stay(db: DatabaseFactory) -> None:
+    """Byte for byte, one cut short at the file's end too."""
+    path = refused(db, trade_values(1, size=1.5))
+    strange = b'half a li\n{"table":"users","user_id":null,"row":{}}\n\xff\xfe'
+    path.write_bytes(strange)
+    report = replay(db, path)
+    assert (report.inserted, report.rejected, report.unreadable) == (0, 0, 3)
+    assert path.read_bytes() == strange + b"\n"
+
+
+def test_an_interrupted_replay_goes_on(db: DatabaseFactory) -> None:
+    """What a killed one left in FILE.replaying comes first, and what the recorder refused since then is kept."""
+    path = refused(db, trade_values(1, size=1.5))
+    taken = path.with_name("letters.jsonl.replaying")
+    taken.write_text(path.read_text().replace('"size":1.5', '"size":"1.5"'))
+    path.unlink()
+    refused(db, trade_values(2, size=2.5))
+    report = replay(db, path)
+    assert (report.inserted, report.rejected) == (1, 1)
+    assert [letter["row"]["size"] for letter in lines(path)] == [2.5]  # type: ignore[index] # a row
+    assert not taken.exists()
+
+
+def test_a_failing_database_loses_no_letter(tmp_path: Path) -> None:
+    """The rows wait in FILE.replaying for the next replay."""
+    with DatabaseFactory(f"sqlite:///{tmp_path / 'grid_bot.db'}") as db:
+        db.create_tables()
+        path = refused(db, trade_values(1, size=1.5))
+        path.write_text(path.read_text().replace('"size":1.5', '"size":"1.5"'))
+        db.drop_tables()
+        with pytest.raises(Exception, match="no such table"):
+            replay(db, path)
+        db.create_tables()
+        assert replay(db, path).inserted == 1
+
+
+def test_a_recorder_may_use_the_file_meanwhile(tmp_path: Path) -> None:
+    """No letter is lost between replays and a recorder that writes more of them."""
+    path = tmp_path / "letters"
+    with DatabaseFactory(f"sqlite:///{tmp_path / 'grid_bot.db'}") as db:
+        db.create_tables()
+
+        def work(number: int) -> None:
+            if number == 0:
+                with Recorder(db, PublicTrade, max_rows=1, max_seconds=0, dead_letters=path) as recorder:
+                    for row in range(60):
+                        recorder.add([trade_values(row, size=1.5)])
+                        recorder.flush()
+            else:
+                for _ in range(10):
+                    if path.exists():
+                        replay(db, path)
+
+        in_threads(2, work)
+        replay(db, path)
+    kept = {letter["row"]["trade_id"] for letter in lines(path)}  # type: ignore[index] # a row
+    assert kept == {f"trade-{row}" for row in range(60)}
+
+
+def test_the_command_reports_and_exits_with_1_if_rows_are_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In words or as JSON; 0 when all are stored; a missing file is one line on stderr."""
+    monkeypatch.setenv("GRIDBOT_DB_NAME", str(tmp_path / "grid_bot.db"))
+    with DatabaseFactory() as db:
+        db.create_tables()
+        path = refused(db, trade_values(1, size=1.5))
+    assert main(["replay", str(path)]) == 1
+    assert capsys.readouterr().out == (
+        f"{path}: 0 rows stored, 0 were already, 1 refused again, 0 lines not understood\n"
+    )
+    path.write_text(path.read_text().replace('"size":1.5', '"size":"1.5"'))
+    assert main(["replay", "--json", str(path)]) == 0
+    assert json.loads(capsys.readouterr().out) == [
+        {"file": str(path), "inserted": 1, "skipped": 0, "rejected": 0, "unreadable": 0}
+    ]
+    assert main(["replay", str(path)]) == 1
+    assert "is no file; name the dead letters of a recorder" in capsys.readouterr().err
+
+
+def test_replaying_needs_a_file(db: DatabaseFactory) -> None:
+    """A folder or a missing file is named."""
+    os.mkdir("folder")
+    for wrong in ("missing", "folder"):
+        with pytest.raises(InputError, match=f"{wrong} is no file"):
+            replay(db, wrong)
