@@ -15,6 +15,7 @@ from shared.db.benchmarks.fault_bench.backups import backups
 from shared.db.benchmarks.fault_bench.bad_input import bad_input
 from shared.db.benchmarks.fault_bench.bit_flips import bit_flips
 from shared.db.benchmarks.fault_bench.contention import contention
+from shared.db.benchmarks.fault_bench.copies import copies
 from shared.db.benchmarks.fault_bench.damaged_files import damaged_files
 from shared.db.benchmarks.fault_bench.disk_full import disk_full
 from shared.db.benchmarks.fault_bench.figures import Figure, print_figures
@@ -24,7 +25,7 @@ from shared.db.benchmarks.fault_bench.kills import kills
 from shared.db.benchmarks.fault_bench.recording import recording
 from shared.db.benchmarks.fault_bench.restarts import restarts
 
-_ALL = (contention, kills, recording, restarts, forks, disk_full, damaged_files, bit_flips, bad_input, backups)
+_ALL = (contention, kills, recording, restarts, forks, disk_full, damaged_files, bit_flips, bad_input, backups, copies)
 SCENARIOS = {scenario.__name__: scenario for scenario in _ALL}
 
 

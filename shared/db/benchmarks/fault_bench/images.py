@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from sqlalchemy import URL, select, text
 
+from sqlalchemy.orm import Session
+
 from shared.db import Base, BybitAccount, DatabaseFactory, PrivateExecution, PublicTrade, Run, Strategy, User
 from shared.db.benchmarks.data import ExecutionStream, TradeStream
 from shared.db.bulk import bulk_create
@@ -47,22 +49,23 @@ def make_image(folder: Path, trades: int = 1500, executions: int = 150, seed: in
     with DatabaseFactory(url_of(path)) as db:
         db.create_tables()
         with db.get_session() as session:
-            session.add(User(user_id="bench", username="bench", email="bench@example.com"))
-            session.flush()
-            session.add(BybitAccount(account_id="bench", user_id="bench", account_name="a", environment="testnet"))
-            session.flush()
-            session.add(
-                Strategy(
-                    strategy_id="bench", account_id="bench", strategy_type="G", symbol="B", config_json={"step": 1}
-                )
-            )
-            session.flush()
-            session.add(Run(run_id="bench", user_id="bench", account_id="bench", strategy_id="bench", run_type="live"))
-            session.flush()
+            store_parents(session)
             bulk_create(session, PublicTrade, TradeStream(seed).take(trades))
             bulk_create(session, PrivateExecution, ExecutionStream("bench", "bench", seed).take(executions))
         contents = read_all(db)
     return Image(path, contents)
+
+
+def store_parents(session: Session) -> None:
+    """A user, an account, a strategy and a run, all called "bench"."""
+    for parent in (
+        User(user_id="bench", username="bench", email="bench@example.com"),
+        BybitAccount(account_id="bench", user_id="bench", account_name="a", environment="testnet"),
+        Strategy(strategy_id="bench", account_id="bench", strategy_type="G", symbol="B", config_json={"step": 1}),
+        Run(run_id="bench", user_id="bench", account_id="bench", strategy_id="bench", run_type="live"),
+    ):
+        session.add(parent)
+        session.flush()
 
 
 def url_of(path: Path) -> URL:
