@@ -53,6 +53,18 @@ def test_a_damaged_value_is_named_and_not_shown(
                 chain = chain.__cause__ or chain.__context__
 
 
+def test_a_schema_that_is_no_text_any_more_is_named(tmp_path: Path) -> None:
+    """SQLite quotes it in its message, which the driver cannot decode."""
+    path = tmp_path / "grid_bot.db"
+    with DatabaseFactory(f"sqlite:///{path}") as db:
+        db.create_tables()
+    whole = path.read_bytes()
+    place = whole.index(b"UNIQUE (username)") + 4
+    path.write_bytes(whole[:place] + b"\xc3" + whole[place + 1 :])
+    with DatabaseFactory(f"sqlite:///{path}") as db, pytest.raises(DatabaseCorruptError, match="last good backup"):
+        db.check_schema()
+
+
 def test_a_key_that_cannot_be_hashed_is_refused_by_name(db: DatabaseFactory) -> None:
     """Not by SQLAlchemy's TypeError, which names no column and no remedy."""
     with (

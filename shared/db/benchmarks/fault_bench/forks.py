@@ -144,7 +144,7 @@ def _answers(ask: Ask, who: str, count: int) -> Answers:
 
 @contextmanager
 def _asking(ask: Ask, answers: Answers) -> Iterator[None]:
-    """Three threads of this process ask on and on."""
+    """Two threads of this process ask on and on."""
     over = threading.Event()
     found: list[Answers] = []
 
@@ -152,10 +152,10 @@ def _asking(ask: Ask, answers: Answers) -> Iterator[None]:
         mine: Answers = Counter()
         while not over.is_set():
             mine += _answers(ask, f"parent {number}", 5)
-            time.sleep(0.01)  # the children need the processors too
+            time.sleep(0.05)  # the children need the processors too
         found.append(mine)
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(3)]
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
     for thread in threads:
         thread.start()
     try:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy import URL, select, text
-
 from sqlalchemy.orm import Session
 
 from shared.db import Base, BybitAccount, DatabaseFactory, PrivateExecution, PublicTrade, Run, Strategy, User
@@ -48,12 +47,17 @@ def make_image(folder: Path, trades: int = 1500, executions: int = 150, seed: in
     path = folder / "image.db"
     with DatabaseFactory(url_of(path)) as db:
         db.create_tables()
-        with db.get_session() as session:
-            store_parents(session)
-            bulk_create(session, PublicTrade, TradeStream(seed).take(trades))
-            bulk_create(session, PrivateExecution, ExecutionStream("bench", "bench", seed).take(executions))
+        fill(db, trades, executions, seed)
         contents = read_all(db)
     return Image(path, contents)
+
+
+def fill(db: DatabaseFactory, trades: int, executions: int, seed: int = 1) -> None:
+    """Store rows in most tables."""
+    with db.get_session() as session:
+        store_parents(session)
+        bulk_create(session, PublicTrade, TradeStream(seed).take(trades))
+        bulk_create(session, PrivateExecution, ExecutionStream("bench", "bench", seed).take(executions))
 
 
 def store_parents(session: Session) -> None:
@@ -83,7 +87,9 @@ def read_all(db: DatabaseFactory) -> Contents:
 
 
 def is_healthy(db: DatabaseFactory) -> bool:
-    """Whether SQLite's own full check of the file, foreign keys included, finds nothing."""
+    """Whether SQLite's own full check of the file, foreign keys included, finds nothing. PostgreSQL has none."""
+    if not db.settings.is_sqlite:
+        return True
     with db.get_session(read_only=True) as session:
         answers = session.execute(text("PRAGMA integrity_check")).scalars().all()
         return answers == ["ok"] and not session.execute(text("PRAGMA foreign_key_check")).all()

