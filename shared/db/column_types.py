@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sqlite3
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 from enum import StrEnum
@@ -36,7 +36,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import ColumnElement, FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from shared.db.errors import InvalidValueError
+from shared.db.errors import DatabaseCorruptError, InvalidValueError
 from shared.db.tracked_json import tracked
 
 MONEY_DIGITS = 20
@@ -68,6 +68,22 @@ class CheckedType(TypeDecorator[Any]):
     def refuse(self, problem: str) -> InvalidValueError:
         """The error to raise for a value that does not fit."""
         return InvalidValueError(problem, self.column_name)
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
+        """What reads a stored value. `DatabaseCorruptError` for one that nothing of this library can have stored."""
+        read = super().result_processor(dialect, coltype)
+        if read is None or dialect.name != "sqlite":
+            return read  # PostgreSQL keeps each column to its type
+
+        def read_what_may_be_damaged(value: Any) -> Any:
+            try:
+                return read(value)
+            except (ValueError, TypeError, ArithmeticError, RecursionError):
+                pass  # raised below and without this one, which quotes the value
+            place = self.column_name or "a column"
+            raise DatabaseCorruptError(ValueError(f"{place} holds what cannot be read as {type(self).__name__}"))
+
+        return read_what_may_be_damaged
 
 
 @event.listens_for(Column, "after_parent_attach")

@@ -60,6 +60,8 @@ _POSTGRESQL_FAILURES: tuple[tuple[str, type[DatabaseFailure]], ...] = (
     ("58030", DatabaseDiskError),
     ("23", ConstraintError),
 )
+# Of stored text that is no UTF-8 it quotes all: 'column 'api_secret' with text '...''.
+_UNDECODABLE = re.compile(r"(Could not decode to UTF-8 column '\w+') with text .*", re.DOTALL)
 # What these say of a value they say after a colon: invalid input syntax for type integer: "...".
 _QUOTED_VALUE = re.compile(r':? ?".*"', re.DOTALL)
 # libpq gives no SQLSTATE for a connection that was never made, only the server's words. A role is named in many of
@@ -97,6 +99,8 @@ def typed_failure(
 def _kind_of(driver_error: BaseException) -> type[DatabaseFailure] | None:
     if isinstance(driver_error, sqlite3.Error):
         code, table = getattr(driver_error, "sqlite_errorname", None) or "", _SQLITE_FAILURES
+        if str(driver_error).startswith("Could not decode to UTF-8"):
+            return DatabaseCorruptError  # nothing of this library can have stored it
     elif isinstance(driver_error, psycopg2.Error):
         code, table = driver_error.pgcode or "", _POSTGRESQL_FAILURES
         if not code and isinstance(driver_error, psycopg2.OperationalError):
@@ -108,19 +112,25 @@ def _kind_of(driver_error: BaseException) -> type[DatabaseFailure] | None:
 
 
 def hide_row(driver_error: BaseException | None, wrapped: SQLAlchemyError | None) -> None:
-    """Cut from PostgreSQL's error what it tells of the row: "Failing row contains", "Key (...)", "LINE 1: ...".
+    """Cut from the driver's error what it tells of the row: "Failing row contains", "Key (...)", "LINE 1: ...".
 
     From the error itself and from SQLAlchemy's around it: both are chained to whatever is raised in their place, and
     printed with it. hide_parameters does not help against what the server says.
     """
-    if not isinstance(driver_error, psycopg2.Error) or driver_error.diag.message_primary is None:
+    said = str(driver_error)
+    if isinstance(driver_error, sqlite3.Error):
+        kept = _UNDECODABLE.sub(r"\1", said)
+    elif isinstance(driver_error, psycopg2.Error) and driver_error.diag.message_primary is not None:
+        code = driver_error.pgcode or ""
+        kept = driver_error.diag.message_primary
+        if code.startswith("22"):
+            kept = _QUOTED_VALUE.sub("", kept)
+        restored: Any = driver_error
+        restored.__setstate__({"pgerror": kept, "pgcode": code})
+    else:
         return
-    said, code = str(driver_error), driver_error.pgcode or ""
-    kept = driver_error.diag.message_primary
-    if code.startswith("22"):
-        kept = _QUOTED_VALUE.sub("", kept)
-    restored: Any = driver_error
-    restored.__setstate__({"pgerror": kept, "pgcode": code})
+    if kept == said:
+        return
     driver_error.args = (kept,)
     if wrapped is not None:
         wrapped.args = tuple(part.replace(said, kept) if isinstance(part, str) else part for part in wrapped.args)

@@ -146,6 +146,7 @@ def _on_connect_sqlite(connection: sqlite3.Connection, record: Any) -> None:
 def _on_connect_sqlite_file(connection: sqlite3.Connection, record: Any) -> None:
     # WAL: readers and the writer do not block each other. Asked first, since switching takes an exclusive lock.
     # mmap_size is left alone: with it, SQLite's rare WAL-reset race has corrupted files.
+    _read_schema(connection)
     deadline = time.monotonic() + connection.execute("PRAGMA busy_timeout").fetchone()[0] / 1000
     while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
         try:
@@ -174,6 +175,19 @@ def _write_again(connection: Any, record: Any) -> None:
     # Not one that was lost, nor one of the parent's after a fork.
     if isinstance(connection, psycopg2.extensions.connection) and not connection.closed and connection.readonly:
         connection.readonly = None
+
+
+def _read_schema(connection: sqlite3.Connection) -> None:
+    """Have SQLite read the schema, and name one whose text is damaged: the driver cannot even decode what it says."""
+    try:
+        connection.execute("PRAGMA journal_mode")
+    except UnicodeDecodeError:
+        pass  # raised below and without this one, which has the bytes
+    else:
+        return
+    damaged = sqlite3.DatabaseError("malformed database schema")
+    damaged.sqlite_errorcode, damaged.sqlite_errorname = sqlite3.SQLITE_CORRUPT, "SQLITE_CORRUPT"
+    raise damaged
 
 
 def _begin_sqlite(connection: Connection) -> None:

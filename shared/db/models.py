@@ -28,6 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column, relationship
+from sqlalchemy.types import TypeDecorator
 
 from shared.db.column_types import (
     BoundedString,
@@ -114,6 +115,15 @@ class Base(DeclarativeBase):
         loaded = self.__dict__
         shown = ", ".join(f"{name}={loaded[name]!r}" for name in (*keys, *self._repr_names) if name in loaded)
         return f"<{type(self).__name__} {shown}>"
+
+
+@event.listens_for(Base, "before_insert", propagate=True)
+def _refuse_key(mapper: Mapper[Any], connection: Connection, entity: Base) -> None:
+    """Refuse a key that cannot be hashed, as its column would: SQLAlchemy looks it up before it binds it."""
+    for column in mapper.primary_key:
+        value = entity.__dict__.get(mapper.get_property_by_column(column).key)
+        if type(value).__hash__ is None and isinstance(column.type, TypeDecorator):
+            column.type.process_bind_param(value, connection.dialect)
 
 
 def _uuid4() -> str:

@@ -57,7 +57,7 @@ class Writer(ABC):
         except BaseException:
             if opening in self._unsent:
                 self._unsent.remove(opening)
-            else:
+            elif not self.connection.invalidated:
                 with suppress(DBAPIError):  # a dead connection undoes everything; the first error says why
                     self.run(f"ROLLBACK TO SAVEPOINT {name}", f"RELEASE SAVEPOINT {name}")
             raise
@@ -78,9 +78,14 @@ class Writer(ABC):
 @contextmanager
 def named_errors(connection: Connection) -> Iterator[None]:
     """What the driver raises in the block, as SQLAlchemy and `errors.py` name it."""
+    driver_error: type[Exception] = connection.dialect.loaded_dbapi.Error
     try:
         yield
-    except connection.dialect.loaded_dbapi.Error as error:
+    except (driver_error, SystemError) as raised:
+        # psycopg2 stumbles over a server that ends in the midst of COPY: its own error is then the cause of Python's.
+        error = raised if isinstance(raised, driver_error) else raised.__cause__
+        if not isinstance(error, driver_error):
+            raise
         # There is no public way to what SQLAlchemy does with a driver's error, the engine's own handler included.
         connection._handle_dbapi_exception(error, None, None, None, None)
 

@@ -19,6 +19,7 @@ from shared.db import schema_version
 from shared.db.database import DatabaseFactory
 from shared.db.errors import BackupError, InputError
 from shared.db.operations import postgresql_backup, sqlite_backup
+from shared.db.operations.checksum import checksum, checksum_path, verify_checksum, write_checksum
 from shared.db.operations.postgresql_tools import tools_for
 
 # What `watch` counts up to: the share that is done, since pages and rows are not the same.
@@ -59,8 +60,9 @@ def back_up(
     """Write the database as it is now to the file `path`, while others go on writing to it.
 
     The file is made under another name beside `path`, readable by its owner alone, verified (every page or row is
-    read again, and the rows counted), and then put in place. `pg_bin` is the folder of pg_dump and pg_restore, the
-    PATH unless given. `watch` is told how far it is, of `WHOLE`, and the rows so far.
+    read again, and the rows counted), and then put in place, with its SHA-256 in `FILE.sha256` beside it. `pg_bin` is
+    the folder of pg_dump and pg_restore, the PATH unless given. `watch` is told how far it is, of `WHOLE`, and the rows
+    so far.
 
     Raises `BackupError` if `path` is there already and `force` is not given, for a database without tables, and when
     the tools are missing or older than the server; `InputError` if nothing can be written there. A failure leaves
@@ -101,12 +103,14 @@ def restore(
     an audit log, or row-level security, each finds out once.
 
     Raises `TargetNotEmptyError` for a database with rows, unless `force` is given; `InputError` for a file that is
-    damaged, of the other kind of database, or of a newer schema than this code's; `DatabaseLockedError` when other
-    sessions do not let go of the tables. A failure leaves the database as it was.
+    damaged, is not the one whose checksum stands beside it, is of the other kind of database, or of a newer schema than
+    this code's; `DatabaseLockedError` when other sessions do not let go of the tables. A failure leaves the database
+    as it was.
     """
     started = time.monotonic()
     path = Path(path)
     _refuse_other_kind(path, db.settings.is_sqlite)
+    verify_checksum(path)
     _refuse_open_sessions(db)
 
     def told(share: float) -> None:
@@ -144,7 +148,10 @@ def _written_beside(path: Path, force: bool) -> Iterator[Path]:
         yield part
         _sync(part)
         _refuse_existing(path, force)
+        found = checksum(part)
+        checksum_path(path).unlink(missing_ok=True)  # first, so that an interruption leaves no wrong one
         os.replace(part, path)
+        write_checksum(path, found)
         _sync(path.parent)
     except OSError as error:
         raise InputError(

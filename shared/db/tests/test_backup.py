@@ -124,13 +124,13 @@ def test_a_restored_backup_has_every_row(
 
 
 def test_a_backup_is_one_private_file(db: DatabaseFactory, tmp_path: Path) -> None:
-    """Mode 0600, nothing beside it, and readable without a write-ahead log."""
+    """Mode 0600, nothing beside it but its checksum, and readable without a write-ahead log."""
     fill(db)
     folder = tmp_path / "backups"
     folder.mkdir()
     report = back_up(db, folder / "one")
-    assert [path.name for path in folder.iterdir()] == ["one"]
-    assert stat.S_IMODE((folder / "one").stat().st_mode) == 0o600
+    assert sorted(path.name for path in folder.iterdir()) == ["one", "one.sha256"]
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in folder.iterdir())
     assert report.size == (folder / "one").stat().st_size
 
 
