@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -253,6 +254,36 @@ def test_a_damaged_file_is_never_called_well(tmp_path: Path) -> None:
     done = run_status("--db-name", str(path), "--check")
     assert done.returncode == 1
     assert "no problem found" not in done.stdout
+
+
+def test_an_index_that_differs_from_its_table_is_found_by_a_check_alone(tmp_path: Path) -> None:
+    """No statement of a look fails then, and the look claims nothing."""
+    path = tmp_path / "a.db"
+    with file_database(path) as db:
+        db.create_tables()
+        with db.get_session() as session:
+            PublicTradeRepository(session).bulk_create(map(trade_values, range(2000)))
+    path.write_bytes(path.read_bytes().replace(b"trade-1500", b"trade-15x0", 1))
+    with file_database(path) as db:
+        health = db.health()
+        assert (health.problems, health.integrity) == ((), "not checked")
+        health = db.health(check=True)
+    assert only_problem(health).startswith("the database is damaged (row 1501 missing from index")
+    assert health.integrity == "damaged"
+
+
+def test_a_look_leaves_the_files_as_they_are(tmp_path: Path) -> None:
+    """Not even the log that a killed process left is folded into the file: it may be needed to see what happened."""
+    with file_database(tmp_path / "from.db") as db:
+        db.create_tables()
+        with db.get_session() as session:
+            session.execute(text("INSERT INTO users (user_id, username) VALUES ('ann', 'ann')"))
+        for ending in ("", "-wal"):
+            shutil.copyfile(tmp_path / f"from.db{ending}", tmp_path / f"a.db{ending}")
+    before = [(tmp_path / name).read_bytes() for name in ("a.db", "a.db-wal")]
+    with file_database(tmp_path / "a.db") as db:
+        assert next(table.rows for table in db.health(check=True).tables if table.name == "users") == 1
+    assert [(tmp_path / name).read_bytes() for name in ("a.db", "a.db-wal")] == before
 
 
 def test_rows_without_their_parent_are_found_by_a_check(tmp_path: Path) -> None:
