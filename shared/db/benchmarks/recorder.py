@@ -21,7 +21,7 @@ _numbers = itertools.count()
 
 
 def recorder(here: Place) -> None:
-    """Trades that come one by one, until all of them are committed."""
+    """Trades that come one by one, unless said otherwise, until all of them are committed."""
     stream = TradeStream()
     for name, new in (("PostgreSQL", here.new_postgresql), ("SQLite file", here.new_sqlite)):
         with ExitStack() as recorders:
@@ -29,12 +29,12 @@ def recorder(here: Place) -> None:
 
 
 def _compare(name: str, new: Callable[[], URL], stream: TradeStream, here: Place, recorders: ExitStack) -> None:
-    def recorded(**how: Any) -> Callable[[Rows], None]:
+    def recorded(at_once: int = 1, **how: Any) -> Callable[[Rows], None]:
         recorder = recorders.enter_context(_new_recorder(new(), here.folder, max_rows=_BATCH, **how))
 
         def write(rows: Rows) -> None:
-            for row in rows:
-                recorder.add([row])
+            for start in range(0, len(rows), at_once):
+                recorder.add(rows[start : start + at_once])
             recorder.flush()
 
         return write
@@ -45,6 +45,7 @@ def _compare(name: str, new: Callable[[], URL], stream: TradeStream, here: Place
             Contender("bulk_create, batches by hand", _in_batches(new())),
             Contender("Recorder", recorded()),
             Contender("Recorder with a spool", recorded(spool=True)),
+            Contender("Recorder with a spool, 20 trades a message", recorded(20, spool=True)),
         ],
         lambda number: stream.take(_ROWS),
         here.rounds,

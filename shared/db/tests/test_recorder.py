@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -391,13 +392,13 @@ def test_rows_outlast_a_lock_in_order(file_db: DatabaseFactory, caplog: pytest.L
 def test_a_flush_can_be_left_waiting(file_db: DatabaseFactory) -> None:
     """After its timeout, with the rows kept."""
     with Recorder(file_db, PublicTrade, spool="spool") as recorder:
-        recorder.writing.acquire()  # as if the database took its time
+        recorder._writing.acquire()  # as if the database took its time
         try:
             recorder.add(trades(0, 2))
             with pytest.raises(RecorderError, match=r"2 rows were not written within 0.01 s; they are kept"):
                 recorder.flush(0.01)
         finally:
-            recorder.writing.release()
+            recorder._writing.release()
         recorder.flush()
     assert stored_ids(file_db) == ids(0, 2)
 
@@ -470,6 +471,53 @@ def test_closed_while_the_database_is_away_and_without_a_spool_it_says_what_is_m
         with pytest.raises(RecorderError, match="LOST with this process") as lost:
             recorder.close(timeout=0.2)
         assert isinstance(lost.value.__cause__, DatabaseLockedError)
+
+
+def test_closing_does_not_wait_for_good(file_db: DatabaseFactory) -> None:
+    """For a database that does not answer at all; the rows are in the spool, or in the dead letters."""
+    for place, said in (({"spool": "spool"}, "stay in the spool"), ({"dead_letters": "letters"}, "they are in")):
+        recorder = Recorder(file_db, PublicTrade, max_rows=1, **place)  # type: ignore[arg-type] # the checker mixes up the two
+        with recorder._writing:  # as if the database did not answer
+            recorder.add(trades(0, 2))
+            with pytest.raises(RecorderError, match=said):
+                recorder.close(timeout=0.2)
+        recorder._thread.join()
+    assert len(letters(Path("letters"))) == 2
+    with Recorder(file_db, PublicTrade, spool="spool"):
+        pass
+    assert stored_ids(file_db) == ids(0, 2)
+
+
+class EndingZone(BrokenZone):
+    """A time zone that wants to end the program."""
+
+    def utcoffset(self, when: datetime | None) -> timedelta:
+        """Raises what no thread goes on after."""
+        raise SystemExit
+
+    dst = tzname = utcoffset
+
+
+def test_a_recorder_whose_thread_ended_says_so(file_db: DatabaseFactory, caplog: pytest.LogCaptureFixture) -> None:
+    """It takes nothing more, and what it had is not forgotten."""
+    recorder = Recorder(file_db, PublicTrade, max_seconds=NEVER, dead_letters="letters")
+    recorder.add([trade_values(0), trade_values(1, local_ts=datetime(2025, 1, 1, tzinfo=EndingZone()))])
+    with pytest.raises(RecorderError, match="thread has ended, and nothing is recorded") as ended:
+        recorder.flush()
+    assert isinstance(ended.value.__cause__, SystemExit)
+    with pytest.raises(RecorderError, match="thread has ended"):
+        recorder.add(trades(2, 3))
+    assert "NOTHING IS RECORDED any more" in caplog.text
+    with pytest.raises(SystemExit):  # the value does the same to whoever writes it down
+        recorder.close()
+
+
+def test_a_small_buffer_is_written_before_it_is_full(file_db: DatabaseFactory) -> None:
+    """Not only when max_rows wait, which it has no room for."""
+    with Recorder(file_db, PublicTrade, max_rows=1000, max_seconds=NEVER, max_buffered=10) as recorder:
+        for total in range(5, 55, 5):
+            recorder.add(trades(total - 5, total))
+            eventually(partial(lambda expected: recorder.stats().written == expected, total))
 
 
 def test_a_table_that_is_missing_keeps_the_rows_too(file_db: DatabaseFactory, caplog: pytest.LogCaptureFixture) -> None:
