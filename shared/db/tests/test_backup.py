@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import stat
 import threading
@@ -36,6 +37,9 @@ from shared.db.cli import main
 from shared.db.operations import backup, postgresql_backup, sqlite_backup
 from shared.db.operations.backup import WHOLE, back_up, restore
 from shared.db.operations.contents import row_counts
+from shared.db.operations.copy_database import copy_database
+from shared.db.operations.progress import Progress
+from shared.db.operations.purge import purge_trades
 from shared.db.schema_version import SCHEMA_REVISION
 from shared.db.tests.fleet import rows_of
 from shared.db.tests.support import in_threads, run_on_server, trade_values
@@ -428,6 +432,33 @@ def test_an_interrupted_restore_leaves_the_database(
     with pytest.raises(KeyboardInterrupt):
         restore(db, folder / "backup", force=True, watch=interrupt)
     assert everything(db) == before
+
+
+def test_a_service_manager_s_stop_leaves_nothing(
+    busy_fleet: DatabaseFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGTERM ends a backup like Ctrl-C: its exit code, no file, and the process's own handler is back."""
+    folder = tmp_path / "backups"
+    folder.mkdir()
+    monkeypatch.setattr(Progress, "update", lambda progress, done, rows: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    url = busy_fleet.settings.get_database_url()
+    assert main(["backup", str(folder / "backup"), "--db-url", url]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert list(folder.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_closed_users_tables_are_backed_up_and_copied(busy_fleet: DatabaseFactory, tmp_path: Path) -> None:
+    """`require_tenant` is for bots: these tools go round it, and read no user's rows for anybody."""
+    strict = busy_fleet.settings.model_copy(update={"require_tenant": True})
+    with DatabaseFactory(strict) as db, DatabaseFactory(f"sqlite:///{tmp_path / 'copy.db'}") as copy:
+        expected = everything(busy_fleet)
+        back_up(db, tmp_path / "backup")
+        restore(db, tmp_path / "backup", force=True)
+        assert everything(busy_fleet) == expected
+        assert copy_database(db, copy).rows["users"] == 2
+        assert purge_trades(db, datetime.now(UTC)).rows == 0
 
 
 def test_an_open_session_in_memory_is_refused(tmp_path: Path) -> None:
