@@ -21,6 +21,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Connection,
     DateTime,
     Dialect,
     Integer,
@@ -84,6 +85,12 @@ class CheckedType(TypeDecorator[Any]):
             raise DatabaseCorruptError(ValueError(f"{place} holds what cannot be read as {type(self).__name__}"))
 
         return read_what_may_be_damaged
+
+
+def refuse_as_stored(column: Column[Any], value: Any, connection: Connection) -> None:
+    """Raise what storing `value` in `column` would raise, if anything, without storing it."""
+    if isinstance(column.type, CheckedType):
+        column.type.process_bind_param(value, connection.dialect)
 
 
 @event.listens_for(Column, "after_parent_attach")
