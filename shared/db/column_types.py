@@ -87,7 +87,7 @@ class CheckedType(TypeDecorator[Any]):
         return read_what_may_be_damaged
 
 
-def refuse_as_stored(column: Column[Any], value: Any, connection: Connection) -> None:
+def refuse_as_stored(column: ColumnElement[Any], value: Any, connection: Connection) -> None:
     """Raise what storing `value` in `column` would raise, if anything, without storing it."""
     if isinstance(column.type, CheckedType):
         column.type.process_bind_param(value, connection.dialect)

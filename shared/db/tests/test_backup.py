@@ -34,6 +34,7 @@ from shared.db import (
     User,
 )
 from shared.db.cli import main
+from shared.db.migrations import runner
 from shared.db.operations import backup, postgresql_backup, sqlite_backup
 from shared.db.operations.backup import WHOLE, back_up, restore
 from shared.db.operations.contents import row_counts
@@ -104,7 +105,7 @@ def sealed(db: DatabaseFactory) -> DatabaseFactory:
 def test_a_restored_backup_has_every_row(
     db: DatabaseFactory, make_target: Callable[[DatabaseFactory], DatabaseFactory], tmp_path: Path
 ) -> None:
-    """Row for row in every table, audit log and revision included, and new rows get new numbers."""
+    """Row for row in every table, audit log and revision included, no drift, and new rows get new numbers."""
     db.enable_audit()
     fill(db)
     report = back_up(db, tmp_path / "backup")
@@ -118,6 +119,7 @@ def test_a_restored_backup_has_every_row(
     )
     assert report.rows["audit_log"] > 0
     target.check_schema()
+    assert runner.check(target) == []
     with target.get_session() as session:
         PublicTradeRepository(session).bulk_create([trade_values(9_999)])
         newest = session.scalars(select(PublicTrade).order_by(PublicTrade.id.desc())).first()

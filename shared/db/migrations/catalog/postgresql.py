@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from sqlalchemy import Connection, text
 
 from shared.db.migrations.catalog.entry import Catalog, Entry
@@ -65,10 +67,18 @@ _QUERIES = {
 }
 
 
+# What `IN ('a', 'b')` has become is spelt in one way where it was written so, and in another after a restored dump.
+_WORDS = re.compile(r"ARRAY\[([^]]*)]::text\[]")
+
+
 def read(connection: Connection) -> Catalog:
     """The catalog of the current schema."""
     return {
-        Entry(table, kind, name): definition
+        Entry(table, kind, name): _WORDS.sub(_each_as_text, definition)
         for kind, query in _QUERIES.items()
         for table, name, definition in connection.execute(text(_TABLES + query), {"ignored": VERSION_TABLE.name})
     }
+
+
+def _each_as_text(words: re.Match[str]) -> str:
+    return f"ARRAY[{words[1].replace('::character varying', '::character varying::text')}]"
