@@ -16,6 +16,9 @@ from sqlalchemy import URL, Connection, Engine, event
 
 from shared.db.errors import DatabaseMovedError
 
+# Bytes of a write-ahead log beyond which something is unusual; a thousand pages, 4 MB, are folded in at a time.
+USUAL_LOG = 64 << 20
+
 _OPENED = "shared_db_opened_file"
 _ANOTHER = "another file stands at its path"
 

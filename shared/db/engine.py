@@ -160,6 +160,8 @@ def _on_connect_sqlite_file(connection: sqlite3.Connection, record: Any) -> None
             if not error.sqlite_errorname.startswith("SQLITE_BUSY") or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
+    # After a large transaction the log would keep its size for good; so a later commit cuts it to this.
+    connection.execute(f"PRAGMA journal_size_limit={database_file.USUAL_LOG}")
     # NORMAL may lose the last commits when the power fails.
     connection.execute("PRAGMA synchronous=FULL")
 

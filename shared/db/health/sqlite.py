@@ -14,8 +14,6 @@ from sqlalchemy import Connection, text
 from shared.db import database_file
 from shared.db.health.report import Health, TableHealth
 
-# A log of this size has not been folded into the file for very long; a thousand pages are the usual.
-_LARGE_LOG = 64 << 20
 _LITTLE_SPACE = 512 << 20
 # What is counted, or walked through page by page, within milliseconds.
 _FEW_ROWS = 10_000
@@ -37,10 +35,10 @@ def look(connection: Connection, health: Health) -> Health:
     log = os.path.getsize(f"{path}-wal") if os.path.exists(f"{path}-wal") else 0
     free = shutil.disk_usage(os.path.dirname(path)).free
     health = replace(health, size_bytes=os.path.getsize(path), wal_bytes=log, disk_free_bytes=free)
-    if log > _LARGE_LOG:
+    if log > database_file.USUAL_LOG:
         health = health.with_problem(
             f"the write-ahead log has {log >> 20} MB: a session that stays open keeps it from being folded into the "
-            "file; end long sessions"
+            "file, or the last transaction was that large; end long sessions, and the next commits make it small"
         )
     if free < _LITTLE_SPACE:
         health = health.with_problem(f"only {free >> 20} MB of the disk are free; make room before writes are refused")
