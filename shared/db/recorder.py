@@ -13,13 +13,12 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from shared.db.bulk import BATCH_SIZE, RejectedRow
@@ -36,13 +35,13 @@ from shared.db.errors import (
     InvalidValueError,
     RecorderError,
     RecorderFullError,
-    SharedDBError,
     TransactionConflictError,
 )
 from shared.db.models import Base
 from shared.db.recording import processes
 from shared.db.recording.buffer import Buffer, Part
 from shared.db.recording.dead_letters import DEAD_LETTERS, DeadLetters
+from shared.db.recording.refusals import OnError, Refusals, shown
 from shared.db.recording.row_text import RowText
 from shared.db.recording.spool import Spool
 from shared.db.recording.stats import RecorderStats
@@ -51,7 +50,6 @@ from shared.db.tenancy.guard import UNSET, UserId
 
 _log = logging.getLogger(__name__)
 
-OnError = Callable[[RejectedRow], object]
 SPOOL_LIMIT = 2**30
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _CONFLICTS_IN_A_ROW = 5
@@ -120,13 +118,13 @@ class Recorder:
             journal = Spool(folder, about, limit=spool_limit, fsync=fsync)
             dead_letters = dead_letters or folder / DEAD_LETTERS
         self._keeps_in = "memory" if spool is None else "the spool"
-        self._dead_letters = (
+        letters = (
             None if dead_letters is None else DeadLetters(Path(dead_letters).absolute(), text, self._storing.user_id)
         )
+        self._refusals = Refusals(self._name, letters, on_error, _log)
         # Without waiting for the buffer to be full, when it raises.
         self._max_rows = min(max_rows, max(1, max_buffered // 2))
         self._max_seconds = max_seconds
-        self._on_error = on_error
 
         # All below is guarded by this; notified when rows come, or when what happened to some is known.
         self._changed = threading.Condition(threading.Lock())
@@ -134,7 +132,7 @@ class Recorder:
         self._recovered = self._buffer.waiting
         self._oldest = time.monotonic()
         self._accepted = self._written = self._duplicates = self._rejected = 0
-        self._batches = self._failures = self._callback_errors = 0
+        self._batches = self._failures = 0
         self._newest: datetime | None = None
         self._last_error: str | None = None
         self._wanted = 0  # flush() waits for this many rows to be done
@@ -242,7 +240,7 @@ class Recorder:
                 spool_bytes=self._buffer.spool_bytes,
                 batches=self._batches,
                 failures=self._failures,
-                callback_errors=self._callback_errors,
+                callback_errors=self._refusals.callback_errors,
                 away_since=self._away_since,
                 last_error=self._last_error,
                 newest_written=self._newest,
@@ -269,9 +267,10 @@ class Recorder:
             processes.note_closed(self._open)
             ended = not self._thread.is_alive()
             left, failure = self._buffer.waiting, self._ended_by or self._failure
-        why = "there was no time" if failure is None else _shown(failure)
+            first, rows = self._done, self._buffer.rows()
+        why = "there was no time" if failure is None else shown(failure)
         if left and self._keeps_in == "memory":
-            self._give_up(why)
+            self._refusals.give_up(rows, first, why, failure)
         if left:
             _log.warning("%s: %d rows stay in the spool (%s); the next recorder writes them", self._name, left, why)
         if not ended:
@@ -301,7 +300,7 @@ class Recorder:
         try:
             self.close()
         except Exception as error:  # noqa: BLE001 # other recorders have rows too; what went wrong here is told
-            _log.error("%s: %s", self._name, _shown(error))
+            _log.error("%s: %s", self._name, shown(error))
 
     def _leave_to_parent(self) -> None:
         """In a forked child: the rows, the thread and the spool are the parent's."""
@@ -345,10 +344,10 @@ class Recorder:
                 self._buffer.close()
                 self._changed.notify_all()
         except BaseException as error:  # noqa: BLE001 # a thread that ends unnoticed loses everything that comes after
-            _log.critical("%s: NOTHING IS RECORDED any more: the recorder ended by %s", self._name, _shown(error))
+            _log.critical("%s: NOTHING IS RECORDED any more: the recorder ended by %s", self._name, shown(error))
             with self._changed:
                 self._ended_by = error
-                self._last_error = _shown(error)
+                self._last_error = shown(error)
                 self._buffer.close()
                 self._changed.notify_all()
 
@@ -410,7 +409,7 @@ class Recorder:
         with self._changed:
             self._failures += 1
             self._unlucky += 1
-            self._last_error = _shown(error)
+            self._last_error = shown(error)
             now = time.monotonic()
             pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(self._unlucky - 1, 10))
             self._retry_at = now + pause * random.uniform(0.5, 1)  # noqa: S311 # so that recorders do not retry in step
@@ -430,7 +429,7 @@ class Recorder:
             "%s: NOTHING IS RECORDED since %s: %s; %d rows wait in %s, and are written when it works again",
             self._name,
             self._away_since,
-            _shown(error),
+            shown(error),
             waiting,
             self._keeps_in,
         )
@@ -439,62 +438,12 @@ class Recorder:
         """Keep and tell the rows that were refused, before the batch counts as done: twice rather than never."""
         with self._changed:
             first = self._done
-            self._last_error = refused[-1].reason
-        refused = [RejectedRow(first + row.position, row.reason, row.row) for row in refused]
-        if self._dead_letters is not None:
-            self._dead_letters.append(refused)
-            what = f"kept in {self._dead_letters.path}"
-        else:
-            what = "LOST: give dead_letters or on_error" if self._on_error is None else "told to on_error alone"
-        _log.error("%s: %d rows were refused, and are %s", self._name, len(refused), what)
-        for row in refused if self._on_error is not None else ():
-            try:
-                assert self._on_error is not None
-                self._on_error(row)
-            except BaseException as error:  # noqa: BLE001 # the caller's code must not end the recorder
-                _log.error("%s: on_error raised %s%s", self._name, type(error).__name__, _raised_at(error))
-                with self._changed:
-                    self._callback_errors += 1
-                    self._last_error = f"on_error raised {type(error).__name__}: {error}"
-
-    def _give_up(self, why: str) -> None:
-        """At the end, without a spool: what was not written goes where it can be found."""
+        last = self._refusals.tell([RejectedRow(first + row.position, row.reason, row.row) for row in refused])
         with self._changed:
-            first = self._done
-            rows = self._buffer.rows()
-        reason = f"not written when the recorder closed: {why}"
-        text = f"{len(rows)} rows are not in the database ({why})"
-        cause: Exception | None = self._failure
-        if self._dead_letters is None:
-            text += " and are LOST with this process; give a spool, or dead_letters"
-        else:
-            try:
-                self._dead_letters.append([RejectedRow(first + n, reason, row) for n, row in enumerate(rows)])
-                text += f"; they are in {self._dead_letters.path}: python -m shared.db replay writes them"
-            except OSError as error:
-                cause = error
-                text += f" and are LOST with this process, since the dead letters failed too: {_shown(error)}"
-        _log.error("%s: %s", self._name, text)
-        raise RecorderError(text) from cause
+            self._last_error = last
 
 
 def _newest(rows: list[Row], stored: Stored) -> datetime | None:
     refused = {row.position for row in stored.rejected}
     times = [row["exchange_ts"] for position, row in enumerate(rows) if position not in refused]
     return max(times).astimezone(UTC) if times else None
-
-
-def _shown(error: BaseException) -> str:
-    """The error without anything of a row: what the database says of one is cut off, and others may say anything."""
-    if isinstance(error, OSError):
-        said = f"{error.strerror} ({error.filename})"
-    else:
-        said = str(error) if isinstance(error, (SharedDBError, SQLAlchemyError, Warning)) else ""
-    return f"{type(error).__name__}: {said}".partition("\n")[0].removesuffix(": ")
-
-
-def _raised_at(error: BaseException) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return "" if trace is None else f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"

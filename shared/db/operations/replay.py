@@ -59,8 +59,15 @@ def replay(db: DatabaseFactory, file: str | Path) -> ReplayReport:
     Raises `InputError` if there is no such file, `SpoolError` if the spool is in use.
     """
     path = Path(file)
-    if path.is_dir():
-        return _replay_spool(db, path)
+    try:
+        return _replay_spool(db, path) if path.is_dir() else _replay_letters(db, path)
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or path}: {error.strerror}; nothing is lost: mend that, and replay {path} again"
+        ) from error
+
+
+def _replay_letters(db: DatabaseFactory, path: Path) -> ReplayReport:
     taken = path.with_name(f"{path.name}.replaying")
     report = ReplayReport(str(path))
     if not path.is_file() and not taken.is_file():

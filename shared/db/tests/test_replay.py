@@ -215,3 +215,13 @@ def test_a_spool_that_is_in_use_is_left_alone(db: DatabaseFactory) -> None:
         recorder.flush()
         with pytest.raises(SpoolError, match="another recorder has this spool"):
             replay(db, folder)
+
+
+def test_a_file_that_cannot_be_moved_is_an_input_error(db: DatabaseFactory) -> None:
+    """A folder in the way is named, and the letters stay."""
+    path = refused(db, trade_values(1, size=1.5))
+    before = path.read_text()
+    path.with_name("letters.jsonl.replaying").mkdir()
+    with pytest.raises(InputError, match=r"replaying: Is a directory; nothing is lost"):
+        replay(db, path)
+    assert path.read_text() == before

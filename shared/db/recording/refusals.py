@@ -1,0 +1,87 @@
+"""What becomes of rows that are not written: kept, told, and said in the log without anything of a row."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from shared.db.bulk import RejectedRow
+from shared.db.bulk.rows import Row
+from shared.db.errors import RecorderError, SharedDBError
+from shared.db.recording.dead_letters import DeadLetters
+
+OnError = Callable[[RejectedRow], object]
+
+
+class Refusals:
+    """Keeps rows in `dead_letters`, if there are any, and tells `on_error` of each; `name` says in the log whose."""
+
+    def __init__(
+        self, name: str, dead_letters: DeadLetters | None, on_error: OnError | None, log: logging.Logger
+    ) -> None:
+        self.callback_errors = 0
+        self._name = name
+        self._dead_letters = dead_letters
+        self._on_error = on_error
+        self._log = log
+
+    def tell(self, refused: Sequence[RejectedRow]) -> str:
+        """Keep rows and call `on_error`; what went wrong last, a row's reason or an error of the callback's.
+
+        Raises `OSError` if they cannot be kept.
+        """
+        if self._dead_letters is not None:
+            self._dead_letters.append(refused)
+            what = f"kept in {self._dead_letters.path}"
+        else:
+            what = "LOST: give dead_letters or on_error" if self._on_error is None else "told to on_error alone"
+        self._log.error("%s: %d rows were refused, and are %s", self._name, len(refused), what)
+        last = refused[-1].reason
+        if self._on_error is None:
+            return last
+        for row in refused:
+            try:
+                self._on_error(row)
+            except BaseException as error:  # noqa: BLE001 # the caller's code must not end the recorder
+                self._log.error("%s: on_error raised %s%s", self._name, type(error).__name__, _raised_at(error))
+                self.callback_errors += 1
+                last = f"on_error raised {type(error).__name__}: {error}"
+        return last
+
+    def give_up(self, rows: Sequence[Row], first: int, why: str, failure: BaseException | None) -> NoReturn:
+        """Keep rows that were not written when the recorder closed, the first of them at position `first`, and say so.
+
+        Raises `RecorderError` in any case: they are not in the database.
+        """
+        reason = f"not written when the recorder closed: {why}"
+        text = f"{len(rows)} rows are not in the database ({why})"
+        if self._dead_letters is None:
+            text += " and are LOST with this process; give a spool, or dead_letters"
+        else:
+            try:
+                self._dead_letters.append([RejectedRow(first + n, reason, row) for n, row in enumerate(rows)])
+                text += f"; they are in {self._dead_letters.path}: python -m shared.db replay writes them"
+            except OSError as error:
+                failure = error
+                text += f" and are LOST with this process, since the dead letters failed too: {shown(error)}"
+        self._log.error("%s: %s", self._name, text)
+        raise RecorderError(text) from failure
+
+
+def shown(error: BaseException) -> str:
+    """The error without anything of a row: what the database says of one is cut off, and others may say anything."""
+    if isinstance(error, OSError):
+        said = f"{error.strerror} ({error.filename})"
+    else:
+        said = str(error) if isinstance(error, (SharedDBError, SQLAlchemyError, Warning)) else ""
+    return f"{type(error).__name__}: {said}".partition("\n")[0].removesuffix(": ")
+
+
+def _raised_at(error: BaseException) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
