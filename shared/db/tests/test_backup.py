@@ -395,6 +395,21 @@ def test_a_restore_waits_for_a_writer_and_gives_up(
     assert len(everything(db)["public_trades"]) == 1
 
 
+def test_a_restore_gives_up_on_a_writer_that_comes_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver would try again for ever."""
+    path = tmp_path / "bot.db"
+    settings = DatabaseSettings(db_name=str(path), sqlite_busy_timeout=0.1, _env_file=None)
+    with DatabaseFactory(settings) as db, closing(sqlite3.connect(path, isolation_level=None)) as writer:
+        db.create_tables()
+        back_up(db, tmp_path / "backup")
+        monkeypatch.setattr(sqlite_backup, "_refuse_other_page_size", lambda *each: writer.execute("BEGIN IMMEDIATE"))
+        with pytest.raises(DatabaseLockedError):
+            restore(db, tmp_path / "backup")
+        writer.execute("ROLLBACK")
+        monkeypatch.undo()
+        restore(db, tmp_path / "backup")
+
+
 def test_rows_written_before_the_lock_are_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A database found empty that is written to in the next moment is looked at again under the lock."""
     with DatabaseFactory(f"sqlite:///{tmp_path / 'bot.db'}") as db:
