@@ -26,6 +26,7 @@ from shared.db.tests.fleet import (  # noqa: F401 # fixtures
     busy_fleet,
     fleet,
     fleet_databases,
+    fleet_file,
     policed_fleet,
     postgresql_fleet,
     unpoliced_fleet,

@@ -373,7 +373,7 @@ RAW_SQL: dict[str, Callable[[], Any]] = {
     "an operator behind its operand": lambda: select(
         UnaryExpression(Run.__table__.c.run_id, modifier=custom_op(f"|| {INJECTED}"))
     ),
-    "DDL": lambda: DDL("DELETE FROM runs"),
+    "DDL": lambda: DDL("DELETE FROM runs"),  # type: ignore[no-untyped-call] # SQLAlchemy gives it no types
     "DROP TABLE": lambda: DropTable(RUNS),
     "a suffix": lambda: select(Run.run_id).suffix_with("LIMIT 1"),
     "a hint": lambda: select(Run.run_id).with_statement_hint("/* */"),

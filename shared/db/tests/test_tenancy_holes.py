@@ -14,6 +14,7 @@ from shared.db import (
     ForkError,
     PublicTrade,
     Run,
+    Strategy,
     TenantViolation,
     User,
     UserSession,
@@ -123,6 +124,28 @@ def test_a_crossed_row_can_be_changed_except_under_policies(fleet: DatabaseFacto
             change()
     else:
         change()
+
+
+def test_a_strategy_that_moves_leaves_its_runs_behind(fleet: DatabaseFactory) -> None:
+    """Until they follow, their account is another than their strategy's, and policies refuse all else about them."""
+    with fleet.get_session(user_id="ann") as session:
+        session.add(BybitAccount(account_id="acc-2", user_id="ann", account_name="2", environment="testnet"))
+        session.flush()
+        session.get_one(Strategy, "str-ann").account_id = "acc-2"
+        session.flush()
+        assert isinstance(session, UserSession)
+        run = session.get_one(Run, "run-ann")
+        with session.begin_nested() as savepoint:
+            run.gridcore_version = "2"
+            if session.confined_by_server:
+                with pytest.raises(TenantViolation):
+                    session.flush()
+            else:
+                session.flush()
+            savepoint.rollback()
+        run.account_id = "acc-2"
+    with fleet.get_session(user_id="ann") as session:
+        assert session.scalars(select(Run.account_id)).all() == ["acc-2"]
 
 
 def test_public_trades_are_everybodys_to_change(fleet: DatabaseFactory) -> None:

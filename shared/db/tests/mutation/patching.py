@@ -1,0 +1,75 @@
+"""Put a mutation into the modules of a running process, in place: objects that refer to them see it too."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from collections.abc import Iterator
+from types import CodeType
+from typing import Any
+
+from sqlalchemy import event
+
+from shared.db.tests.mutation.guards import PACKAGE, Mutation
+
+
+def apply(mutation: Mutation) -> None:
+    """Have every function, listener and constant that differs in the mutated source be as it is there."""
+    module = importlib.import_module("shared.db." + mutation.module.removesuffix(".py").replace("/", "."))
+    before = _parts(ast.parse((PACKAGE / mutation.module).read_text(encoding="utf-8")))
+    after = _parts(ast.parse(mutation.source))
+    compiled = compile(mutation.source, str(PACKAGE / mutation.module), "exec")
+    codes = {code.co_qualname: code for code in _codes(compiled)}
+    changed = [name for name in before if ast.dump(before[name]) != ast.dump(after[name])]
+    assert changed, f"{mutation.name} changes nothing"
+    for name in changed:
+        old, new = before[name], after[name]
+        if isinstance(old, ast.FunctionDef):
+            assert isinstance(new, ast.FunctionDef)
+            function = _function(module, name)
+            for listener in old.decorator_list[len(new.decorator_list) :]:
+                assert isinstance(listener, ast.Call)
+                target, identifier = (eval(ast.unparse(argument), vars(module)) for argument in listener.args)
+                event.remove(target, identifier, function)
+            function.__code__ = codes[name]
+        else:
+            namespace = {"__name__": module.__name__}
+            exec(compiled, namespace)
+            value: Any = namespace[name]
+            if isinstance(value, dict):  # which other modules have imported
+                vars(module)[name].update(value)
+            else:
+                setattr(module, name, value)
+
+
+def _parts(tree: ast.Module) -> dict[str, ast.stmt]:
+    """Functions by their qualified name, and the module's assignments by the name assigned to."""
+    found: dict[str, ast.stmt] = {}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            found[node.name] = node
+        elif isinstance(node, ast.ClassDef):
+            found |= {
+                f"{node.name}.{method.name}": method for method in node.body if isinstance(method, ast.FunctionDef)
+            }
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            found[ast.unparse(target)] = node
+    return found
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield constant
+            yield from _codes(constant)
+
+
+def _function(module: Any, name: str) -> Any:
+    """The function itself, whatever it is wrapped in."""
+    owner, _, last = name.rpartition(".")
+    found = vars(vars(module)[owner])[last] if owner else vars(module)[last]
+    if isinstance(found, property):
+        found = found.fget
+    return inspect.unwrap(getattr(found, "__func__", found))
