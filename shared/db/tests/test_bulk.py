@@ -47,7 +47,7 @@ from shared.db import (
     TenantViolation,
     User,
 )
-from shared.db.bulk import BulkResult, OnBadRow, OnConflict, bulk_create, bulk_update, cells
+from shared.db.bulk import BulkResult, OnBadRow, OnConflict, bulk_create, bulk_update, cells, instants
 from shared.db.tests.support import execution_values, new_run, new_strategy, run_on_server, stored, trade_values
 
 # Fixtures live as long as the test, not the example: each example below cleans up behind itself.
@@ -317,6 +317,14 @@ def test_the_shortcuts_give_what_the_column_types_give(column_and_values: Any, d
         assert list(short) == slow
 
 
+def test_dates_that_were_written_once_do_not_pile_up() -> None:
+    """A process that imports years of trades remembers a bounded number of dates."""
+    first = datetime(2000, 1, 1, tzinfo=UTC)
+    days = [first + timedelta(days=number) for number in range(5000)]
+    assert instants.instant_texts(days, with_zone=False) == [f"{day:%Y-%m-%d} 00:00:00.000000" for day in days]
+    assert len(instants._DAYS) <= instants._MANY_DAYS
+
+
 def test_json_is_the_same_without_orjson(session: Session, parents: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The extra makes it faster, and nothing else."""
     documents = [
@@ -540,12 +548,13 @@ def test_the_first_bad_row_is_named_and_nothing_is_written(
     """Column and position are told before the database sees the row; rows around it are not written either."""
     stored(session, PublicTrade(**trade_values(9000)))
     rows = [*trades(*range(700)), trade_values(700) | wrong, *trades(701), trade_values(702, price=1.0)]
-    with pytest.raises(InvalidValueError) as caught:
-        PublicTradeRepository(session).bulk_create(iter(rows), batch_size=300)
-    assert str(caught.value).startswith(message)
-    assert str(caught.value).endswith(" (row 700)")
-    assert caught.value.position == 700
-    assert stored_ids(session) == ids(9000)
+    for handed_over in (iter(rows), rows):
+        with pytest.raises(InvalidValueError) as caught:
+            PublicTradeRepository(session).bulk_create(handed_over, batch_size=300)
+        assert str(caught.value).startswith(message)
+        assert str(caught.value).endswith(" (row 700)")
+        assert caught.value.position == 700
+        assert stored_ids(session) == ids(9000)
 
 
 def test_a_missing_column_is_named(session: Session) -> None:
