@@ -113,7 +113,9 @@ class DatabaseFactory:
         cannot be a user id, raises `TenantScopeError`. Left out, it is a plain session, which sees everything.
 
         With `read_only=True` every write is refused (`DatabaseReadOnlyError`), and on SQLite the session never
-        waits for a writer nor makes one wait.
+        waits for a writer nor makes one wait. There all its reads see one moment; on PostgreSQL each sees what was
+        committed when it began, as in any session, unless a stricter isolation level is asked for. A repository's
+        read there takes one round trip and leaves no transaction open.
         """
         engine = self.engine
         session = self._new_session(user_id, self._read_only_engine if read_only else engine)

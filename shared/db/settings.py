@@ -101,7 +101,7 @@ class DatabaseSettings(BaseSettings):
     pool_recycle: int = Field(
         default=1800, ge=-1, description="Seconds after which a connection is replaced; -1: never"
     )
-    pool_pre_ping: bool = Field(default=True, description="Test a connection before use (PostgreSQL)")
+    pool_pre_ping: bool = Field(default=True, description="Test a connection that was idle before use (PostgreSQL)")
     sqlite_busy_timeout: float = Field(
         default=30.0, ge=0, le=_LONGEST_WAIT, description="Seconds a SQLite writer waits for another one to finish"
     )

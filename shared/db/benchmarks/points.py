@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg2
-from sqlalchemy import URL, insert, select
+from sqlalchemy import URL, bindparam, create_engine, insert, select
 from sqlalchemy.orm import Session
 
 from shared.db import BybitAccount, DatabaseFactory, Environment, Run, RunRepository, RunStatus, RunType, Strategy, User
@@ -29,7 +29,7 @@ _QUESTIONS: list[tuple[str, Callable[[RunRepository, str, str], Any], str, Calla
         "get_running",
         lambda runs, user, run: runs.get_running(user),
         f"{_FIND} AND status = 'running' {_NEWEST}",
-        lambda user, run: _BY_USER.where(Run.user_id == user, Run.status == RunStatus.RUNNING),
+        lambda user, run: _BY_USER.where(Run.user_id == user, Run.status == RunStatus.RUNNING.value),
         1.2,
     ),
     (
@@ -66,6 +66,8 @@ def points(here: Place) -> None:
                 Contender("the same, under policies, read-only", _asking(secured, ask, own=True, read_only=True)),
                 Contender("the same, under policies", _asking(secured, ask, own=True)),
                 Contender("session.scalars(select(Run))", _selecting(db, statement)),
+                Contender("the least: SQLAlchemy alone, prepared, AUTOCOMMIT", _prepared(db.settings.url, statement)),
+                Contender("a session that is asked nothing", _empty(db)),
                 Contender("psycopg2, autocommit", _driver(db.settings.url, sql, autocommit=True)),
             ],
             lambda number: range(number * _CALLS, (number + 1) * _CALLS),
@@ -113,6 +115,28 @@ def _selecting(db: DatabaseFactory, statement: Callable[[str, str], Any]) -> Cal
         for number in numbers:
             with Session(db.engine) as session:
                 assert session.scalars(statement(_user(number), _run(number))).all()
+
+    return read
+
+
+def _prepared(url: URL, statement: Callable[[Any, Any], Any]) -> Callable[[range], None]:
+    """What SQLAlchemy needs for a fresh session and its objects when nobody checks anything."""
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    prepared = statement(bindparam("user"), bindparam("run"))
+
+    def read(numbers: range) -> None:
+        for number in numbers:
+            with Session(engine) as session:
+                assert session.scalars(prepared, {"user": _user(number), "run": _run(number)}).all()
+
+    return read
+
+
+def _empty(db: DatabaseFactory) -> Callable[[range], None]:
+    def read(numbers: range) -> None:
+        for _ in numbers:
+            with db.get_session(read_only=True):
+                pass
 
     return read
 
