@@ -57,6 +57,7 @@ from shared.db.errors import (
     TransactionConflictError,
     UnknownRevisionError,
 )
+from shared.db.health.report import Health, PoolHealth, ServerConnections, StreamHealth, TableHealth
 from shared.db.models import (
     AccountStatus,
     ApiCredential,
@@ -128,6 +129,7 @@ __all__ = [
     "Environment",
     "ExecutionRow",
     "ForkError",
+    "Health",
     "InputError",
     "InvalidValueError",
     "MigrationError",
@@ -135,6 +137,7 @@ __all__ = [
     "NotADatabaseError",
     "PermissionDeniedError",
     "PoolExhaustedError",
+    "PoolHealth",
     "PrivateExecution",
     "PrivateExecutionRepository",
     "PublicTrade",
@@ -156,6 +159,7 @@ __all__ = [
     "SchemaDriftError",
     "SchemaVersionError",
     "SecretError",
+    "ServerConnections",
     "SettingsError",
     "SharedDBError",
     "Side",
@@ -163,6 +167,8 @@ __all__ = [
     "SpoolFullError",
     "Strategy",
     "StrategyRepository",
+    "StreamHealth",
+    "TableHealth",
     "TargetNotEmptyError",
     "TenantError",
     "TenantScopeError",

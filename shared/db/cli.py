@@ -15,6 +15,7 @@ import shared.db.commands.copy_database as copy_database
 import shared.db.commands.migrate as migrate
 import shared.db.commands.replay as replay
 import shared.db.commands.row_files as row_files
+import shared.db.commands.status as status
 import shared.db.init_db as init_db
 from shared.db.database import DatabaseFactory
 from shared.db.encryption import generate_entry
@@ -35,10 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         subparser = commands.add_parser(name, help=help_text, description=help_text)
         init_db.add_connection_arguments(subparser)
         subparser.set_defaults(run=command(subparser))
-    options = parser.parse_args(arguments)
-    run: Callable[[argparse.Namespace], int] = options.run
+
+    def run() -> int:
+        options = parser.parse_args(arguments)
+        code: int = options.run(options)
+        return code
+
     try:
-        return init_db.report_failure("shared.db", lambda: run(options))
+        return init_db.report_failure("shared.db", run)
     except KeyboardInterrupt:
         print("shared.db: interrupted", file=sys.stderr)
         return row_files.INTERRUPTED
@@ -103,5 +108,6 @@ COMMANDS: dict[str, tuple[str, Command]] = {
     "restore": ("put the database into the state of a backup, all or nothing", backup.restore_arguments),
     "copy": ("move a whole database to another one, SQLite or PostgreSQL, and compare", copy_database.copy_arguments),
     "replay": ("store what a recorder put into its dead letters, after it was corrected", replay.add_arguments),
+    "status": ("say how the database is, and what to do about it", status.add_arguments),
     "migrate": ("change the schema by revisions, or say where it stands", migrate.add_arguments),
 }

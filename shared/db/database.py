@@ -22,6 +22,8 @@ from shared.db import audit, retry, schema_version
 from shared.db.encryption import encryption_from, use_encryption
 from shared.db.engine import as_read_only, make_engine
 from shared.db.errors import RowSecurityError, SettingsError
+from shared.db.health.look import look
+from shared.db.health.report import Health
 from shared.db.models import Base
 from shared.db.settings import DatabaseSettings, settings_from
 from shared.db.tenancy import row_security
@@ -224,6 +226,19 @@ class DatabaseFactory:
         with self._schema_transaction() as connection:
             yield connection
         self._policies_installed = None
+
+    def health(self, *, check: bool = False, timeout: float = 5.0) -> Health:
+        """How the database is, and what to do about what is wrong.
+
+        A look on a connection of its own, which writes nothing, creates no file, and ends after `timeout` seconds. A
+        database that cannot be reached is a report too, with `reachable=False`. With `check=True` everything is read to
+        find damage, which takes its time; without, `integrity` stays "not checked".
+        """
+        engine = self._engine
+        if self.settings.is_memory:
+            # Its only connection is that of the sessions, and what ends there ends for all.
+            engine = None if self._open_sessions or not self.engine else self._read_only_engine
+        return look(self.settings, self._folder or os.getcwd(), engine, check=check, timeout=timeout)
 
     def create_tables(self) -> bool:
         """Create what is missing of the schema; True if anything was. Any number of processes may call it at once.

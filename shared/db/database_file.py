@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, event
 
@@ -32,7 +33,7 @@ def prepared(url: URL, folder: str) -> URL:
     assert url.database is not None
     if url.database.startswith("file:"):
         return url  # a SQLite URI says itself where and how to open
-    path = os.path.abspath(os.path.join(folder, os.path.expanduser(url.database)))
+    path = absolute(url.database, folder)
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         # Created here, since SQLite would give it the umask's mode; -wal and -shm take over the file's. Never opened
@@ -42,6 +43,19 @@ def prepared(url: URL, folder: str) -> URL:
     except OSError:
         pass  # it is there; or connecting says what is wrong with the path, as SQLite sees it and with a remedy
     return url.set(database=path)
+
+
+def absolute(path: str, folder: str) -> str:
+    """The path of a database file, a relative one from `folder` on."""
+    return os.path.abspath(os.path.join(folder, os.path.expanduser(path)))
+
+
+def as_uri(url: URL, folder: str) -> URL:
+    """The same database as a SQLite URI, which can say how to open it."""
+    assert url.database is not None
+    if url.database.startswith("file:"):
+        return url
+    return url.set(database=f"file:{quote(absolute(url.database, folder))}").update_query_dict({"uri": "true"})
 
 
 def watch(engine: Engine) -> None:

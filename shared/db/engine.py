@@ -5,6 +5,7 @@ What differs between SQLite and PostgreSQL in connecting and in beginning a tran
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import time
 import weakref
@@ -31,8 +32,12 @@ _COMMITTING = "shared_db_committing"
 _CONNECT_TIMEOUT = 10
 
 
-def make_engine(settings: DatabaseSettings, folder: str) -> Engine:
-    """An engine for `settings`; a relative SQLite path counts from `folder`. Nothing is opened before it is needed."""
+def make_engine(settings: DatabaseSettings, folder: str, url: URL | None = None) -> Engine:
+    """An engine for `settings`, or for another `url` with them. Nothing is opened before it is needed.
+
+    A relative SQLite path counts from `folder`.
+    """
+    url = url or settings.url
     # hide_parameters: neither echo_sql nor an error text may show a secret that is being stored.
     common: dict[str, Any] = {"echo": settings.echo_sql, "hide_parameters": True}
     pool: dict[str, Any] = {
@@ -42,7 +47,6 @@ def make_engine(settings: DatabaseSettings, folder: str) -> Engine:
         "pool_timeout": settings.pool_timeout,
     }
     if not settings.is_sqlite:
-        url = settings.url
         hidden = {key: value for key, value in url.query.items() if is_secret(key)}
         engine = create_engine(
             url.difference_update_query(hidden),
@@ -63,16 +67,15 @@ def make_engine(settings: DatabaseSettings, folder: str) -> Engine:
         event.listen(engine, "commit", _note_commit)
         forking.protect(engine)
     elif settings.is_memory:
-        engine = create_engine(settings.url, **common, poolclass=StaticPool, connect_args={"check_same_thread": False})
+        engine = create_engine(url, **common, poolclass=StaticPool, connect_args={"check_same_thread": False})
         event.listen(engine, "connect", _on_connect_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     else:
         engine = create_engine(
-            database_file.prepared(settings.url, folder),
+            database_file.prepared(url, folder),
             **common,
             **pool,
-            connect_args={"check_same_thread": False}
-            | _unless_in_url(settings.url, timeout=settings.sqlite_busy_timeout),
+            connect_args={"check_same_thread": False} | _unless_in_url(url, timeout=settings.sqlite_busy_timeout),
         )
         forking.protect(engine)
         database_file.watch(engine)
@@ -83,6 +86,20 @@ def make_engine(settings: DatabaseSettings, folder: str) -> Engine:
     event.listen(engine, "handle_error", _name_failure)
     confined_sql.confine(engine)
     return engine
+
+
+def make_probe(settings: DatabaseSettings, folder: str, timeout: float) -> Engine:
+    """An engine to look around with: it creates no file, writes nothing, and waits `timeout` seconds at most.
+
+    Not for in-memory databases, which nobody sees from outside.
+    """
+    url = settings.url
+    if settings.is_sqlite:
+        url = database_file.as_uri(url, folder).update_query_dict({"mode": "ro", "timeout": str(timeout)})
+    else:
+        # The driver takes a second for two.
+        url = url.update_query_dict({"connect_timeout": str(max(2, math.ceil(timeout)))})
+    return as_read_only(make_engine(settings, folder, url))
 
 
 def as_read_only(engine: Engine) -> Engine:
@@ -101,6 +118,8 @@ class _PostgreSQLConnection(psycopg2.extensions.connection):
 
     def __repr__(self) -> str:
         return f"<PostgreSQL connection {id(self):#x}, closed: {self.closed}>"
+
+    __str__ = __repr__  # the driver has one of its own, which says as much
 
 
 def _connect_postgresql(dialect: Any, record: Any, arguments: Any, options: dict[str, Any]) -> Any:

@@ -332,7 +332,10 @@ class DatabaseReadOnlyError(DatabaseFailure, OperationalError, InternalError):
     """A write where only reading is allowed: a read-only session, file or server."""
 
     problem = "this session or database is read-only"
-    remedy = "write in a session opened without read_only=True, and check the file's permissions"
+    remedy = (
+        "write in a session opened without read_only=True, and check that this user may write the file, its -wal and "
+        "-shm, and their folder"
+    )
 
 
 class DatabaseMovedError(DatabaseFailure, OperationalError):

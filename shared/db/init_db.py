@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from shared.db.settings import DatabaseSettings, read_env_file
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_OTHER_REVISION = 3
+EXIT_READER_GONE = 141  # as a shell reports it of tools that the signal SIGPIPE (13) has ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,8 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Create the tables of shared.db. Settings come from GRIDBOT_DB_* variables and .env.",
     )
     add_connection_arguments(parser)
-    options = parser.parse_args(arguments)
-    return report_failure("init_db", lambda: initialize(options))
+    return report_failure("init_db", lambda: initialize(parser.parse_args(arguments)))
 
 
 def initialize(options: argparse.Namespace) -> int:
@@ -94,7 +95,14 @@ def exit_code(error: Exception) -> int:
 def report_failure(program: str, run: Callable[[], int]) -> int:
     """What `run` returns; an expected failure becomes one line on stderr, without a traceback, and its exit code."""
     try:
-        return run()
+        try:
+            return run()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output, such as `head`, has what he wants. What is still to be written goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_READER_GONE
     except (SharedDBError, SQLAlchemyError) as error:
         # Of a message of several lines the rest is the driver's own detail.
         print(f"{program}: {str(error).strip().splitlines()[0]}", file=sys.stderr)

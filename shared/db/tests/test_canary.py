@@ -32,6 +32,7 @@ from shared.db import (
     Run,
     RunRepository,
     Strategy,
+    TransactionConflictError,
     User,
 )
 from shared.db.cli import main
@@ -208,12 +209,14 @@ def use_everything(stage: Stage) -> None:
         with db.get_session(user_id="ann") as session:
             for entry in AuditLogRepository(session).get_by_user_id("ann"):
                 stage.see("audit", entry, vars(entry))
+        stage.see("in a transaction", db.run_in_transaction(_stored), db.run_in_transaction(_stored, serializable=True))
+        stage.see("health", db.health(check=True), db.health().as_dict())
         if stage.sealed:
             stage.see("rotation", rotate_keys(db))
     ring = KeyRing.parse(RING)
     stage.see("ring", ring, vars(ring), StoredSecret(SECRET))
     url = stage.settings.get_database_url()
-    for arguments in (["init"], ["row-security", "status"], ["keys", "generate", "--id", "k9"]):
+    for arguments in (["init"], ["row-security", "status"], ["status"], ["keys", "generate", "--id", "k9"]):
         assert main([*arguments, *([] if arguments[0] == "keys" else ["--db-url", url])]) == 0
 
 
@@ -327,6 +330,18 @@ def _cut_off(stage: Stage) -> None:
         session.flush()
 
 
+def _given_up(stage: Stage) -> None:
+    def work(session: Any) -> None:
+        session.add(_credential(account_id="ann-2"))
+        session.flush()
+        if session.get_bind().dialect.name == "postgresql":
+            session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+        raise TransactionConflictError(Exception(""))  # SQLite has none
+
+    with stage.open() as db:
+        db.run_in_transaction(work, attempts=2)
+
+
 def _pickle_pending(stage: Stage) -> None:
     with stage.open() as db, db.get_session() as session:
         credential = _stored(session)
@@ -421,6 +436,8 @@ FAILURES: dict[str, Callable[[Stage], None]] = {
     "pool exhausted": _exhausted,
     "no table": _without_tables,
     "connection lost": _cut_off,
+    "run again in vain": _given_up,
+    "status without a server": _command("status", "--db-url", f"postgresql://bot:{PASSWORD}@127.0.0.1:1/x"),
     "not the row's": _spoiled(
         "(SELECT api_secret FROM api_credentials WHERE credential_id = 'other')", encryption_strict=True
     ),

@@ -9,6 +9,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from shared.db import (
     ApiCredential,
     Base,
     BybitAccount,
+    ConnectionLostError,
     DatabaseFactory,
     DatabaseFileError,
     DatabaseLockedError,
@@ -224,6 +226,37 @@ def test_a_factory_shows_no_secret() -> None:
     shown = repr(DatabaseFactory("postgresql://bot:hush@db.example.com/gridbot"))
     assert "hush" not in shown
     assert "db.example.com/gridbot" in shown
+
+
+def test_a_factory_that_lacks_settings_can_be_shown() -> None:
+    """A debugger or log line that meets it says what is missing, in place of raising."""
+    assert "db_host (GRIDBOT_DB_HOST)" in repr(DatabaseFactory(DatabaseSettings(db_type="postgresql", _env_file=None)))
+
+
+def test_a_secret_in_the_query_of_a_url_is_never_shown(
+    postgresql_url: URL, postgresql_server: URL, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not by the engine, its URL, its pool, its connections, nor by what the pool logs; the driver still gets it."""
+    url = postgresql_url.update_query_dict({"sslpassword": "canary-7", "sslmode": "prefer"})
+    with (
+        DatabaseFactory(url) as db,
+        caplog.at_level(logging.DEBUG, "sqlalchemy"),
+        db.engine.connect() as connection,
+    ):
+        driver: Any = connection.connection.dbapi_connection
+        assert driver.info.dsn_parameters["sslmode"] == "prefer"
+        shown = [db, db.settings, db.engine, db.engine.url, db.engine.pool, connection, connection.connection, driver]
+        pid = connection.scalar(text("SELECT pg_backend_pid()"))
+        run_on_server(postgresql_server, f"SELECT pg_terminate_backend({pid}, 10000)")
+        with pytest.raises(ConnectionLostError) as lost:
+            connection.execute(text("SELECT 1"))
+    assert "canary-7" in driver.dsn
+    assert [record.name for record in caplog.records if "Invalidate connection" in record.message] == [
+        "sqlalchemy.pool.impl.QueuePool"
+    ]
+    told = traceback.TracebackException.from_exception(lost.value, capture_locals=True)
+    variables = [str(frame.locals) for frame in told.stack if "/tests/" not in frame.filename]
+    assert "canary-7" not in "".join([caplog.text, *variables, *(f"{each!r}{each}" for each in shown)])
 
 
 def test_close_lets_go_of_every_connection(lasting: DatabaseFactory, postgresql_server: URL) -> None:

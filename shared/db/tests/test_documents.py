@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import URL
+from sqlalchemy import URL, text
 
 import shared.db
 from shared.db import (
@@ -238,6 +238,26 @@ def _pool_exhausted(postgresql: URL) -> None:
                 connection.close()
 
 
+def _connection_lost(postgresql: URL) -> None:
+    with DatabaseFactory(postgresql) as db, db.get_session() as session:
+        pid = session.execute(text("SELECT pg_backend_pid()")).scalar_one()
+        run_on_server(postgresql, f"SELECT pg_terminate_backend({pid}, 10000)")
+        session.execute(text("SELECT 1"))
+
+
+def _commit_lost(postgresql: URL) -> None:
+    with DatabaseFactory(postgresql) as db, db.get_session() as session:
+        pid = session.execute(text("SELECT pg_backend_pid()")).scalar_one()
+        run_on_server(postgresql, f"SELECT pg_terminate_backend({pid}, 10000)")
+
+
+def _file_moved(postgresql: URL) -> None:
+    with DatabaseFactory() as db:
+        db.create_tables()
+        Path("grid_bot.db").rename("elsewhere.db")
+        UserRepository(db.session_factory()).get_all()
+
+
 def _store_trade(**values: Any) -> None:
     with DatabaseFactory() as db:
         db.create_tables()
@@ -282,6 +302,9 @@ SYMPTOMS: dict[str, Callable[[URL], None]] = {
     "the database cannot be reached": _no_server,
     "too many connections": _too_many_connections,
     "QueuePool limit of size 5 overflow 5 reached, connection timed out": _pool_exhausted,
+    "the connection to the database was lost": _connection_lost,
+    "the connection was lost during COMMIT, and whether it took place is unknown": _commit_lost,
+    "the database file was moved, deleted or replaced while open": _file_moved,
     "a naive datetime does not say which instant it means": _naive_datetime,
     "a float is not exact money": lambda url: _store_trade(price=0.1),
     "has more digits than SQLite's 8-byte floats give back": lambda url: _store_trade(

@@ -5,11 +5,16 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import resource
+import select
+import shutil
+import signal
 import sqlite3
 import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +44,7 @@ from shared.db import (
     InvalidValueError,
     NotADatabaseError,
     PermissionDeniedError,
+    PoolExhaustedError,
     RowNotFoundError,
     RunEndedError,
     SettingsError,
@@ -49,7 +55,7 @@ from shared.db import (
     TransactionConflictError,
 )
 from shared.db.driver_errors import typed_failure
-from shared.db.tests.support import run_on_server
+from shared.db.tests.support import in_children, run_on_server
 
 
 def named(kind: type[DatabaseFailure], fail: Callable[[], object]) -> DatabaseFailure:
@@ -223,6 +229,76 @@ def test_a_file_that_goes_during_a_transaction_refuses_the_commit(lose: Callable
                 lose(path)
 
         named(DatabaseMovedError, lose_and_commit)
+
+
+def _write_within_a_limit(path: str) -> str:
+    """What becomes of a transaction that makes a file larger than the process may."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with file_database(Path(path)) as db:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        with pytest.raises(DBAPIError) as caught, db.get_session() as session:
+            session.execute(text("INSERT INTO t VALUES (:x)"), {"x": "x" * 1_000_000})
+        keeps_its_promises(caught.value)  # type: ignore[arg-type] # checked by its class below
+        return type(caught.value).__name__
+
+
+def test_a_write_that_the_system_refuses_is_named_and_keeps_what_was_committed(tmp_path: Path) -> None:
+    """A real limit of the operating system in place of a failing disk or a quota: DatabaseDiskError."""
+    path = tmp_path / "a.db"
+    with file_database(path) as db:
+        query(db, "CREATE TABLE t (x)")
+        query(db, "INSERT INTO t VALUES ('kept')")
+    assert in_children(1, lambda number: _write_within_a_limit(str(path))) == ["DatabaseDiskError"]
+    with file_database(path) as db, db.get_session() as session:
+        assert session.scalars(text("SELECT x FROM t")).all() == ["kept"]
+        assert session.scalar(text("PRAGMA integrity_check")) == "ok"
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user of the machine may reach, which pytest's own is not."""
+    with tempfile.TemporaryDirectory(prefix="shared-db-") as folder:
+        os.chmod(folder, 0o777)
+        yield Path(folder)
+        os.chmod(folder, 0o700)
+
+
+@pytest.mark.parametrize(
+    ("files", "folder_mode", "kind"),
+    [
+        (("a.db",), 0o777, "DatabaseReadOnlyError"),
+        (("a.db-shm",), 0o777, "DatabaseReadOnlyError"),
+        (("a.db-wal",), 0o777, "DatabaseReadOnlyError"),
+        (("a.db", "a.db-wal", "a.db-shm"), 0o555, "DatabaseReadOnlyError"),
+        ((), 0o555, "fine"),
+    ],
+)
+def test_a_file_that_may_not_be_written_is_named(
+    files: tuple[str, ...], folder_mode: int, kind: str, open_folder: Path
+) -> None:
+    """The database file, its log or its index of the log belong to another user."""
+    path = open_folder / "a.db"
+
+    def write(number: int) -> str:
+        if os.geteuid() == 0:
+            os.setgid(65534)
+            os.setuid(65534)  # root may write everywhere
+        with file_database(path) as db:
+            try:
+                query(db, "INSERT INTO t VALUES (1)")
+            except DatabaseFailure as error:
+                keeps_its_promises(error)
+                return type(error).__name__
+        return "fine"
+
+    with closing(sqlite3.connect(open_folder / "from.db")) as killed:
+        killed.execute("PRAGMA journal_mode = WAL")
+        killed.execute("CREATE TABLE t (x)")
+        for ending in ("", "-wal", "-shm"):  # as a process that was killed leaves them
+            shutil.copyfile(open_folder / f"from.db{ending}", f"{path}{ending}")
+            os.chmod(f"{path}{ending}", 0o444 if f"a.db{ending}" in files else 0o666)
+    open_folder.chmod(folder_mode)
+    assert in_children(1, write) == [kind]
 
 
 # --- PostgreSQL ------------------------------------------------------------------------------------------------
@@ -406,6 +482,33 @@ def test_a_connection_that_the_server_ended_is_named(server: DatabaseFactory, po
     query(server)
 
 
+def test_a_lost_connection_replaces_the_whole_pool(empty_postgresql_url: URL, postgresql_server: URL) -> None:
+    """A failure by our name still has SQLAlchemy give up all the connections that broke: one error, not one each."""
+    settings = DatabaseSettings(
+        database_url=empty_postgresql_url.render_as_string(hide_password=False), pool_pre_ping=False, _env_file=None
+    )
+    with DatabaseFactory(settings) as db:
+        with db.engine.connect() as one, db.engine.connect() as other:
+            pids = [connection.scalar(text("SELECT pg_backend_pid()")) for connection in (one, other)]
+        run_on_server(postgresql_server, *(f"SELECT pg_terminate_backend({pid}, 10000)" for pid in pids))
+        named(ConnectionLostError, lambda: query(db))
+        for _ in range(3):
+            query(db)
+
+
+def test_a_session_left_idle_too_long_has_lost_its_connection(server: DatabaseFactory) -> None:
+    """The server ends it by its own timeout, which is no mistake in the statement."""
+
+    def be_idle() -> None:
+        with server.get_session() as session:
+            session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 1"))
+            driver: Any = session.connection().connection.dbapi_connection
+            select.select([driver], [], [], 30)  # until the server has said its last word
+            session.execute(text("SELECT 1"))
+
+    named(ConnectionLostError, be_idle)
+
+
 @pytest.mark.parametrize(
     ("sqlstate", "kind"),
     [
@@ -446,6 +549,34 @@ def test_every_failure_of_a_driver_is_caught_as_stock_sqlalchemy_raises_it() -> 
             named_codes.add(code)
             keeps_its_promises(failure)
     assert {"40001", "40P01", "53100", "25006", "42501", "28P01", "08006", "57P01"} <= named_codes
+
+
+def test_a_failure_has_the_statement_and_not_its_values(db: DatabaseFactory) -> None:
+    """As SQLAlchemy's own errors have it; the values are left out, since they may be secrets."""
+
+    def store() -> None:
+        with db.get_session() as session:
+            session.execute(text("INSERT INTO users (username, email) VALUES (NULL, :email)"), {"email": "canary"})
+
+    error = named(ConstraintError, store)
+    assert error.statement is not None
+    assert error.statement.startswith("INSERT INTO users")
+    assert (error.params, error.connection_invalidated) == (None, False)
+    assert "canary" not in str(vars(error))
+
+
+def test_a_pool_without_a_free_connection_is_named(empty_db: DatabaseFactory) -> None:
+    """SQLAlchemy's TimeoutError still, with the two settings that decide."""
+    settings = empty_db.settings.model_copy(update={"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.01})
+    with DatabaseFactory(settings) as db, db.engine.connect():
+        for ask in (db.engine.connect, lambda: query(db), lambda: db.run_in_transaction(lambda session: query(db))):
+            with pytest.raises(PoolExhaustedError) as caught:
+                ask()
+            assert isinstance(caught.value, stock.TimeoutError)
+            assert type(caught.value.__cause__) is stock.TimeoutError
+            assert "GRIDBOT_DB_POOL_SIZE" in str(caught.value)
+            assert "GRIDBOT_DB_MAX_OVERFLOW" in str(caught.value)
+            assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
 def test_a_broken_rule_of_the_schema_is_named_without_the_row(db: DatabaseFactory) -> None:

@@ -251,3 +251,16 @@ def test_help_exits_with_zero() -> None:
     done = init_db("--help")
     assert done.returncode == 0
     assert all(name in done.stdout for name in ("--db-type", "--db-name", "--db-url", "--env-file", "--echo-sql"))
+
+
+@pytest.mark.parametrize("arguments", [("shared.db.init_db",), ("shared.db", "init")])
+def test_a_reader_that_has_enough_ends_a_command_quietly(arguments: tuple[str, ...]) -> None:
+    """As in `init_db | head -1`: no traceback, and the exit code that shells know from Unix tools."""
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as command:
+        assert command.stdout is not None
+        assert command.stderr is not None
+        command.stdout.close()
+        assert command.stderr.read() == ""
+    assert command.returncode == 141

@@ -1,0 +1,99 @@
+"""`python -m shared.db status`: what `db.health()` finds, for people and for monitors."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+
+from shared.db.database import DatabaseFactory
+from shared.db.health.report import Health
+from shared.db.init_db import settings_from_arguments
+
+_UNITS = ("bytes", "kB", "MB", "GB", "TB")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    """Give `parser` its arguments; the function that runs the command."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="read everything and look for damage (takes its time; PostgreSQL needs the extension amcheck)",
+    )
+    parser.add_argument("--timeout", type=_seconds, default=5.0, metavar="SECONDS", help="wait no longer (default: 5)")
+
+    def run(options: argparse.Namespace) -> int:
+        with DatabaseFactory(settings_from_arguments(options)) as db:
+            health = db.health(check=options.check, timeout=options.timeout)
+        if options.json:
+            print(json.dumps(health.as_dict()))
+        elif not health.reachable:
+            print(f"shared.db: {'; '.join(health.problems)}", file=sys.stderr)
+        else:
+            print("\n".join(_lines(health)))
+        return 1 if health.problems else 0
+
+    return run
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 86_400:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0.1 to 86400")
+    return seconds
+
+
+def _lines(health: Health) -> Iterator[str]:
+    yield f"{health.url}: {health.version}, answers in {health.latency_ms} ms"
+    revision = health.revision or "none"
+    yield f"schema revision: {revision}" + (
+        "" if revision == health.code_revision else f", the code's is {health.code_revision}"
+    )
+    if health.row_security is not None:
+        yield f"row-level security: {'on' if health.row_security else 'off'}"
+    disk = [f"database {_size(health.size_bytes)}"] if health.size_bytes is not None else []
+    if health.wal_bytes is not None:
+        disk.append(f"write-ahead log {_size(health.wal_bytes)}")
+    if health.disk_free_bytes is not None:
+        disk.append(f"{_size(health.disk_free_bytes)} free")
+    if disk:
+        yield f"on disk: {', '.join(disk)}" + (f"; journal mode {health.journal_mode}" if health.journal_mode else "")
+    if health.connections is not None:
+        by = ", ".join(f"{name} {count}" for name, count in sorted(health.connections.by_application.items()))
+        yield (
+            f"server connections: {health.connections.used} of {health.connections.limit} in use"
+            + (f" (ours: {by})" if by else "")
+            + f"; {health.connections.processes} of our processes may open {health.connections.possible}"
+        )
+    if health.tables:
+        width = max(len(table.name) for table in health.tables)
+        for table in health.tables:
+            rows = "unknown" if table.rows is None else f"{'about ' if table.estimated else ''}{table.rows:,}"
+            yield f"  {table.name:<{width}}  {rows:>18} rows" + (
+                "" if table.size_bytes is None else f"  {_size(table.size_bytes):>10}"
+            )
+    for stream in health.streams:
+        yield f"newest in {stream.table} of {stream.key}: {stream.newest.isoformat()}"
+    yield f"integrity: {health.integrity}" + (
+        " (--check reads everything)" if health.integrity == "not checked" else ""
+    )
+    for warning in health.warnings:
+        yield f"warning: {warning}"
+    for problem in health.problems:
+        yield f"problem: {problem}"
+    if not health.problems:
+        yield "no problem found"
+
+
+def _size(size: float | None) -> str:
+    assert size is not None
+    for unit in _UNITS[:-1]:
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} {_UNITS[-1]}"

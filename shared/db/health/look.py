@@ -1,0 +1,202 @@
+"""One look at a database: nothing is written, nothing is created, and nothing is waited for long."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import Column, Connection, Engine, Select, func, inspect, select, text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import QueuePool
+
+from shared.db import database_file, schema_version
+from shared.db.engine import make_probe
+from shared.db.errors import DatabaseCorruptError, DatabaseUnreachableError, NotADatabaseError, SharedDBError
+from shared.db.health import postgresql, sqlite
+from shared.db.health.report import Health, PoolHealth, StreamHealth
+from shared.db.models import Base, PrivateExecution, PublicTrade
+from shared.db.settings import DatabaseSettings
+from shared.db.tenancy import row_security
+
+# What adds to a report.
+Section = Callable[[Connection, Health], Health]
+# What tells one stream from another, and its time: an index begins with both.
+_STREAMS: tuple[tuple[Column[Any], Column[Any]], ...] = tuple(
+    (model.__table__.columns[key], model.__table__.columns["exchange_ts"])  # type: ignore[misc] # of a table, they are
+    for model, key in ((PublicTrade, "symbol"), (PrivateExecution, "account_id"))
+)
+
+
+def look(settings: DatabaseSettings, folder: str, in_use: Engine | None, *, check: bool, timeout: float) -> Health:
+    """The health of the database of `settings`; `in_use` is the engine whose pool is meant, None if there is none yet.
+
+    Without an answer in `timeout` seconds the report says so, and holds what was found by then. A `check` of
+    everything takes its time after that.
+    """
+    health = _of_pool(settings, in_use, Health(settings.safe_url, code_revision=schema_version.SCHEMA_REVISION))
+    if settings.is_memory:
+        health = health.with_warning(
+            "the database is in memory and gone when this process ends; set GRIDBOT_DB_NAME to a file to keep it"
+        )
+        if in_use is None:
+            return replace(health, reachable=True).with_warning("a session is open in it; it was not looked into")
+        engine = in_use
+    else:
+        missing = _missing_file(settings, folder)
+        if missing is not None:
+            return health.with_problem(f"there is no database file {missing}; run: python -m shared.db init")
+        engine = make_probe(settings, folder, timeout)
+    try:
+        health = _within(timeout, health, _sections(settings, timeout), engine)
+        if check and health.reachable:
+            health = _added(engine, health, _check)
+    finally:
+        if engine is not in_use:
+            engine.dispose()
+    return health
+
+
+def _of_pool(settings: DatabaseSettings, in_use: Engine | None, health: Health) -> Health:
+    pool = in_use.pool if in_use is not None else None
+    if not isinstance(pool, QueuePool):
+        return health
+    found = PoolHealth(pool.size(), settings.max_overflow, pool.checkedout(), pool.checkedin())
+    health = replace(health, pool=found)
+    if found.checked_out >= found.size + found.max_overflow:
+        health = health.with_problem(
+            f"all {found.checked_out} connections of this process are in use; end sessions sooner, or raise "
+            "GRIDBOT_DB_POOL_SIZE or GRIDBOT_DB_MAX_OVERFLOW"
+        )
+    return health
+
+
+def _missing_file(settings: DatabaseSettings, folder: str) -> str | None:
+    name = settings.url.database or ""
+    if not settings.is_sqlite or name.startswith("file:"):
+        return None
+    path = database_file.absolute(name, folder)
+    return None if os.path.lexists(path) else path
+
+
+def _within(timeout: float, health: Health, sections: Iterable[Section], engine: Engine) -> Health:
+    """The report with all sections, or with those that were done in time."""
+    reports, failures = [health], []
+
+    def run() -> None:
+        try:
+            for section in sections:
+                before = reports[-1]
+                reports.append(_added(engine, before, section))
+                if not reports[-1].reachable:
+                    return
+        except BaseException as error:  # noqa: BLE001 # raised below
+            failures.append(error)
+
+    # A server may accept a connection and never answer, and a network file system may hang: no timeout of a driver
+    # covers all of it. The thread is left behind then.
+    thread = threading.Thread(target=run, name="shared.db health", daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if failures:
+        raise failures[0]
+    if thread.is_alive():
+        return reports[-1].with_problem(
+            f"the database did not answer everything within {timeout:g} s; see whether its machine, disk or network is "
+            "overloaded, or allow more time"
+        )
+    return reports[-1]
+
+
+def _added(engine: Engine, health: Health, section: Section) -> Health:
+    """The report with this section; its failure is a problem of the database."""
+    try:
+        with engine.connect() as connection:
+            return section(connection, health)
+    except (SharedDBError, SQLAlchemyError, OSError) as error:
+        lost = isinstance(error, DatabaseUnreachableError)
+        damaged = isinstance(error, (DatabaseCorruptError, NotADatabaseError))
+        return replace(
+            health,
+            reachable=health.reachable and not lost,
+            integrity="damaged" if damaged else health.integrity,
+        ).with_problem(str(error).strip().partition("\n")[0])
+
+
+def _sections(settings: DatabaseSettings, timeout: float) -> Iterable[Section]:
+    def first(connection: Connection, health: Health) -> Health:
+        started = time.perf_counter()
+        connection.scalar(text("SELECT 1"))
+        return replace(health, reachable=True, latency_ms=round((time.perf_counter() - started) * 1000, 3))
+
+    def itself(connection: Connection, health: Health) -> Health:
+        if connection.dialect.name == "sqlite":
+            return sqlite.look(connection, health)
+        return postgresql.look(connection, health, settings)
+
+    def policies(connection: Connection, health: Health) -> Health:
+        if connection.dialect.name != "postgresql":
+            return health
+        status = row_security.status(connection, settings.tenant_role)
+        health = replace(health, row_security=status.enabled)
+        for problem in status.problems:
+            health = health.with_problem(f"{problem}; run: python -m shared.db row-security enable")
+        return health
+
+    def limited(section: Section) -> Section:
+        def run(connection: Connection, health: Health) -> Health:
+            if connection.dialect.name == "postgresql":
+                # Nor does the server go on with what nobody waits for.
+                connection.execute(text(f"SET LOCAL statement_timeout = {max(1, int(timeout * 1000))}"))
+            return section(connection, health)
+
+        return run
+
+    return map(limited, (first, itself, _revision, policies, _tables, _streams))
+
+
+def _revision(connection: Connection, health: Health) -> Health:
+    health = replace(health, revision=schema_version.read_revision(connection))
+    problem = schema_version.difference(connection)
+    return health if problem is None else health.with_problem(str(problem))
+
+
+def _own_tables(connection: Connection) -> list[str]:
+    there = set(inspect(connection).get_table_names())
+    return [name for name in Base.metadata.tables if name in there]
+
+
+def _tables(connection: Connection, health: Health) -> Health:
+    room = sqlite if connection.dialect.name == "sqlite" else postgresql
+    return replace(health, tables=room.tables(connection, _own_tables(connection)))
+
+
+def _streams(connection: Connection, health: Health) -> Health:
+    there = _own_tables(connection)
+    return replace(
+        health,
+        streams=tuple(
+            StreamHealth(key.table.name, name, newest)
+            for key, when in _STREAMS
+            if key.table.name in there
+            for name, newest in connection.execute(_newest(key, when))
+        ),
+    )
+
+
+def _newest(key: Column[Any], when: Column[Any]) -> Select[Any]:
+    # From each value to the next one by the index, in place of reading every row.
+    walk = select(func.min(key).label("key")).cte("walk", recursive=True)
+    following = select(func.min(key)).where(key > walk.c.key).scalar_subquery()
+    walk = walk.union_all(select(following).where(walk.c.key.is_not(None)))
+    newest = select(func.max(when)).where(key == walk.c.key).scalar_subquery()
+    return select(walk.c.key, newest).where(walk.c.key.is_not(None)).order_by(walk.c.key)
+
+
+def _check(connection: Connection, health: Health) -> Health:
+    if connection.dialect.name == "sqlite":
+        return sqlite.check(connection, health)
+    return postgresql.check(connection, health, _own_tables(connection))

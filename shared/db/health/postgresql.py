@@ -1,0 +1,119 @@
+"""What PostgreSQL tells of itself, to a login without privileges too."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from sqlalchemy import Connection, text
+
+from shared.db.health.report import Health, ServerConnections, TableHealth
+from shared.db.settings import DatabaseSettings
+
+# What is counted within milliseconds.
+_SMALL_TABLE = 1 << 20
+_NEARLY_ALL = 0.9
+
+
+def look(connection: Connection, health: Health, settings: DatabaseSettings) -> Health:
+    """Version, size, and the server's connections."""
+    what, limit, used = connection.execute(_LEAST_ROOM).one()
+    ours = connection.execute(_OUR_CONNECTIONS).all()
+    by_application: Counter[str] = Counter()
+    for application, _, count in ours:
+        by_application[application] += count
+    each = settings.pool_size + settings.max_overflow
+    processes = sum(math.ceil(count / each) for _, _, count in ours)
+    health = replace(
+        health,
+        version=f"PostgreSQL {connection.scalar(text('SHOW server_version'))}",
+        size_bytes=connection.scalar(text("SELECT pg_database_size(current_database())")),
+        connections=ServerConnections(used, limit, dict(by_application), processes, processes * each),
+    )
+    remedy = "lower GRIDBOT_DB_POOL_SIZE and GRIDBOT_DB_MAX_OVERFLOW, or raise max_connections"
+    if used >= limit * _NEARLY_ALL:
+        health = health.with_problem(f"{used} of the {what}'s {limit} connections are in use; {remedy}")
+    if processes * each > limit:
+        health = health.with_problem(
+            f"{processes} processes or more may open up to {each} connections each, {processes * each} in all, and the "
+            f"{what} allows {limit}; {remedy}"
+        )
+    return health
+
+
+# Of pg_stat_activity a login sees the whole of its own sessions alone; the numbers of pg_stat_database are for all.
+# This connection is not counted, nor what is kept back for administrators.
+_LEAST_ROOM = text(
+    """
+    WITH limits (what, allowed, used) AS (
+        SELECT 'server', current_setting('max_connections')::int
+                - current_setting('superuser_reserved_connections')::int
+                - coalesce(current_setting('reserved_connections', true)::int, 0),
+            (SELECT sum(numbackends)::int - 1 FROM pg_stat_database WHERE datname IS NOT NULL)
+        UNION ALL
+        SELECT 'database', datconnlimit, numbackends - 1 FROM pg_database JOIN pg_stat_database USING (datname)
+        WHERE datname = current_database()
+        UNION ALL
+        SELECT 'role', rolconnlimit, (SELECT count(*)::int - 1 FROM pg_stat_activity WHERE usename = current_user)
+        FROM pg_roles WHERE rolname = current_user
+    )
+    SELECT what, allowed, used FROM limits WHERE allowed >= 0 ORDER BY allowed - used LIMIT 1
+    """
+)
+_OUR_CONNECTIONS = text(
+    """
+    SELECT application_name, client_addr, count(*) FROM pg_stat_activity
+    WHERE usename = current_user AND backend_type = 'client backend' AND pid <> pg_backend_pid() GROUP BY 1, 2
+    """
+)
+
+
+def tables(connection: Connection, names: Iterable[str]) -> tuple[TableHealth, ...]:
+    """Rows as the last VACUUM or ANALYZE estimated them (None before the first), and counted in a small table."""
+    found = []
+    for name in names:
+        rows, pages, size = connection.execute(
+            text(
+                "SELECT reltuples::bigint, pg_relation_size(oid), pg_total_relation_size(oid) FROM pg_class "
+                "WHERE oid = to_regclass(:name)"
+            ),
+            {"name": name},
+        ).one()
+        estimated = pages > _SMALL_TABLE
+        if not estimated:
+            rows = connection.scalar(text(f"SELECT count(*) FROM {name}"))
+        found.append(TableHealth(name, rows if rows >= 0 else None, estimated, size))
+    return tuple(found)
+
+
+def check(connection: Connection, health: Health, names: Sequence[str]) -> Health:
+    """Read every row; have the extension amcheck, where it is installed, verify tables and indexes."""
+    for name in names:
+        # As text, so that what is stored apart (TOAST) is read too; the server verifies the checksum of each page.
+        connection.execute(text(f"SELECT count(t::text) FROM {name} t")).close()
+    if not connection.scalar(text("SELECT to_regprocedure('bt_index_check(regclass,boolean)') IS NOT NULL")):
+        return replace(health, integrity="every row read, indexes not checked").with_problem(
+            "indexes were not checked: the extension amcheck is not installed; have an administrator run "
+            "CREATE EXTENSION amcheck in this database"
+        )
+    damaged = False
+    for name in names:
+        connection.execute(_CHECK_INDEXES, {"name": name}).close()
+        for message in connection.scalars(_CHECK_TABLE, {"name": name}):
+            damaged = True
+            health = health.with_problem(
+                f"{name} is damaged ({message}); stop writing and restore the last good backup"
+            )
+    return replace(health, integrity="damaged" if damaged else "ok")
+
+
+_CHECK_INDEXES = text(
+    """
+    SELECT bt_index_check(indexrelid::regclass, true) FROM pg_index
+    JOIN pg_class ON pg_class.oid = indexrelid JOIN pg_am ON pg_am.oid = relam
+    WHERE indrelid = to_regclass(:name) AND amname = 'btree'
+    """
+)
+_CHECK_TABLE = text("SELECT msg FROM verify_heapam(to_regclass(:name)) LIMIT 3")

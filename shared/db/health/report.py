@@ -1,0 +1,101 @@
+"""What a look at the database finds."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, Self
+
+
+@dataclass(frozen=True)
+class TableHealth:
+    """A table: its rows (`estimated` where counting them would read much; None: not known) and bytes with indexes."""
+
+    name: str
+    rows: int | None
+    estimated: bool
+    size_bytes: int | None
+
+
+@dataclass(frozen=True)
+class StreamHealth:
+    """The newest exchange time (UTC) of a stream: trades by symbol, executions by account (`key`)."""
+
+    table: str
+    key: str
+    newest: datetime
+
+
+@dataclass(frozen=True)
+class PoolHealth:
+    """The pool of this process's factory: `checked_out` of at most `size + max_overflow` connections are in use."""
+
+    size: int
+    max_overflow: int
+    checked_out: int
+    checked_in: int
+
+
+@dataclass(frozen=True)
+class ServerConnections:
+    """The server's connections: `used` of the `limit` of server, database or role, whichever has least room.
+
+    `by_application` counts those of our login. They belong to `processes` or more, which may open `possible` in all:
+    exactly so many where each process has a GRIDBOT_DB_APPLICATION_NAME of its own.
+    """
+
+    used: int
+    limit: int
+    by_application: dict[str, int]
+    processes: int
+    possible: int
+
+
+@dataclass(frozen=True)
+class Health:
+    """How the database is, as `db.health()` found it at `checked_at`.
+
+    `problems` are sentences with their remedy, none if all that was looked at is well; `warnings` may be meant so.
+    `integrity` is "ok" only after a look at every page (`check=True`), else it says what was not looked at.
+    What does not exist in this kind of database, or could not be read, is None.
+    """
+
+    url: str
+    checked_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    reachable: bool = False
+    version: str | None = None
+    latency_ms: float | None = None
+    revision: str | None = None
+    code_revision: str | None = None
+    row_security: bool | None = None
+    pool: PoolHealth | None = None
+    connections: ServerConnections | None = None
+    tables: tuple[TableHealth, ...] = ()
+    streams: tuple[StreamHealth, ...] = ()
+    size_bytes: int | None = None
+    journal_mode: str | None = None
+    wal_bytes: int | None = None
+    disk_free_bytes: int | None = None
+    integrity: str = "not checked"
+    problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def with_problem(self, sentence: str) -> Self:
+        """The same with one more problem; one that is known already is not said twice."""
+        return self if sentence in self.problems else replace(self, problems=(*self.problems, sentence))
+
+    def with_warning(self, sentence: str) -> Self:
+        """The same with one more warning."""
+        return replace(self, warnings=(*self.warnings, sentence))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain values for JSON, times in ISO 8601."""
+        return {name: _plain(value) for name, value in asdict(self).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
