@@ -1,6 +1,7 @@
 """`shared.db`: the multi-tenant data layer of a fleet of grid bots, on SQLite and PostgreSQL."""
 
 from shared.db.bulk import BulkResult, RejectedRow
+from shared.db.bulk.gaps import Gap, RunCoverage
 from shared.db.bulk.ranges import ExecutionRow, TradeRow, cursor_of
 from shared.db.bulk.summaries import Candle, Coverage, RunTotals
 from shared.db.bybit import (
@@ -129,6 +130,7 @@ __all__ = [
     "Environment",
     "ExecutionRow",
     "ForkError",
+    "Gap",
     "Health",
     "InputError",
     "InvalidValueError",
@@ -151,6 +153,7 @@ __all__ = [
     "RowSecurityError",
     "RowSecurityStatus",
     "Run",
+    "RunCoverage",
     "RunEndedError",
     "RunRepository",
     "RunStatus",

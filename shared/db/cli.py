@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 
 import shared.db.commands.backup as backup
 import shared.db.commands.copy_database as copy_database
+import shared.db.commands.coverage as coverage
 import shared.db.commands.migrate as migrate
+import shared.db.commands.purge as purge
 import shared.db.commands.replay as replay
 import shared.db.commands.row_files as row_files
 import shared.db.commands.status as status
@@ -109,5 +111,7 @@ COMMANDS: dict[str, tuple[str, Command]] = {
     "copy": ("move a whole database to another one, SQLite or PostgreSQL, and compare", copy_database.copy_arguments),
     "replay": ("store what a recorder put into its dead letters, after it was corrected", replay.add_arguments),
     "status": ("say how the database is, and what to do about it", status.add_arguments),
+    "purge": ("delete old trades, or a run's executions, in short batches", purge.purge_arguments),
+    "coverage": ("say what is stored of each symbol or run, and what is missing", coverage.coverage_arguments),
     "migrate": ("change the schema by revisions, or say where it stands", migrate.add_arguments),
 }

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from sqlalchemy.orm import Session
 
-from shared.db.bulk import frames, summaries
+from shared.db.bulk import frames, gaps, summaries
+from shared.db.bulk.gaps import Gap, RunCoverage
 from shared.db.bulk.ranges import ExecutionRow, RowRange, TradeRow, execution_range, trade_range
 from shared.db.bulk.streams import PAGE_SIZE, latest, stream
 from shared.db.bulk.summaries import Candle, Coverage, RunTotals
@@ -108,6 +109,16 @@ class TradeReading:
         With `count=False` it takes milliseconds, whatever is stored; counting reads the whole index.
         """
         return summaries.coverage(self.session, count=count)
+
+    def gaps(
+        self, symbol: str, seconds: float, start: datetime | None = None, end: datetime | None = None
+    ) -> Iterator[Gap]:
+        """The times of more than `seconds` without a trade of a symbol, in order, as the session's transaction goes on.
+
+        From `start` to `end`, which count as marks where they are given: a symbol without any trade there is one gap.
+        The database walks the index. Raises `InvalidValueError` for what is no number of seconds.
+        """
+        return gaps.gaps(self.session, trade_range(symbol, start, end), seconds)
 
     def get_trade_at_or_before(self, symbol: str, ts: datetime) -> PublicTrade | None:
         """The last trade of a symbol at `ts` or before it, None if there is none."""
@@ -227,6 +238,23 @@ class ExecutionReading:
     ) -> RunTotals:
         """Number, profit and loss, fees and volume by side of the executions: exact sums, zeros if there are none."""
         return summaries.totals(self.session, self._range(run_id, start, end, symbol, user_id))
+
+    def coverage(self, run_id: str | None = None, *, user_id: UserId = UNSET) -> list[RunCoverage]:
+        """First and last time and number of executions of each of the user's runs, of one if given, oldest first."""
+        return gaps.run_coverage(self.session, self._resolve(user_id), run_id)
+
+    def gaps(
+        self,
+        run_id: str,
+        seconds: float,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        *,
+        symbol: str | None = None,
+        user_id: UserId = UNSET,
+    ) -> Iterator[Gap]:
+        """The times of more than `seconds` without an execution of a run, as in `PublicTradeRepository.gaps`."""
+        return gaps.gaps(self.session, self._range(run_id, start, end, symbol, user_id), seconds)
 
     def get_execution_at_or_before(
         self, run_id: str, ts: datetime, symbol: str | None = None, *, user_id: UserId = UNSET

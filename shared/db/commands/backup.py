@@ -13,6 +13,7 @@ from collections.abc import Callable
 from shared.db.database import DatabaseFactory
 from shared.db.init_db import settings_from_arguments
 from shared.db.operations.backup import WHOLE, BackupReport, back_up, restore
+from shared.db.operations.interruption import terminated_like_interrupted
 from shared.db.operations.progress import Progress
 from shared.db.schema_version import SCHEMA_REVISION
 
@@ -22,7 +23,11 @@ def backup_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Name
     _add_arguments(parser, "the file to write", "replace FILE if it is there")
 
     def run(options: argparse.Namespace) -> int:
-        with DatabaseFactory(settings_from_arguments(options)) as db, Progress("backing up", WHOLE) as progress:
+        with (
+            terminated_like_interrupted(),
+            DatabaseFactory(settings_from_arguments(options)) as db,
+            Progress("backing up", WHOLE) as progress,
+        ):
             report = back_up(db, options.file, force=options.force, pg_bin=options.pg_bin, watch=progress.update)
         _tell(report, options.json, f"{report.database} backed up to {report.path}")
         return 0
@@ -35,7 +40,11 @@ def restore_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Nam
     _add_arguments(parser, "the backup to read", "replace everything in a database that has rows")
 
     def run(options: argparse.Namespace) -> int:
-        with DatabaseFactory(settings_from_arguments(options)) as db, Progress("restoring", WHOLE) as progress:
+        with (
+            terminated_like_interrupted(),
+            DatabaseFactory(settings_from_arguments(options)) as db,
+            Progress("restoring", WHOLE) as progress,
+        ):
             report = restore(db, options.file, force=options.force, pg_bin=options.pg_bin, watch=progress.update)
         _tell(report, options.json, f"{report.database} restored from {report.path}")
         for role in report.missing_roles:

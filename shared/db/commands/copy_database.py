@@ -14,6 +14,7 @@ from collections.abc import Callable
 from shared.db.database import DatabaseFactory
 from shared.db.init_db import settings_from_arguments
 from shared.db.operations.copy_database import copy_database, row_total
+from shared.db.operations.interruption import terminated_like_interrupted
 from shared.db.operations.progress import Progress
 from shared.db.settings import DatabaseSettings, read_env_file
 
@@ -36,6 +37,7 @@ def copy_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Namesp
 
     def run(options: argparse.Namespace) -> int:
         with (
+            terminated_like_interrupted(),
             DatabaseFactory(_settings(parser, options, options.source)) as source,
             DatabaseFactory(_settings(parser, options, options.target)) as target,
             Progress("copying", row_total(source)) as progress,

@@ -61,7 +61,7 @@ def import_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Name
             print(json.dumps(report.as_dict()))
         else:
             print(
-                f"{rows:,} trades in {_counted(len(report.files), 'file')}: {report.inserted:,} new, "
+                f"{rows:,} trades in {counted(len(report.files), 'file')}: {report.inserted:,} new, "
                 f"{report.skipped:,} already stored, {report.rejected:,} rows rejected; "
                 f"{report.seconds:.1f} s, {rows / max(report.seconds, 0.001):,.0f} rows/s"
             )
@@ -79,8 +79,8 @@ def export_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Name
     parser.add_argument("--symbol", help="whose trades")
     parser.add_argument("--run", dest="run_id", metavar="RUN_ID", help="whose executions")
     parser.add_argument("--user", metavar="USER_ID", help="the run's owner")
-    parser.add_argument("--from", dest="start", type=_start, metavar="TIME", help="first day or time, UTC")
-    parser.add_argument("--to", dest="end", type=_end, metavar="TIME", help="last day or time, UTC; included")
+    parser.add_argument("--from", dest="start", type=start_time, metavar="TIME", help="first day or time, UTC")
+    parser.add_argument("--to", dest="end", type=end_time, metavar="TIME", help="last day or time, UTC; included")
     parser.add_argument("--format", choices=FORMATS, help="as the ending of the file's name says, unless given")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the file to write, or to replace")
 
@@ -103,13 +103,14 @@ def export_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Name
                 rows = export_trades(db, options.output, options.symbol, *bounds)
             else:
                 rows = export_executions(db, options.output, options.run_id, options.user, *bounds)
-        print(f"{_counted(rows, options.what[:-1])} written to {options.output} in {time.monotonic() - started:.1f} s")
+        print(f"{counted(rows, options.what[:-1])} written to {options.output} in {time.monotonic() - started:.1f} s")
         return 0
 
     return run
 
 
-def _start(text: str) -> datetime:
+def start_time(text: str) -> datetime:
+    """An argument's day or time, UTC unless it says otherwise."""
     try:
         when = datetime.fromisoformat(text)
     except ValueError:
@@ -117,11 +118,13 @@ def _start(text: str) -> datetime:
     return when if when.tzinfo is not None else when.replace(tzinfo=UTC)
 
 
-def _end(text: str) -> datetime:
+def end_time(text: str) -> datetime:
+    """The same for the end of a range, to which a whole day belongs."""
     # A day means all of it.
     whole_day = len(text) <= len("2025-05-19")
-    return _start(text) + (timedelta(days=1, microseconds=-1) if whole_day else timedelta(0))
+    return start_time(text) + (timedelta(days=1, microseconds=-1) if whole_day else timedelta(0))
 
 
-def _counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """Such as "1 trade" and "2 trades"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -62,7 +62,7 @@ def back_up(
     The file is made under another name beside `path`, readable by its owner alone, verified (every page or row is
     read again, and the rows counted), and then put in place, with its SHA-256 in `FILE.sha256` beside it. `pg_bin` is
     the folder of pg_dump and pg_restore, the PATH unless given. `watch` is told how far it is, of `WHOLE`, and the rows
-    so far.
+    once they are known.
 
     Raises `BackupError` if `path` is there already and `force` is not given, for a database without tables, and when
     the tools are missing or older than the server; `InputError` if nothing can be written there. A failure leaves
@@ -85,7 +85,7 @@ def back_up(
         else:
             rows = postgresql_backup.back_up(db, part, pg_bin, lambda share: watch(int(WHOLE * share), 0))
         size = part.stat().st_size
-    watch(WHOLE, sum(rows.values()))
+        watch(WHOLE, sum(rows.values()))
     return BackupReport(str(path), db.settings.safe_url, revision, rows, size, time.monotonic() - started)
 
 
@@ -129,7 +129,6 @@ def restore(
         rows, revision = dict(archive.rows), archive.revision
         _refuse_newer(path, revision, rows)
         missing_roles = sorted(postgresql_backup.restore(db, archive, force, told).missing_roles)
-    watch(WHOLE, sum(rows.values()))
     seconds = time.monotonic() - started
     return BackupReport(str(path), db.settings.safe_url, revision, rows, path.stat().st_size, seconds, missing_roles)
 

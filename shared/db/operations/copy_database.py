@@ -172,11 +172,12 @@ def _copy(source: Connection, target: Connection, table: Table, tell: Callable[[
     if first is None:
         return
     chunks = chain([first], chunks)
+    del first  # a traceback may be printed with its frames' variables
     driver: Any = target.connection.dbapi_connection
     with _refusal_named(table), named_errors(target):
         if target.dialect.name == "sqlite":
-            rows = chain.from_iterable(zip(*columns, strict=True) for columns in chunks)
-            driver.executemany(f"INSERT INTO {into} ({names}) VALUES ({', '.join('?' * len(table.columns))})", rows)
+            into_all = f"INSERT INTO {into} ({names}) VALUES ({', '.join('?' * len(table.columns))})"
+            driver.executemany(into_all, chain.from_iterable(_rows(chunks)))
             return
         stream = CopyStream(chunks, layout_of(table, "postgresql", True))
         with driver.cursor() as cursor:
@@ -189,6 +190,14 @@ def _counted(chunks: Iterator[list[Cells]], tell: Callable[[int], None]) -> Iter
     for columns in chunks:
         tell(len(columns[0]))
         yield columns
+        del columns  # as above
+
+
+def _rows(chunks: Iterator[list[Cells]]) -> Iterator[Iterator[tuple[Any, ...]]]:
+    for columns in chunks:
+        rows = zip(*columns, strict=True)
+        del columns  # as above
+        yield rows
 
 
 @contextmanager

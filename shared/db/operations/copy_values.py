@@ -36,25 +36,34 @@ def batches(source: Connection, table: Table, target: str) -> Iterator[list[Cell
     convert = [_converter(column, source.dialect.name, target) for column in columns]
     for rows in _pages(source, _stored(table, source.dialect.name, target)):
         given: list[Cells] = list(zip(*rows, strict=True))
-        yield [
-            _converted(column, turn, cells, table, given)
-            for column, turn, cells in zip(columns, convert, given, strict=True)
-        ]
+        try:
+            turned = [cells if turn is None else turn(cells) for turn, cells in zip(convert, given, strict=True)]
+        except _UNFIT:
+            problem = _problem(table, convert, given)
+        else:
+            del rows, given
+            yield turned
+            del turned
+            continue
+        # Where nothing is left of the rows: a traceback may be printed with its frames' variables.
+        del rows, given
+        raise CopyError(problem)
 
 
-def _converted(column: Column[Any], turn: Convert | None, cells: Cells, table: Table, given: list[Cells]) -> Cells:
-    if turn is None:
-        return cells
-    try:
-        return turn(cells)
-    except (ArithmeticError, InvalidValueError, TypeError, ValueError):
-        for key, cell in zip(given[_key_position(table)], cells, strict=True):
+_UNFIT = (ArithmeticError, InvalidValueError, TypeError, ValueError)
+
+
+def _problem(table: Table, convert: Sequence[Convert | None], given: list[Cells]) -> str:
+    """Which value does not fit, and why."""
+    keys = given[_key_position(table)]
+    for column, turn, cells in zip(table.columns, convert, given, strict=True):
+        for key, cell in zip(keys, cells, strict=True):
             try:
-                turn([cell])
-            except (ArithmeticError, InvalidValueError, TypeError, ValueError) as error:
-                problem = error.problem if isinstance(error, InvalidValueError) else "is nothing that belongs there"
-                raise CopyError(f"{table.name}, row {key!r}, column {column.name}: {problem}") from None
-        raise
+                _ = None if turn is None else turn([cell])
+            except _UNFIT as error:
+                reason = error.problem if isinstance(error, InvalidValueError) else "is nothing that belongs there"
+                return f"{table.name}, row {key!r}, column {column.name}: {reason}"
+    return f"{table.name}: a row does not fit"
 
 
 def _key_position(table: Table) -> int:

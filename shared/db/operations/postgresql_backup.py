@@ -129,11 +129,11 @@ def read_archive(path: Path, tools: Tools, watch: Any = lambda rows: None) -> Ar
                 if isinstance(part, str):
                     continue
                 if part.table == VERSION_TABLE.name:
-                    revision = max((line.decode().strip() for line in part), default=None)
+                    revision = part.read().decode().strip() or None
                     continue
-                for count, _ in enumerate(part, start=1):
-                    if count % _LINES == 0:
-                        watch(seen + count)
+                while part.read():
+                    watch(seen + part.count)
+                part.raise_failure()
                 rows[part.table] = part.count
                 seen += part.count
     except BackupError as error:
@@ -244,7 +244,7 @@ def _executable(connection: Connection, script: str, schema: str, restored: Rest
 
 
 class _Copy:
-    """The rows of one COPY, as pg_restore writes them: a file for the driver, or an iterator of lines."""
+    """The rows of one COPY, as pg_restore writes them: a file for the driver."""
 
     def __init__(self, statement: str, table: str, lines: Iterator[bytes]) -> None:
         self.statement = statement
@@ -253,9 +253,6 @@ class _Copy:
         self.watch: Any = lambda rows: None
         self._failure: BaseException | None = None
         self._lines = self._until_end(lines)
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self._lines
 
     def read(self, size: int = -1) -> bytes:
         """Some more rows; nothing at the end, and after a failure, which must not pass through the driver."""
@@ -277,6 +274,7 @@ class _Copy:
                 return
             self.count += 1
             yield line
+        line = b""  # a traceback may be printed with its frames' variables
         raise BackupError("the archive ends within the rows of a table")
 
 
@@ -289,8 +287,8 @@ def _parts(lines: IO[bytes]) -> Iterator[str | _Copy]:
             sql.clear()
             copy = _Copy(line.decode().rstrip(), _unquoted(found[2].decode()), lines)
             yield copy
-            for _ in copy:
-                pass  # what was not read
+            while copy.read():
+                pass  # what nobody wanted
         else:
             sql.append(line)
     yield b"".join(sql).decode()

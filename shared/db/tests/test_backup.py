@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import stat
 import threading
@@ -35,6 +36,10 @@ from shared.db import (
 from shared.db.cli import main
 from shared.db.operations import backup, postgresql_backup, sqlite_backup
 from shared.db.operations.backup import WHOLE, back_up, restore
+from shared.db.operations.contents import row_counts
+from shared.db.operations.copy_database import copy_database
+from shared.db.operations.progress import Progress
+from shared.db.operations.purge import purge_trades
 from shared.db.schema_version import SCHEMA_REVISION
 from shared.db.tests.fleet import rows_of
 from shared.db.tests.support import in_threads, run_on_server, trade_values
@@ -429,6 +434,33 @@ def test_an_interrupted_restore_leaves_the_database(
     assert everything(db) == before
 
 
+def test_a_service_manager_s_stop_leaves_nothing(
+    busy_fleet: DatabaseFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGTERM ends a backup like Ctrl-C: its exit code, no file, and the process's own handler is back."""
+    folder = tmp_path / "backups"
+    folder.mkdir()
+    monkeypatch.setattr(Progress, "update", lambda progress, done, rows: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    url = busy_fleet.settings.get_database_url()
+    assert main(["backup", str(folder / "backup"), "--db-url", url]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert list(folder.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_closed_users_tables_are_backed_up_and_copied(busy_fleet: DatabaseFactory, tmp_path: Path) -> None:
+    """`require_tenant` is for bots: these tools go round it, and read no user's rows for anybody."""
+    strict = busy_fleet.settings.model_copy(update={"require_tenant": True})
+    with DatabaseFactory(strict) as db, DatabaseFactory(f"sqlite:///{tmp_path / 'copy.db'}") as copy:
+        expected = everything(busy_fleet)
+        back_up(db, tmp_path / "backup")
+        restore(db, tmp_path / "backup", force=True)
+        assert everything(busy_fleet) == expected
+        assert copy_database(db, copy).rows["users"] == 2
+        assert purge_trades(db, datetime.now(UTC)).rows == 0
+
+
 def test_an_open_session_in_memory_is_refused(tmp_path: Path) -> None:
     """It shares the one connection: its half-done work would be backed up, or overwritten in the middle."""
     with DatabaseFactory("sqlite:///:memory:") as db:
@@ -589,6 +621,50 @@ def test_the_password_is_in_no_argument_and_no_error(
     assert "backup-password-Xk3" not in (tmp_path / "arguments").read_text()
     assert "PGPASSWORD=backup-password-Xk3" in (tmp_path / "environment").read_text()
     assert not (tmp_path / "backup").exists()
+
+
+def wrapped(folder: Path, tools: Path, dump: str = '"$@"', restore: str = '"$@"') -> Path:
+    """A folder of pg_dump and pg_restore that are called with other arguments, or whose output is changed."""
+    for name, arguments in (("pg_dump", dump), ("pg_restore", restore)):
+        program = folder / name
+        program.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exec {tools / name} "$@"\n{tools / name} {arguments}\n')
+        program.chmod(0o755)
+    return folder
+
+
+def test_a_dump_without_all_rows_is_not_kept(
+    policed_fleet: DatabaseFactory, postgresql_tools: Path, tmp_path: Path
+) -> None:
+    """A dump that ends well, but has left the rows of a table out, is no backup."""
+    tools = wrapped(tmp_path, postgresql_tools, dump='"$@" --exclude-table-data=users')
+    with pytest.raises(BackupError, match="does not hold what the database does"):
+        back_up(policed_fleet, tmp_path / "backup", pg_bin=tools)
+    assert not (tmp_path / "backup").exists()
+
+
+def test_a_restore_that_lost_a_row_is_undone(
+    policed_fleet: DatabaseFactory, postgresql_tools: Path, tmp_path: Path
+) -> None:
+    """The rows are counted before they are committed."""
+    back_up(policed_fleet, tmp_path / "backup")
+    before = everything(policed_fleet)
+    tools = wrapped(
+        tmp_path, postgresql_tools, restore='"$@" | if [ $1 = --clean ]; then sed /exec-ann/d; else cat; fi'
+    )
+    with pytest.raises(BackupError, match="undone, the database is as it was"):
+        restore(policed_fleet, tmp_path / "backup", force=True, pg_bin=tools)
+    assert everything(policed_fleet) == before
+    assert policed_fleet.row_security_status().enabled
+
+
+def test_an_sqlite_backup_without_all_rows_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was counted in the transaction of the backup has to be in the file."""
+    with DatabaseFactory(f"sqlite:///{tmp_path / 'bot.db'}") as db:
+        db.create_tables()
+        monkeypatch.setattr(sqlite_backup, "row_counts", lambda connection: row_counts(connection) | {"users": 1})
+        with pytest.raises(BackupError, match="nothing was kept"):
+            back_up(db, tmp_path / "backup")
+        assert not (tmp_path / "backup").exists()
 
 
 def test_the_commands_back_up_and_restore(

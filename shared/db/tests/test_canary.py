@@ -37,8 +37,11 @@ from shared.db import (
 )
 from shared.db.cli import main
 from shared.db.encryption import KeyRing, StoredSecret
+from shared.db.operations.backup import back_up, restore
+from shared.db.operations.copy_database import copy_database
 from shared.db.operations.key_rotation import rotate_keys
-from shared.db.tests.support import execution_values, run_on_server, trade_values
+from shared.db.operations.purge import purge_trades
+from shared.db.tests.support import execution_values, postgresql_programs, run_on_server, trade_values
 
 SECRET = "canary-secret-Zq7vT"
 PASSWORD = "canary-password-Xk3"
@@ -213,10 +216,21 @@ def use_everything(stage: Stage) -> None:
         stage.see("health", db.health(check=True), db.health().as_dict())
         if stage.sealed:
             stage.see("rotation", rotate_keys(db))
+        stage.see("backup", back_up(db, stage.folder / "backup", pg_bin=postgresql_programs()))
+        stage.see("restore", restore(db, stage.folder / "backup", force=True, pg_bin=postgresql_programs()))
+        with DatabaseFactory(f"sqlite:///{stage.folder / 'copied.db'}") as copied:
+            stage.see("copy", copy_database(db, copied))
+        stage.see("purge", purge_trades(db, NOW))
     ring = KeyRing.parse(RING)
     stage.see("ring", ring, vars(ring), StoredSecret(SECRET))
     url = stage.settings.get_database_url()
-    for arguments in (["init"], ["row-security", "status"], ["status"], ["keys", "generate", "--id", "k9"]):
+    for arguments in (
+        ["init"],
+        ["row-security", "status"],
+        ["status"],
+        ["keys", "generate", "--id", "k9"],
+        ["coverage"],
+    ):
         assert main([*arguments, *([] if arguments[0] == "keys" else ["--db-url", url])]) == 0
 
 
@@ -351,6 +365,49 @@ def _pickle_pending(stage: Stage) -> None:
         pickle.dumps(credential._api_secret)
 
 
+def _attempt(act: Callable[[Stage], object]) -> Callable[[Stage], None]:
+    def fail(stage: Stage) -> None:
+        act(stage)
+
+    return fail
+
+
+def _restore(spoil: Callable[[bytes], bytes]) -> Callable[[Stage], None]:
+    """Restore a backup that was changed, or cut short in the middle of a row."""
+
+    def fail(stage: Stage) -> None:
+        path = stage.folder / "spoiled"
+        path.write_bytes(spoil((stage.folder / "backup").read_bytes()))
+        try:
+            with stage.open() as db:
+                restore(db, path, force=True, pg_bin=postgresql_programs())
+        finally:
+            path.unlink()
+
+    return fail
+
+
+def _copy_of(spoil: str) -> Callable[[Stage], None]:
+    """Copy from SQLite what SQL has changed so that PostgreSQL does not take it."""
+
+    def fail(stage: Stage) -> None:
+        with DatabaseFactory(f"sqlite:///{stage.folder / 'copied.db'}") as source, stage.open() as db:
+            with source.get_session() as session:
+                session.execute(text(f"UPDATE api_credentials SET {spoil} WHERE credential_id = 'stored'"))
+            if stage.settings.is_sqlite:
+                raise RuntimeError("SQLite takes anything")
+            run_on_server(db.engine.url, "DROP DATABASE IF EXISTS target", "CREATE DATABASE target")
+            with DatabaseFactory(db.engine.url.set(database="target")) as target:
+                copy_database(source, target)
+
+    return fail
+
+
+def _copy_onto_rows(stage: Stage) -> None:
+    with stage.open() as db, DatabaseFactory(f"sqlite:///{stage.folder / 'copied.db'}") as target:
+        copy_database(db, target)
+
+
 def _command(*arguments: str) -> Callable[[Stage], None]:
     def fail(stage: Stage) -> None:
         code = main(list(arguments))
@@ -470,6 +527,17 @@ FAILURES: dict[str, Callable[[Stage], None]] = {
     "no host": lambda stage: DatabaseSettings(db_type="postgresql", db_password=PASSWORD, _env_file=None).url and None,
     "command without a server": _command("init", "--db-url", f"postgresql://bot:{PASSWORD}@127.0.0.1:1/x"),
     "command with a bad URL": _command("init", "--db-url", f"oracle://bot:{PASSWORD}@127.0.0.1:1/x"),
+    "backup where a file is": _attempt(lambda stage: back_up(stage.open(), stage.folder / "backup")),
+    "backup without tools, or anywhere": _attempt(lambda stage: back_up(stage.open(), "/no/x", pg_bin="/no")),
+    "restore of a part": _restore(lambda whole: whole[: len(whole) * 2 // 3]),
+    "restore of junk": _restore(lambda whole: SECRET.encode()),
+    "copy onto rows": _copy_onto_rows,
+    "copy of what is too long": _copy_of("api_key_id = hex(zeroblob(60))"),
+    "copy of a time that is none": _copy_of("created_at = 'today', api_key_id = 'k'"),
+    "copy to a server that is not there": _attempt(
+        lambda stage: copy_database(stage.open(), DatabaseFactory(f"postgresql://bot:{PASSWORD}@127.0.0.1:1/x"))
+    ),
+    "command that copies nowhere": _command("copy", "sqlite:///empty.db", f"postgresql://bot:{PASSWORD}@x:y/x"),
     "rotation without a ring": _command("keys", "rotate", "--db-name", "empty.db"),
 }
 

@@ -34,6 +34,7 @@ from shared.db import (
 )
 from shared.db.cli import main
 from shared.db.column_types import MONEY_DIGITS
+from shared.db.migrations import runner
 from shared.db.operations import copy_database as operation
 from shared.db.operations.copy_database import copy_database, row_total
 from shared.db.operations.digests import digest
@@ -412,6 +413,19 @@ def test_policies_come_along(policed_fleet: DatabaseFactory, empty_postgresql_ur
         assert tables_of(empty) == []
     finally:
         run_on_server(url, "DROP OWNED BY copy_reader", "DROP ROLE copy_reader")
+
+
+def test_a_copied_schema_is_what_the_code_makes(pair: tuple[DatabaseFactory, DatabaseFactory]) -> None:
+    """Every constraint and index of it is there, whether the copy made the tables or found them."""
+    source, target = pair
+    source.enable_audit()
+    for made_before in (False, True):
+        if made_before:
+            target.drop_tables()
+            target.create_tables()
+            target.enable_audit()
+        copy_database(source, target)
+        assert runner.check(target) == []
 
 
 def test_memory_copies_too(new_sqlite: Make) -> None:

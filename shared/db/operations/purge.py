@@ -1,0 +1,153 @@
+"""Old trades, or the executions of one run, deleted in batches that let every writer in between.
+
+SQLite has one writer at a time. Each batch is a transaction of its own, as many rows as take a twentieth of a second
+on this machine, and is followed by a pause of twice its time: a writer that waits gets in, whatever it is told to wait.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, delete, func, select
+from sqlalchemy.orm import Session
+
+from shared.db.database import DatabaseFactory
+from shared.db.errors import InputError
+from shared.db.models import PrivateExecution, PublicTrade, RunStatus
+from shared.db.repositories import PublicTradeRepository, RunRepository
+from shared.db.tenancy.guard import UNSET, UserId
+
+# Seconds that one batch may hold the write lock, about.
+_BATCH_TIME = 0.05
+_SHORTEST_PAUSE = 0.02
+_SMALLEST, _LARGEST = 100, 20_000
+
+Watch = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class PurgeReport:
+    """How many rows went, or would go in a dry run; `finished` is False if it was stopped on the way.
+
+    `longest_batch` is the longest time in seconds that writers were kept out.
+    """
+
+    table: str
+    rows: int
+    dry_run: bool
+    finished: bool
+    longest_batch: float
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report for JSON."""
+        return asdict(self)
+
+
+def purge_trades(
+    db: DatabaseFactory,
+    before: datetime,
+    symbol: str | None = None,
+    *,
+    dry_run: bool = False,
+    watch: Watch = lambda done, rows: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> PurgeReport:
+    """Delete the trades strictly before `before`, of one symbol if given, oldest first symbol by symbol.
+
+    A dry run counts them and deletes nothing. When `stop()` says so it ends after the batch at hand; called again, it
+    goes on. Raises `InvalidValueError` for a naive time.
+    """
+    db.check_schema()
+    columns = PublicTrade.__table__.c
+    before = columns.exchange_ts.type.instant(before)  # type: ignore[attr-defined] # the column's own check
+    with db.get_session(read_only=True) as session:
+        covered = PublicTradeRepository(session).coverage(count=False)
+    chosen = [
+        (PublicTrade.symbol == found.symbol, PublicTrade.exchange_ts < before)
+        for found in covered
+        if found.first_ts < before and symbol in (None, found.symbol)
+    ]
+    purge = _Purge(db, PublicTrade, (PublicTrade.exchange_ts, PublicTrade.trade_id), UNSET)
+    return purge.run(chosen, dry_run, watch, stop)
+
+
+def purge_executions(
+    db: DatabaseFactory,
+    run_id: str,
+    user_id: str,
+    before: datetime | None = None,
+    *,
+    dry_run: bool = False,
+    watch: Watch = lambda done, rows: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> PurgeReport:
+    """Delete the executions of one run of a user, those strictly before `before` if given; the run itself stays.
+
+    All else as `purge_trades`. Raises `InputError` if the user has no such run, or if it is still running.
+    """
+    db.check_schema()
+    with db.get_session(user_id=user_id, read_only=True) as session:
+        run = RunRepository(session).get_by_id(run_id)
+    if run is None:
+        raise InputError(f"user {user_id!r} has no run {run_id!r}; check both ids")
+    if run.status == RunStatus.RUNNING:
+        raise InputError(f"run {run_id!r} is still running; finish it first, its executions are being recorded")
+    criteria: list[ColumnElement[bool]] = [PrivateExecution.run_id == run_id]
+    if before is not None:
+        columns = PrivateExecution.__table__.c
+        criteria.append(PrivateExecution.exchange_ts < columns.exchange_ts.type.instant(before))  # type: ignore[attr-defined] # as above
+    purge = _Purge(db, PrivateExecution, (PrivateExecution.exec_id,), user_id)
+    return purge.run([tuple(criteria)], dry_run, watch, stop)
+
+
+class _Purge:
+    """Deletes rows of one table, in the order of an index."""
+
+    def __init__(self, db: DatabaseFactory, model: Any, order: tuple[Any, ...], user_id: UserId) -> None:
+        self._db = db
+        self._model = model
+        self._order = order
+        self._user_id = user_id
+
+    def run(self, chosen: list[tuple[Any, ...]], dry_run: bool, watch: Watch, stop: Callable[[], bool]) -> PurgeReport:
+        """Delete, or count, what meets any of the criteria."""
+        started = time.monotonic()
+        if dry_run:
+            with self._db.get_session(user_id=self._user_id, read_only=True) as session:
+                rows = sum(self._count(session, criteria) for criteria in chosen)
+            return self._report(rows, True, True, 0.0, started)
+        rows, size, longest = 0, _SMALLEST, 0.0
+        for criteria in chosen:
+            while True:
+                if stop():
+                    return self._report(rows, False, False, longest, started)
+                with self._db.get_session(user_id=self._user_id) as session:
+                    Session.connection(session)  # begins: what it takes to wait for others is not this batch's time
+                    begun = time.monotonic()
+                    deleted = self._delete(session, criteria, size)
+                took = time.monotonic() - begun
+                rows, longest = rows + deleted, max(longest, took)
+                watch(rows, rows)
+                if deleted < size:
+                    break
+                size = max(_SMALLEST, min(_LARGEST, int(size * _BATCH_TIME / max(took, _BATCH_TIME / 2))))
+                time.sleep(max(2 * took, _SHORTEST_PAUSE))
+        return self._report(rows, False, True, longest, started)
+
+    def _count(self, session: Session, criteria: tuple[Any, ...]) -> int:
+        return session.scalar(select(func.count()).select_from(self._model).where(*criteria)) or 0
+
+    def _delete(self, session: Session, criteria: tuple[Any, ...], size: int) -> int:
+        oldest = select(self._model.id).where(*criteria).order_by(*self._order).limit(size)
+        statement = delete(self._model).where(self._model.id.in_(oldest))
+        result: Any = session.execute(statement, execution_options={"synchronize_session": False})
+        return int(result.rowcount)
+
+    def _report(self, rows: int, dry_run: bool, finished: bool, longest: float, started: float) -> PurgeReport:
+        table = str(self._model.__tablename__)
+        return PurgeReport(table, rows, dry_run, finished, longest, time.monotonic() - started)
