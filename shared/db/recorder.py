@@ -42,7 +42,7 @@ from shared.db.errors import (
 from shared.db.models import Base
 from shared.db.recording import processes
 from shared.db.recording.buffer import Buffer, Part
-from shared.db.recording.dead_letters import DeadLetters
+from shared.db.recording.dead_letters import DEAD_LETTERS, DeadLetters
 from shared.db.recording.row_text import RowText
 from shared.db.recording.spool import Spool
 from shared.db.recording.stats import RecorderStats
@@ -75,11 +75,12 @@ class Recorder:
     `user_id` is whose executions they are: they are written in that user's session. Without it a recorder of
     executions raises `TenantScopeError`, unless `across_users=True` says that they are everybody's.
 
-    A batch is written when `max_rows` wait, or the oldest has waited for `max_seconds`. While the database is away
-    rows are kept: up to `max_buffered` in memory, and with `spool`, a folder, up to `spool_limit` bytes in it, from
-    which they survive the end of the process, however it comes. Then `add` has appended rows to the journal there
-    before it returns (with `fsync=True` they also survive a power cut), and the next recorder on the same folder
-    writes what it finds first. When there is no room left, `add` raises and takes nothing.
+    A batch is written when `max_rows` wait (or half of `max_buffered`), or the oldest has waited for `max_seconds`.
+    While the database is away rows are kept: up to `max_buffered` in memory, and with `spool`, a folder, up to
+    `spool_limit` bytes in it, from which they survive the end of the process, however it comes. Then `add` has
+    appended rows to the journal there before it returns (with `fsync=True` they also survive a power cut), and the
+    next recorder on the same folder writes what it finds first. When there is no room left, `add` raises and takes
+    nothing.
 
     A row that violates a rule is left out, written to the file `dead_letters` (`rejected.jsonl` in the spool's
     folder, unless given) and told to `on_error`, which is called with a `RejectedRow` in the recorder's thread: its
@@ -117,12 +118,13 @@ class Recorder:
             folder = Path(spool).absolute()
             about = json.dumps({"table": self._name, "user_id": self._storing.user_id})
             journal = Spool(folder, about, limit=spool_limit, fsync=fsync)
-            dead_letters = dead_letters or folder / "rejected.jsonl"
+            dead_letters = dead_letters or folder / DEAD_LETTERS
         self._keeps_in = "memory" if spool is None else "the spool"
         self._dead_letters = (
             None if dead_letters is None else DeadLetters(Path(dead_letters).absolute(), text, self._storing.user_id)
         )
-        self._max_rows = max_rows
+        # Without waiting for the buffer to be full, when it raises.
+        self._max_rows = min(max_rows, max(1, max_buffered // 2))
         self._max_seconds = max_seconds
         self._on_error = on_error
 
@@ -149,9 +151,10 @@ class Recorder:
         self._forked = False
         if self._recovered:
             _log.warning("%s: writing %d rows that an earlier recorder left in the spool", self._name, self._recovered)
-        self.writing = threading.Lock()  # held while a session may be open
+        self._writing = threading.Lock()  # held while a session may be open
         self._thread = threading.Thread(target=self._run, name=f"shared.db recorder of {self._name}", daemon=True)
-        processes.note_open(self)
+        self._open = processes.Open(self._writing, self._close_at_exit, self._leave_to_parent)
+        processes.note_open(self._open)
         self._thread.start()
 
     def __repr__(self) -> str:
@@ -263,7 +266,7 @@ class Recorder:
         self._thread.join(timeout + 1)
         with self._changed:
             self._closed = True
-            processes.note_closed(self)
+            processes.note_closed(self._open)
             ended = not self._thread.is_alive()
             left, failure = self._buffer.waiting, self._ended_by or self._failure
         why = "there was no time" if failure is None else _shown(failure)
@@ -292,7 +295,7 @@ class Recorder:
         """`close` for asyncio, in a thread."""
         await asyncio.to_thread(self.close, timeout)
 
-    def close_at_exit(self) -> None:
+    def _close_at_exit(self) -> None:
         """The program ends: close, and tell what went wrong in the log."""
         _log.warning("%s: the recorder was not closed before the end of the program; closing it", self._name)
         try:
@@ -300,7 +303,7 @@ class Recorder:
         except Exception as error:  # noqa: BLE001 # other recorders have rows too; what went wrong here is told
             _log.error("%s: %s", self._name, _shown(error))
 
-    def leave_to_parent(self) -> None:
+    def _leave_to_parent(self) -> None:
         """In a forked child: the rows, the thread and the spool are the parent's."""
         self._forked = True
         self._buffer.abandon()
@@ -375,7 +378,7 @@ class Recorder:
         try:
             batch = self._buffer.next_batch(self._changed)
             rows = [row for part in batch for row in part.rows]
-            with self.writing:
+            with self._writing:
                 stored = self._storing.store(rows)
             if stored.rejected:
                 self._report(stored.rejected)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from shared.db.benchmarks import reads, secrets, writes
+from shared.db.benchmarks import reads, recorder, secrets, writes
 from shared.db.benchmarks.harness import place
 
-BENCHMARKS = {**writes.BENCHMARKS, **reads.BENCHMARKS, **secrets.BENCHMARKS}
+BENCHMARKS = {**writes.BENCHMARKS, **reads.BENCHMARKS, **secrets.BENCHMARKS, **recorder.BENCHMARKS}
 LONG = {**writes.LONG}
 
 

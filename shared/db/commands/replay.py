@@ -17,7 +17,12 @@ from shared.db.operations.replay import replay
 
 def add_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     """Give `parser` the arguments of replay; the function that runs it."""
-    parser.add_argument("files", nargs="+", metavar="FILE", help="dead letters of a recorder, such as rejected.jsonl")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="dead letters of a recorder, such as rejected.jsonl, or the folder of its spool",
+    )
     parser.add_argument("--json", action="store_true", help="report as JSON")
 
     def run(options: argparse.Namespace) -> int:
@@ -29,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespa
             for report in reports:
                 print(
                     f"{report.file}: {report.inserted:,} rows stored, {report.skipped:,} were already, "
-                    f"{report.rejected:,} refused again, {report.unreadable:,} lines not understood"
+                    f"{report.rejected:,} refused again, {report.unreadable:,} not readable"
                 )
         return 1 if any(report.rejected or report.unreadable for report in reports) else 0
 

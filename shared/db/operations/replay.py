@@ -1,4 +1,4 @@
-"""Dead letters back into the database: what fits now is stored, what does not stays in the file."""
+"""What a recorder could not store, into the database: its dead letters after they were corrected, or a whole spool."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from shared.db.bulk.rows import Row
 from shared.db.database import DatabaseFactory
 from shared.db.errors import InputError
 from shared.db.models import Base, PrivateExecution, PublicTrade
-from shared.db.recording.dead_letters import DeadLetters, append_lines, locked
+from shared.db.recording.dead_letters import DEAD_LETTERS, DeadLetters, append_lines, locked
 from shared.db.recording.row_text import RowText
+from shared.db.recording.spool import SUFFIX, locked_folder, salvaged
 from shared.db.recording.storing import Storing
 from shared.db.tenancy.guard import UNSET
 from shared.db.tenancy.ownership import ownership_of
@@ -27,9 +28,9 @@ _MODELS: dict[str, type[Base]] = {model.__tablename__: model for model in (Publi
 
 @dataclass
 class ReplayReport:
-    """What became of the rows of a file: how many were new, stored already, refused again, and lines not understood.
+    """What became of the rows of a file: how many were new, stored already, refused again, and what was not readable.
 
-    The last two are in the file again.
+    The last counts lines, or damaged stretches of a spool. What was not stored is kept.
     """
 
     file: str
@@ -49,16 +50,21 @@ class _Letter(NamedTuple):
 def replay(db: DatabaseFactory, file: str | Path) -> ReplayReport:
     """Store the rows of a recorder's dead letters, each as the user it belongs to; what is refused stays in the file.
 
+    Of a folder, a spool that no recorder has open, every row that is whole is stored, or put into rejected.jsonl there;
+    what is damaged stays beside it as NUMBER.damaged.
+
     The file may be in use by a recorder. Meanwhile its rows are in FILE.replaying; if the database fails, or the
     process is killed, they stay there, and the next replay of FILE begins with them. A row stored twice is one row.
 
-    Raises `InputError` if there is no such file.
+    Raises `InputError` if there is no such file, `SpoolError` if the spool is in use.
     """
     path = Path(file)
+    if path.is_dir():
+        return _replay_spool(db, path)
     taken = path.with_name(f"{path.name}.replaying")
     report = ReplayReport(str(path))
     if not path.is_file() and not taken.is_file():
-        raise InputError(f"{path} is no file; name the dead letters of a recorder")
+        raise InputError(f"{path} is no file; name the dead letters of a recorder, or the folder of its spool")
     if taken.exists():
         _replay_taken(db, taken, path, report)
     if path.exists():
@@ -78,6 +84,46 @@ def _replay_taken(db: DatabaseFactory, taken: Path, path: Path, report: ReplayRe
                 table, user_id = about
                 _store(db, table, user_id, letters, path, report)
     taken.unlink()
+
+
+def _replay_spool(db: DatabaseFactory, folder: Path) -> ReplayReport:
+    report = ReplayReport(str(folder))
+    segments = sorted(folder.glob(f"*{SUFFIX}"))
+    if not segments:
+        raise InputError(f"{folder} holds no rows of a recorder; name its dead letters, or the folder of its spool")
+    lock = locked_folder(folder)
+    try:
+        about = next(found for segment in segments for found in map(_about, salvaged(segment)) if found is not None)
+        for segment in segments:
+            damaged = 0
+            for payload in salvaged(segment):
+                if payload is None:
+                    damaged += 1
+                elif _about(payload) is None:
+                    rows = RowText(_MODELS[about[0]]).decoded(payload)
+                    letters = [_Letter(b"", about, position, row) for position, row in enumerate(rows)]
+                    _store(db, *about, letters, folder / DEAD_LETTERS, report)
+            report.unreadable += damaged
+            if damaged:
+                segment.rename(segment.with_suffix(".damaged"))
+            else:
+                segment.unlink()
+    except StopIteration:
+        raise InputError(
+            f"of {folder} nothing is left that says whose rows they are; restore it from a backup"
+        ) from None
+    finally:
+        os.close(lock)
+    return report
+
+
+def _about(payload: bytes | None) -> tuple[str, str | None] | None:
+    """Table and user, of the first record of a segment."""
+    said = None if payload is None else json.loads(payload)
+    if not isinstance(said, dict):
+        return None
+    about = json.loads(said["about"])
+    return about["table"], about["user_id"]
 
 
 def _store(

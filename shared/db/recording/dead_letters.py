@@ -17,6 +17,9 @@ try:
 except ImportError:  # not a POSIX system
     fcntl = None  # type: ignore[assignment] # None is what tells
 
+# Its name in the folder of a spool.
+DEAD_LETTERS = "rejected.jsonl"
+
 
 class DeadLetters:
     """The file at `path`, to which rows of one table, and of one user if given, are appended; several may share it.

@@ -5,21 +5,21 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
 
 
-class Open(Protocol):
-    """What is open, with a thread of its own behind it."""
+@dataclass(frozen=True, eq=False)
+class Open:
+    """What is open, with a thread of its own behind it.
 
-    @property
-    def writing(self) -> threading.Lock:
-        """Held while the thread may have a session open."""
+    `writing` is held while the thread may have a session open. `close_at_exit` is called at the program's end, in its
+    main thread, and must not raise; `leave_to_parent` in a forked child, where the thread is not.
+    """
 
-    def close_at_exit(self) -> None:
-        """The program ends; called in its main thread. Must not raise."""
-
-    def leave_to_parent(self) -> None:
-        """Called in a forked child, where the thread is not."""
+    writing: threading.Lock
+    close_at_exit: Callable[[], None]
+    leave_to_parent: Callable[[], None]
 
 
 # A database that does not answer must not hold up a fork for good.

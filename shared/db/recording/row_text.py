@@ -56,6 +56,11 @@ class RowText:
 
         Takes what `bulk_create` takes. Raises `InvalidValueError` for what is no row.
         """
+        if type(rows) is list:  # the usual way, and the shorter one
+            return [
+                [self._taken(row, position) for position, row in enumerate(rows[start : start + size], start)]
+                for start in range(0, len(rows), size)
+            ]
         return [
             [self._taken(batch.row(index), batch.position + index) for index in range(len(batch))]
             for batch in batches(self.model, rows, size, fillable=frozenset(), by_shape=False)
@@ -63,13 +68,10 @@ class RowText:
 
     def encoded(self, rows: list[Row]) -> bytes:
         """The rows as one JSON array."""
-        encoders = self._encoders
+        encode = self._encoders.get
         return _encode_json(
             [
-                {
-                    name if type(name) is str else repr(name): encoders.get(name, _marked)(value)
-                    for name, value in row.items()
-                }
+                {name if type(name) is str else repr(name): encode(name, _marked)(value) for name, value in row.items()}
                 for row in rows
             ]
         ).encode()

@@ -18,7 +18,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -34,7 +34,7 @@ _HEAD = 4 * 9
 _SEGMENT = 16 * 2**20
 _SEGMENTS_AT_LEAST = 8
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_SUFFIX = ".rows"
+SUFFIX = ".rows"
 
 
 class Mark(NamedTuple):
@@ -66,14 +66,16 @@ class Spool:
         self.rows = 0
         self._about = about
         self._limit = limit
-        self._segment_size = min(_SEGMENT, limit // _SEGMENTS_AT_LEAST)
+        self._opening_size = len(self._opening(0))
+        # One that was emptied, to its opening, is filled again.
+        self._segment_size = max(min(_SEGMENT, limit // _SEGMENTS_AT_LEAST), self._opening_size + 1)
         self._fsync = fsync
         self._sizes: dict[int, int] = {}  # of the segments that are there, oldest first
         self._file: int | None = None
         self._first = 0  # rows before the last segment, ever
         self._in_last = 0  # rows in the last segment
         self._broken = False
-        self._lock: int | None = _locked(folder)
+        self._lock: int | None = locked_folder(folder)
         try:
             self._check_all()
         except BaseException:
@@ -112,7 +114,7 @@ class Spool:
         if self.size + total > self._limit:
             raise SpoolFullError(str(self.folder), f"{self.size:,} bytes of {self._limit:,}, and {total:,} to add")
         try:
-            if self._file is None or self.end.offset >= max(self._segment_size, len(self._opening(0)) + 1):
+            if self._file is None or self.end.offset >= self._segment_size:
                 self._open_next()
             self._write(b"".join(written))
         except OSError as error:
@@ -151,9 +153,8 @@ class Spool:
             self._path(number).unlink(missing_ok=True)
             del self._sizes[number]
         if through == self.end and self._file is not None:
-            begin = len(self._opening(self._first))
-            os.ftruncate(self._file, begin)
-            self._sizes[through.segment] = begin
+            os.ftruncate(self._file, self._opening_size)
+            self._sizes[through.segment] = self._opening_size
             self._in_last = 0
 
     def close(self) -> None:
@@ -176,7 +177,7 @@ class Spool:
         self.abandon()
 
     def _path(self, number: int) -> Path:
-        return self.folder / f"{number:010}{_SUFFIX}"
+        return self.folder / f"{number:010}{SUFFIX}"
 
     def _opening(self, first: int) -> bytes:
         # As long for every number of rows: what is cut off behind it must not depend on it.
@@ -222,7 +223,7 @@ class Spool:
 
     def _check_all(self) -> None:
         """Read everything once: count the rows, cut off a half-written end, and raise for what does not add up."""
-        numbers = sorted(int(path.stem) for path in self.folder.glob(f"*{_SUFFIX}"))
+        numbers = sorted(int(path.stem) for path in self.folder.glob(f"*{SUFFIX}"))
         expected: int | None = None
         for number in numbers:
             path = self._path(number)
@@ -293,8 +294,8 @@ class Spool:
     def _damaged(path: Path, problem: str) -> SpoolError:
         return SpoolError(
             str(path),
-            f"{problem}; nothing was changed: move the spool's folder away, keep it, and start with a new one "
-            "(every line that begins with [ is a list of rows)",
+            f"{problem}; nothing was changed: python -m shared.db replay {path.parent} stores every row that is whole, "
+            "and sets the damaged file aside",
         )
 
 
@@ -302,13 +303,48 @@ def _record(payload: bytes, rows: int) -> bytes:
     return b"%b%b\n" % (_head(zlib.crc32(payload), len(payload), rows), payload)
 
 
+def salvaged(segment: Path) -> Iterator[bytes | None]:
+    """The payloads of a segment's records that are whole, in order; None for each stretch that is of none of them."""
+    text = segment.read_bytes()
+    place = 0
+    broken = False
+    while place < len(text):
+        payload = _payload_at(text, place)
+        if payload is not None:
+            yield payload
+            place += _HEAD + len(payload) + 1
+            broken = False
+            continue
+        if not broken:
+            yield None
+        broken = True
+        # A record begins behind a line's end; payloads have none within.
+        place = text.find(b"\n", place) + 1 or len(text)
+
+
+def _payload_at(text: bytes, place: int) -> bytes | None:
+    head = text[place : place + _HEAD]
+    try:
+        crc, length, rows, _ = (int(part, 16) for part in head.split())
+    except ValueError:
+        return None
+    begin = place + _HEAD
+    payload = text[begin : begin + length]
+    whole = (
+        head == _head(crc, length, rows)
+        and len(payload) == length
+        and text[begin + length : begin + length + 1] == b"\n"
+    )
+    return payload if whole and zlib.crc32(payload) == crc else None
+
+
 def _head(crc: int, length: int, rows: int) -> bytes:
     said = b"%08x %08x %08x " % (crc, length, rows)
     return b"%b%08x\n" % (said, zlib.crc32(said))
 
 
-def _locked(folder: Path) -> int:
-    """A lock on the folder, which is made if it is missing; given up when the process ends, however it does."""
+def locked_folder(folder: Path) -> int:
+    """The descriptor of a lock on the folder, made if it is missing; the end of the process gives it up in any case."""
     if fcntl is None:
         raise SpoolError(str(folder), "a spool needs the file locks of a POSIX system; leave it out here")
     try:

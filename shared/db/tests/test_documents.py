@@ -328,3 +328,9 @@ def test_every_symptom_of_the_troubleshooting_is_provoked() -> None:
     """No text is quoted in the README without a proof above."""
     headings = re.findall(r"^### `(.+?)`", section(README, "Troubleshooting"), re.MULTILINE)
     assert headings == [*SYMPTOMS, "uv: command not found"]
+
+
+def test_the_example_of_the_recorder_prints_what_it_promises(tmp_path: Path) -> None:
+    """docs/recorder.md's first block runs as it stands, in an empty folder."""
+    text = (PACKAGE / "docs" / "recorder.md").read_text()
+    assert run_as_script(blocks(text, "python")[0], tmp_path) == blocks(text, "text")[0]

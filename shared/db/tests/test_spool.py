@@ -3,8 +3,10 @@ from __future__ import annotations
 import logging
 import os
 import random
+import resource
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.db import SpoolError, SpoolFullError
+from shared.db import PublicTrade, SpoolError, SpoolFullError
+from shared.db.recording.buffer import Buffer
+from shared.db.recording.row_text import RowText
 from shared.db.recording.spool import Mark, Spool
+from shared.db.tests.support import trade_values
 
 LIMIT = 1_000_000
 payloads = st.lists(st.binary(max_size=60), min_size=1, max_size=12)
@@ -205,6 +210,9 @@ def test_dropped_records_are_gone_and_the_others_stay(tmp_path: Path) -> None:
                     part = [b"%d " % (number := number + 1) * choose.randrange(1, 40) for _ in range(2)]
                     ends += spool.append([(payload, 1) for payload in part])
                     expected += part
+                if ends:
+                    behind = choose.randrange(len(ends))
+                    assert [one.payload for one in spool.read(ends[behind], 10**9)] == expected[behind + 1 :]
             assert spool.size <= 20_000
 
 
@@ -237,3 +245,48 @@ def test_the_journal_says_what_it_cut_off(tmp_path: Path, caplog: pytest.LogCapt
         ("WARNING", True)
     ]
     assert "secret" not in caplog.text
+
+
+def test_a_disk_that_is_full_leaves_no_half_record(tmp_path: Path) -> None:
+    """Here a limit of the system cuts the write short, wherever in the record; nothing of that append is kept."""
+    with opened(tmp_path) as spool:
+        spool.append([(b"kept", 1)])
+        usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+        for room in (0, 1, 30, 60, 100):
+            before = segments(tmp_path)[0].read_bytes()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (spool.end.offset + room, usual[1]))
+            try:
+                with pytest.raises(SpoolFullError, match="File too large"):
+                    spool.append([(b"x" * 30, 1), (b"y" * 30, 1)])
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+            assert segments(tmp_path)[0].read_bytes() == before
+        spool.append([(b"after", 1)])
+    with opened(tmp_path) as spool:
+        assert contents(spool) == [b"kept", b"after"]
+
+
+@pytest.mark.parametrize("spooled", [True, False])
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_leave_a_buffer_in_the_order_in_which_they_came(tmp_path: Path, spooled: bool, seed: int) -> None:
+    """However adding and writing take turns, and whichever rows memory had no room for."""
+    choose = random.Random(seed)
+    spool = Spool(tmp_path / "spool", "trades", limit=200_000) if spooled else None
+    buffer = Buffer(RowText(PublicTrade), spool, max_rows=10 if spooled else 10_000, batch_rows=7)
+    lock = threading.Condition()
+    added: list[str] = []
+    written: list[str] = []
+    while len(written) < 500:
+        if len(added) < 500 and choose.random() < 0.6:
+            rows = [trade_values(len(added) + number) for number in range(choose.randrange(1, 6))]
+            buffer.add(buffer.accepting(rows))
+            added += [row["trade_id"] for row in rows]
+        elif buffer.waiting:
+            batch = buffer.next_batch(lock)
+            assert 0 < buffer.in_memory <= (10 + 5 if spooled else 10_000)
+            if choose.random() < 0.8:  # else it failed
+                buffer.done(batch)
+                written += [row["trade_id"] for part in batch for row in part.rows]
+        assert buffer.waiting == len(added) - len(written)
+    assert written == added[: len(written)]
+    buffer.close()

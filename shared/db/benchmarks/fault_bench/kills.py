@@ -53,12 +53,12 @@ def kills(ground: Ground) -> list[Figure]:
 
 def _control(ground: Ground, how: str, promised: str, writer: Writer, fault: Fault) -> Figure:
     """Careless writers, killed in rounds of 20 until one dies at the moment that matters."""
-    for kills_so_far in range(20, 201, 20):
+    killed, verdict = 0, Verdict()
+    while killed < 200 and not verdict.count(fault):
         verdict = _kill(ground, ground.new_sqlite(), 20, writer)
-        if verdict.count(fault):
-            break
+        killed += 20
     return Figure(
-        f"control: {kills_so_far} kills of writers that {how}",
+        f"control: {killed} kills of writers that {how}",
         promised,
         str(verdict),
         verdict.count(fault) > 0,
