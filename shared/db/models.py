@@ -28,7 +28,6 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column, relationship
-from sqlalchemy.types import TypeDecorator
 
 from shared.db.column_types import (
     BoundedString,
@@ -38,6 +37,7 @@ from shared.db.column_types import (
     Money,
     UTCDateTime,
     Vocabulary,
+    check_value,
     new_uuid,
     utc_now,
 )
@@ -122,8 +122,8 @@ def _refuse_key(mapper: Mapper[Any], connection: Connection, entity: Base) -> No
     """Refuse a key that cannot be hashed, as its column would: SQLAlchemy looks it up before it binds it."""
     for column in mapper.primary_key:
         value = entity.__dict__.get(mapper.get_property_by_column(column).key)
-        if type(value).__hash__ is None and isinstance(column.type, TypeDecorator):
-            column.type.process_bind_param(value, connection.dialect)
+        if type(value).__hash__ is None:
+            check_value(connection, column, value)
 
 
 def _uuid4() -> str:
