@@ -87,17 +87,17 @@ class CheckedType(TypeDecorator[Any]):
         return read_what_may_be_damaged
 
 
-def refuse_as_stored(column: ColumnElement[Any], value: Any, connection: Connection) -> None:
-    """Raise what storing `value` in `column` would raise, if anything, without storing it."""
-    if isinstance(column.type, CheckedType):
-        column.type.process_bind_param(value, connection.dialect)
-
-
 @event.listens_for(Column, "after_parent_attach")
 def _tell_type_its_column(column: Column[Any], table: Any) -> None:
     # A type object belongs to one column here; one shared by several would tell the last one's name.
     if isinstance(column.type, CheckedType) and isinstance(table, Table):
         column.type.column_name = f"{table.name}.{column.name}"
+
+
+def check_value(connection: Connection, column: ColumnElement[Any], value: Any) -> None:
+    """Raise what the column's type has against a value, before anybody binds it."""
+    if isinstance(column.type, CheckedType):
+        column.type.process_bind_param(value, connection.dialect)
 
 
 class Money(CheckedType):

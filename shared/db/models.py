@@ -37,8 +37,8 @@ from shared.db.column_types import (
     Money,
     UTCDateTime,
     Vocabulary,
+    check_value,
     new_uuid,
-    refuse_as_stored,
     utc_now,
 )
 from shared.db.encryption import PlainSecret, SecretText, StoredSecret, encryption_of, storable_plain
@@ -123,7 +123,7 @@ def _refuse_key(mapper: Mapper[Any], connection: Connection, entity: Base) -> No
     for column in mapper.primary_key:
         value = entity.__dict__.get(mapper.get_property_by_column(column).key)
         if type(value).__hash__ is None:
-            refuse_as_stored(column, value, connection)
+            check_value(connection, column, value)
 
 
 def _uuid4() -> str:

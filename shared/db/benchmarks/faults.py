@@ -47,8 +47,11 @@ def main(arguments: list[str] | None = None) -> int:
             began = time.monotonic()
             found = SCENARIOS[name](here)
             figures += found
-            broken = sum(not figure.holds for figure in found)
-            print(f"{name}: {len(found)} figures, {broken} broken, {time.monotonic() - began:.0f} s", flush=True)
+            broken = [figure for figure in found if not figure.holds]
+            print(f"{name}: {len(found)} figures, {len(broken)} broken, {time.monotonic() - began:.0f} s", flush=True)
+            if broken:
+                print_figures(broken)
+    print()
     print_figures(figures)
     return int(not all(figure.holds for figure in figures))
 

@@ -56,7 +56,8 @@ class Health:
     """How the database is, as `db.health()` found it at `checked_at`.
 
     `problems` are sentences with their remedy, none if all that was looked at is well; `warnings` may be meant so.
-    `integrity` is "ok" only after a look at every page (`check=True`), else it says what was not looked at.
+    `integrity` is "ok" only after a look at every page (`check=True`), else it says what was not looked at: of SQLite
+    always the values, which have no checksum there.
     What does not exist in this kind of database, or could not be read, is None.
     """
 

@@ -150,7 +150,7 @@ def _written(db: DatabaseFactory, path: Path) -> Said:
     with DatabaseFactory(url_of(path)) as fresh, suppress(Exception), fresh.get_session(read_only=True) as session:
         if session.scalar(select(func.count()).where(PublicTrade.symbol == "AFTER")) == _ROWS:
             return Said("right")
-    return Said("wrong, and the check says healthy", "(acknowledged, and not there)")
+    return Said("wrong, called healthy", "(acknowledged, and not there)")
 
 
 def _change(db: DatabaseFactory, symbol: str) -> None:

@@ -20,7 +20,7 @@ from shared.db.bulk import bulk_create
 from shared.db.errors import DatabaseFullError
 
 _ROWS = 50
-_KILOBYTE = 1024
+_KILOBYTE, _MEGABYTE = 1024, 1024 * 1024
 
 
 def disk_full(ground: Ground) -> list[Figure]:
@@ -32,6 +32,9 @@ def disk_full(ground: Ground) -> list[Figure]:
     if limited < points:
         outcomes = [_small_disk(ground, 700 + 173 * point) for point in range(points - limited)]
         figures.append(_figure(f"disk full, SQLite, tmpfs of {points - limited} sizes", outcomes))
+        count = ground.of(4, 1)
+        outcomes = [_small_tablespace(ground, 700 + 300 * number, number) for number in range(count)]
+        figures.append(_figure(f"disk full, PostgreSQL, tablespace on a tmpfs of {count} sizes", outcomes))
     else:
         print("disk_full: this user may not mount a tmpfs, so the page limit stands for all points", flush=True)
     return figures
@@ -73,6 +76,32 @@ def _small_disk(ground: Ground, kilobytes: int) -> tuple[int, list[str]]:
         with DatabaseFactory(URL.create("sqlite+pysqlite", database=str(folder / "grid_bot.db"))) as db:
             db.create_tables()
             return _fill(db, ballast.unlink)
+
+
+def _small_tablespace(ground: Ground, kilobytes: int, number: int) -> tuple[int, list[str]]:
+    folder, server = ground.new_folder(), ground.server
+    name = f"full_{number}"
+    with _tmpfs(folder, kilobytes + 10 * _MEGABYTE // _KILOBYTE):
+        place = folder / "tablespace"
+        place.mkdir()
+        server.give(place)
+        server.ask(f"CREATE TABLESPACE {name} LOCATION '{place}'")
+        try:
+            server.ask(f"CREATE DATABASE {name} TABLESPACE {name}")
+            with DatabaseFactory(server.url.set(database=name)) as db:
+                db.create_tables()
+                ballast = folder / "ballast"
+                _take_all_but(folder, ballast, kilobytes * _KILOBYTE)
+                return _fill(db, ballast.unlink)
+        finally:
+            server.ask(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+            server.ask(f"DROP TABLESPACE {name}")
+
+
+def _take_all_but(folder: Path, ballast: Path, left: int) -> None:
+    """Fill the disk up to `left` bytes."""
+    found = os.statvfs(folder)
+    ballast.write_bytes(bytes(max(found.f_bavail * found.f_frsize - left, 0)))
 
 
 def _fill(db: DatabaseFactory, make_room: Callable[[], None]) -> tuple[int, list[str]]:

@@ -27,7 +27,7 @@ def of_verdict(what: str, verdict: Verdict, *, problems: Sequence[str] = (), mor
 
 def print_figures(figures: Sequence[Figure]) -> None:
     """All rows as a Markdown table."""
-    print("\n| what | promised | measured | verdict |\n|---|---|---|---|")
+    print("| what | promised | measured | verdict |\n|---|---|---|---|")
     for figure in figures:
         print(f"| {figure.what} | {figure.promised} | {figure.measured} | {verdict_word(figure)} |", flush=True)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import URL, select, text
+from sqlalchemy import URL, select
 from sqlalchemy.orm import Session
 
 from shared.db import Base, BybitAccount, DatabaseFactory, PrivateExecution, PublicTrade, Run, Strategy, User
@@ -17,7 +17,7 @@ from shared.db.errors import SharedDBError
 
 Contents = dict[str, list[tuple[Any, ...]]]
 Outcome = Literal[
-    "refused", "right", "wrong, and the check says so", "wrong, and the check says healthy", "stray error"
+    "refused", "right", "wrong, and the check says so", "wrong, not seen", "wrong, called healthy", "stray error"
 ]
 
 
@@ -86,25 +86,18 @@ def read_all(db: DatabaseFactory) -> Contents:
         }
 
 
-def is_healthy(db: DatabaseFactory) -> bool:
-    """Whether SQLite's own full check of the file, foreign keys included, finds nothing. PostgreSQL has none."""
-    if not db.settings.is_sqlite:
-        return True
-    with db.get_session(read_only=True) as session:
-        answers = session.execute(text("PRAGMA integrity_check")).scalars().all()
-        return answers == ["ok"] and not session.execute(text("PRAGMA foreign_key_check")).all()
-
-
 def use(db: DatabaseFactory, expected: Contents) -> Said:
-    """Check the schema, read everything; if that went well, ask for the check."""
+    """Check the schema, read everything; if that gave other data, ask `db.health(check=True)`."""
     try:
         db.check_schema()
         found = read_all(db)
         if found == expected:
             return Said("right")
-        healthy = is_healthy(db)
+        health = db.health(check=True)
     except SharedDBError as error:
         return Said("refused", f"{type(error).__name__}: {error}")
     except Exception as error:  # noqa: BLE001 # an error without a name of ours is what is looked for
         return Said("stray error", repr(error))
-    return Said("wrong, and the check says healthy" if healthy else "wrong, and the check says so")
+    if health.problems:
+        return Said("wrong, and the check says so")
+    return Said("wrong, called healthy" if health.integrity == "ok" else "wrong, not seen")

@@ -47,7 +47,8 @@ def _restart(ground: Ground, count: int) -> Figure:
     open_counters(url, clients)
     writers = [start(_write, url, folder, client, number % 2 == 0) for number, client in enumerate(clients)]
     for number in range(count):
-        time.sleep(ground.random.uniform(0.5, 1.5))  # the moment is what is random here
+        _wait_for_all(folder, clients)
+        time.sleep(ground.random.uniform(0, 0.5))  # the moment is what is random here
         match number % 3:
             case 0:
                 ground.server.stop("fast")
@@ -57,11 +58,28 @@ def _restart(ground: Ground, count: int) -> Figure:
                 ground.server.start()
             case _:
                 ground.server.kill_backend(str(url.database))
-    time.sleep(1)  # the writers go on after the last one too
+    _wait_for_all(folder, clients)
     (folder / _STOP).touch()
     problems = finish(writers, 120)
     verdict = _checked(url, folder)
     return _figure(f"{count} restarts of PostgreSQL under {_WRITERS} writers", verdict, folder, problems)
+
+
+def _wait_for_all(folder: Path, clients: list[str]) -> None:
+    """Wait until each client has got another operation done: a retry is bounded, and the next restart a new one."""
+    before = _done(folder)
+    deadline = time.monotonic() + 120
+    while any(now <= before[client] for client, now in _done(folder).items()) or len(_done(folder)) < len(clients):
+        if time.monotonic() > deadline:
+            raise TimeoutError("a writer does not get through")
+        time.sleep(0.1)
+
+
+def _done(folder: Path) -> Counter[str]:
+    done = Counter[str]()
+    for event in read_journals(folder):
+        done[event.client] += event.kind != "invoke"
+    return done
 
 
 def _figure(what: str, verdict: Verdict, folder: Path, problems: list[str]) -> Figure:

@@ -16,6 +16,7 @@ from sqlalchemy import URL
 
 # As root the server refuses to run; this user owns nothing.
 _SERVER_USER = "nobody"
+_NOT_RUNNING = 3  # pg_ctl status
 _OPTIONS = {
     "listen_addresses": "''",
     "fsync": "on",
@@ -41,8 +42,8 @@ class PostgreSQLServer:
         folder.mkdir()
         if os.geteuid() == 0:
             account = pwd.getpwnam(_SERVER_USER)
-            os.chown(folder, account.pw_uid, account.pw_gid)
             self._as_user = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+            self.give(folder)
             utils.ensure_prefix_permissions(self.programs)  # so that this user gets through to the programs
             utils.ensure_folder_permissions(self.programs, 0o055)
             utils.ensure_folder_permissions(self.programs.parent / "lib", 0o044)
@@ -65,24 +66,38 @@ class PostgreSQLServer:
             "postgresql+psycopg2", username="postgres", database="postgres", query={"host": str(self._folder)}
         )
 
+    def give(self, folder: Path) -> None:
+        """Have the server's user own a folder."""
+        if self._as_user:
+            os.chown(folder, self._as_user["user"], self._as_user["group"])
+
     def start(self) -> None:
         """Start it and wait until it takes connections."""
         self._run("pg_ctl", "-D", self.data, "-w", "-t", "60", "-l", self._folder / "log", "start")
 
     def stop(self, mode: Literal["fast", "immediate"]) -> None:
         """Stop it: `fast` breaks off the sessions, `immediate` stops without a checkpoint, as a crash would."""
-        self._run("pg_ctl", "-D", self.data, "-w", "-m", mode, "stop")
+        # Its answer says little where a crash came in between: what counts is that nothing runs any more.
+        self._try("pg_ctl", "-D", self.data, "-w", "-t", "120", "-m", mode, "stop")
+        deadline = time.monotonic() + 60
+        while self._try("pg_ctl", "-D", self.data, "status") != _NOT_RUNNING:
+            if time.monotonic() > deadline:
+                raise TimeoutError("the server does not stop")
+            time.sleep(0.1)
 
-    def kill_backend(self, database: str) -> int:
-        """`kill -9` one process that serves a client of `database`, whereupon the server restarts all; its id."""
+    def kill_backend(self, database: str) -> None:
+        """`kill -9` one process that serves a client of `database`, whereupon the server ends all and recovers."""
         rows = self.ask(
             "SELECT pid FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid() "
             "ORDER BY state = 'active' DESC, random() LIMIT 1",
             database,
         )
-        pid = int(rows[0][0])
-        os.kill(pid, signal.SIGKILL)
-        return pid
+        os.kill(int(rows[0][0]), signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while self._try("pg_isready", "-h", self._folder):
+            if time.monotonic() > deadline:
+                raise TimeoutError("the server does not recover")
+            time.sleep(0.05)
 
     def ask(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         """The rows of a query."""
@@ -104,13 +119,15 @@ class PostgreSQLServer:
             time.sleep(0.05)
 
     def _run(self, program: str, *arguments: str | Path) -> None:
-        done = subprocess.run(  # noqa: S603 # the development dependency's own programs
+        if self._try(program, *arguments):
+            log = self._folder / "log"
+            raise RuntimeError(f"{program} failed: {log.read_text()[-2000:] if log.exists() else 'no log'}")
+
+    def _try(self, program: str, *arguments: str | Path) -> int:
+        return subprocess.run(  # noqa: S603 # the development dependency's own programs
             [self.programs / program, *arguments],
             **self._as_user,
             cwd=self._folder,
             stdout=subprocess.DEVNULL,  # a pipe would be held open by the server that pg_ctl starts
             stderr=subprocess.DEVNULL,
-        )
-        if done.returncode:
-            log = self._folder / "log"
-            raise RuntimeError(f"{program} failed: {log.read_text()[-2000:] if log.exists() else 'no log'}")
+        ).returncode
