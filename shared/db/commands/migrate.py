@@ -18,6 +18,7 @@ from shared.db.init_db import add_connection_arguments, exit_code
 USAGE = 2
 
 _REVISION = "a revision, what it begins with (0002), head, or base for the empty schema"
+_AUDIT = {"action": "store_true", "default": False, "help": "with the optional audit log"}
 # name: (help, arguments)
 _COMMANDS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "status": ("say at which revision the database and the code are, and what is pending", {}),
@@ -25,7 +26,7 @@ _COMMANDS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
         "bring the database forward",
         {
             "revision": {"nargs": "?", "default": "head", "help": _REVISION},
-            "--audit": {"action": "store_true", "default": False, "help": "keep an audit log from now on"},
+            "--audit": _AUDIT,
         },
     ),
     "down": (
@@ -42,6 +43,7 @@ _COMMANDS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
         {
             "revision": {"nargs": "?", "default": "head", "help": _REVISION},
             "--from": {"dest": "start", "default": "base", "metavar": "REVISION", "help": "where to begin (base)"},
+            "--audit": _AUDIT,
         },
     ),
     "new": ("write the next revision, to be filled in (in a checkout)", {"name": {"help": "such as run_heartbeat"}}),

@@ -38,10 +38,7 @@ def _status(options: argparse.Namespace) -> Answer:
 
 def _up(options: argparse.Namespace) -> Answer:
     with _database(options) as db:
-        change = runner.upgrade(db, options.revision)
-        if options.audit:
-            db.enable_audit()
-        return _changed(change)
+        return _changed(runner.upgrade(db, options.revision, audit=options.audit))
 
 
 def _down(options: argparse.Namespace) -> Answer:
@@ -73,7 +70,7 @@ def _sql(options: argparse.Namespace) -> Answer:
     settings = settings_from_arguments(options)
     # Host and user may be missing: nothing is connected to.
     sqlite = settings.is_sqlite if settings.database_url else settings.db_type == "sqlite"
-    script = runner.sql("sqlite" if sqlite else "postgresql", options.start, options.revision)
+    script = runner.sql("sqlite" if sqlite else "postgresql", options.start, options.revision, audit=options.audit)
     return Answer(script.rstrip(), {"sql": script})
 
 

@@ -56,19 +56,22 @@ class Revisions:
         """The tables and columns that going back from `start` to `target` deletes."""
         return [name for script in reversed(self._scripts[target:start]) for name in script.module.drops]
 
-    def upgrade(self, connection: Connection, target: int) -> None:
-        """Run the steps up to `target`. Commits each step, unless a transaction is already open."""
-        command.upgrade(_config(connection), self.names[target])
+    def upgrade(self, connection: Connection, target: int, *, audit: bool = False) -> None:
+        """Run the steps up to `target`, the optional audit log's too if asked for.
+
+        Commits each step, unless a transaction is already open.
+        """
+        command.upgrade(_config(connection, audit), self.names[target])
 
     def downgrade(self, connection: Connection, target: int) -> None:
         """Undo the steps down to `target`."""
         command.downgrade(_config(connection), self.names[target])
 
-    def sql(self, dialect: str, start: int, target: int, lock_timeout: float) -> str:
+    def sql(self, dialect: str, start: int, target: int, lock_timeout: float, *, audit: bool = False) -> str:
         """The SQL of those steps, forward or backward."""
         if dialect == "sqlite":
-            return self._recorded(start, target)
-        config = _config(None)
+            return self._recorded(start, target, audit)
+        config = _config(None, audit)
         config.output_buffer = io.StringIO()
         print(f"SET lock_timeout = '{lock_timeout:g}s';\n", file=config.output_buffer)
         run = command.upgrade if target > start else command.downgrade
@@ -76,7 +79,7 @@ class Revisions:
             run(config, f"{self.names[start]}:{self.names[target]}", sql=True)
         return config.output_buffer.getvalue()
 
-    def _recorded(self, start: int, target: int) -> str:
+    def _recorded(self, start: int, target: int, audit: bool) -> str:
         # What is really run, since Alembic cannot write down how it rebuilds a table that it has not seen.
         statements: list[str] = []
         engine = create_engine("sqlite://")
@@ -87,7 +90,10 @@ class Revisions:
                 if start:
                     self.upgrade(connection, start)
                 driver.set_trace_callback(statements.append)
-                (self.upgrade if target > start else self.downgrade)(connection, target)
+                if target > start:
+                    self.upgrade(connection, target, audit=audit)
+                else:
+                    self.downgrade(connection, target)
         finally:
             engine.dispose()
         return "\n\n".join(
@@ -130,8 +136,9 @@ def _is_step(statement: str) -> bool:
     return bool(bare) and not bare.startswith(_NOT_RECORDED)
 
 
-def _config(connection: Connection | None) -> Config:
+def _config(connection: Connection | None, audit: bool = False) -> Config:
     config = Config(stdout=io.StringIO())
     config.set_main_option("script_location", _LOCATION)
     config.attributes["connection"] = connection
+    config.attributes["audit"] = audit
     return config

@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, inspect
 from sqlalchemy.orm import Session
 
 from shared.db import audit, schema_version
@@ -74,9 +74,16 @@ def status(db: DatabaseFactory) -> Status:
 
 
 def upgrade(
-    db: DatabaseFactory, revision: str = "head", *, lock_timeout: float = LOCK_TIMEOUT, attempts: int = ATTEMPTS
+    db: DatabaseFactory,
+    revision: str = "head",
+    *,
+    audit: bool = False,
+    lock_timeout: float = LOCK_TIMEOUT,
+    attempts: int = ATTEMPTS,
 ) -> Change:
     """Bring the database forward to `revision`; nothing happens if it is there. Any number of processes may call it.
+
+    With `audit=True` it has an audit log afterwards, wherever it stood.
 
     On SQLite all steps are one transaction; on PostgreSQL each is one of its own, which waits at most
     `lock_timeout` seconds for a table and is tried `attempts` times. Row-level security, where it is enabled, is
@@ -93,12 +100,14 @@ def upgrade(
             raise MigrationError(
                 f"the database is at {revisions.names[start]}, past {revisions.names[target]}; use down to go back"
             )
-        revisions.upgrade(connection, target)
+        revisions.upgrade(connection, target, audit=audit)
 
     change = _move(db, revisions, target, step, lock_timeout, attempts)
     if change.before != change.after == revisions.head and db.row_security_status().problems:
         # Where policies are in force, a table that has just been made needs its own.
         db.enable_row_security()
+    if audit:
+        db.enable_audit()  # where its revision had been passed without it
     return change
 
 
@@ -123,7 +132,9 @@ def downgrade(
             raise MigrationError(
                 f"the database is at {revisions.names[start]}, before {revisions.names[target]}; use up to go forward"
             )
-        losses = revisions.drops(start, target)
+        with _transaction(connection):
+            there = set(inspect(connection).get_table_names())
+        losses = [name for name in revisions.drops(start, target) if name.partition(".")[0] in there]
         if losses and not allow_data_loss:
             raise DataLossError(losses)
         revisions.downgrade(connection, target)
@@ -187,14 +198,14 @@ def check(db: DatabaseFactory) -> list[Difference]:
         return catalog.compare(catalog.built_by(connection, build), found)
 
 
-def sql(dialect: str, start: str = BASE, revision: str = "head") -> str:
+def sql(dialect: str, start: str = BASE, revision: str = "head", *, audit: bool = False) -> str:
     """The SQL that brings a database ("sqlite" or "postgresql") from `start` to `revision`, for review.
 
-    Backward if `revision` is the older one. No database is needed. Steps that read rows and decide by them are
-    written as for empty tables.
+    Backward if `revision` is the older one; with `audit=True` the audit log's table is among it. No database is
+    needed. Steps that read rows and decide by them are written as for empty tables.
     """
     revisions = Revisions()
-    return revisions.sql(dialect, revisions.position(start), revisions.position(revision), LOCK_TIMEOUT)
+    return revisions.sql(dialect, revisions.position(start), revisions.position(revision), LOCK_TIMEOUT, audit=audit)
 
 
 def _move(

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import URL, delete, make_url, select, text, update
+from sqlalchemy.orm import Session
 
 from shared.db import (
     ApiCredential,
@@ -37,6 +38,7 @@ from shared.db import (
 from shared.db.cli import main
 from shared.db.encryption import KeyRing, StoredSecret
 from shared.db.operations.key_rotation import rotate_keys
+from shared.db.operations.row_layout import FORMATS
 from shared.db.tests.support import execution_values, run_on_server, trade_values
 
 SECRET = "canary-secret-Zq7vT"
@@ -205,6 +207,7 @@ def use_everything(stage: Stage) -> None:
             stage.see("bulk", PrivateExecutionRepository(session).bulk_create([execution_values(run)]))
             stage.see("bulk", PublicTradeRepository(session).bulk_create([trade_values()]))
             stage.see("lists", BybitAccountRepository(session).get_all(), RunRepository(session).get_running())
+            read_in_every_way(stage, session)
         with db.get_session(user_id="ann") as session:
             for entry in AuditLogRepository(session).get_by_user_id("ann"):
                 stage.see("audit", entry, vars(entry))
@@ -212,9 +215,45 @@ def use_everything(stage: Stage) -> None:
             stage.see("rotation", rotate_keys(db))
     ring = KeyRing.parse(RING)
     stage.see("ring", ring, vars(ring), StoredSecret(SECRET))
-    url = stage.settings.get_database_url()
-    for arguments in (["init"], ["row-security", "status"], ["keys", "generate", "--id", "k9"]):
-        assert main([*arguments, *([] if arguments[0] == "keys" else ["--db-url", url])]) == 0
+    run_every_command(stage)
+
+
+def read_in_every_way(stage: Stage, session: Session) -> None:
+    """What a bot or a backtest reads, with the executions' own documents."""
+    trades, executions = PublicTradeRepository(session), PrivateExecutionRepository(session)
+    stage.see("ranges", list(trades.iter_symbol_range("BTCUSDT")), list(executions.iter_run_range("r")))
+    stage.see("objects", [vars(row) for row in executions.iter_run_range("r", as_objects=True)])
+    for frame in (trades.to_arrow("BTCUSDT"), executions.to_polars("r"), executions.to_pandas("r")):
+        stage.see("frame", frame)
+    stage.see("summaries", list(trades.coverage()), executions.totals("r"))
+
+
+def run_every_command(stage: Stage) -> None:
+    """Each command, its output caught with the streams; what it writes must not show a secret either."""
+    folder = stage.folder / "written"
+    folder.mkdir()
+    exports = [
+        ["export", what, *of, "-o", str(folder / f"{what}.{kind}")]
+        for kind in FORMATS
+        for what, of in (("trades", ["--symbol", "BTCUSDT"]), ("executions", ["--run", "r", "--user", "ann"]))
+    ]
+    for arguments in (
+        ["init"],
+        ["row-security", "status"],
+        ["keys", "generate", "--id", "k9"],
+        *([["keys", "rotate"]] if stage.sealed else []),
+        *exports,
+        ["import-trades", str(folder / "trades.csv"), "--json"],
+        *(["migrate", *step] for step in (["status"], ["up", "--audit"], ["check"], ["sql", "--audit"])),
+    ):
+        command = [*arguments, "--db-url", stage.settings.get_database_url()]
+        with pytest.MonkeyPatch.context() as patch:
+            if stage.sealed:
+                patch.setenv("GRIDBOT_DB_ENCRYPTION_KEYS", RING)
+            assert main(command if arguments[:2] != ["keys", "generate"] else arguments) == 0, arguments
+    for path in folder.iterdir():
+        stage.seen.append((path.name, path.read_bytes().decode("latin-1")))
+    assert len(stage.seen) > len(exports)
 
 
 def _flush(**values: Any) -> Callable[[Stage], None]:
@@ -344,6 +383,11 @@ def _command(*arguments: str) -> Callable[[Stage], None]:
     return fail
 
 
+def _command_on(*arguments: str) -> Callable[[Stage], None]:
+    """A command that fails on the stage's own database."""
+    return lambda stage: _command(*arguments, "--db-url", stage.settings.get_database_url())(stage)
+
+
 def _keys_file(content: bytes) -> Callable[[Stage], None]:
     def fail(stage: Stage) -> None:
         path = stage.folder / "ring"
@@ -454,6 +498,10 @@ FAILURES: dict[str, Callable[[Stage], None]] = {
     "command without a server": _command("init", "--db-url", f"postgresql://bot:{PASSWORD}@127.0.0.1:1/x"),
     "command with a bad URL": _command("init", "--db-url", f"oracle://bot:{PASSWORD}@127.0.0.1:1/x"),
     "rotation without a ring": _command("keys", "rotate", "--db-name", "empty.db"),
+    "export where no file can be": _command("export", "trades", "--symbol", "X", "-o", "/dev/null/x.csv"),
+    "export of another user's run": _command_on("export", "executions", "--run", "r", "--user", "bob", "-o", "x.csv"),
+    "import of no archive": _command_on("import-trades", "nowhere.csv.gz"),
+    "migration backwards": _command_on("migrate", "down", "base"),
 }
 
 
@@ -500,7 +548,7 @@ def test_no_secret_is_shown_but_by_its_column(
         ]
         assert len(columns) > 100
         # The file and its WAL, while it is open.
-        files = [(path.name, path.read_bytes().decode("latin-1")) for path in stage.folder.rglob("*") if path.is_file()]
+        files = [(path.name, path.read_bytes().decode("latin-1")) for path in stage.folder.glob("grid_bot.db*")]
     in_plain = set() if stage.sealed else {("api_credentials.api_secret", SECRET)}
     assert set(leaks(columns)) == in_plain
     if stage.settings.is_sqlite:

@@ -15,6 +15,7 @@ from sqlalchemy import URL, Connection, text
 
 import shared.db.migrations as migrations
 from shared.db import DatabaseFactory
+from shared.db.errors import DataLossError
 from shared.db.migrations import catalog, runner
 from shared.db.migrations.revisions import Revisions
 from shared.db.models import Base
@@ -30,6 +31,9 @@ from shared.db.tests.migration_support import (
 )
 
 _VERSIONS = Path(migrations.__file__).parent / "versions"
+# The revision that makes nothing unless it is asked for an audit log.
+_OPTIONAL = "0004_audit_log"
+_BEFORE_OPTIONAL = REVISIONS[REVISIONS.index(_OPTIONAL) - 1]
 
 
 @pytest.mark.parametrize("revision", REVISIONS[1:])
@@ -41,13 +45,14 @@ def test_a_revision_goes_up_down_and_up_without_touching_rows(empty_db: Database
         seed(empty_db)
     old_schema, old_rows = schema_of(empty_db), contents(empty_db)
 
-    assert runner.upgrade(empty_db, revision) == runner.Change(before, revision)
+    audit = revision == _OPTIONAL
+    assert runner.upgrade(empty_db, revision, audit=audit) == runner.Change(before, revision)
     new_schema = schema_of(empty_db)
     assert contents(empty_db, like=old_rows) == old_rows
     runner.downgrade(empty_db, before, allow_data_loss=True)
     assert schema_of(empty_db) == old_schema
     assert contents(empty_db) == old_rows
-    runner.upgrade(empty_db, revision)
+    runner.upgrade(empty_db, revision, audit=audit)
     assert schema_of(empty_db) == new_schema != old_schema
     assert contents(empty_db, like=old_rows) == old_rows
 
@@ -96,7 +101,7 @@ def test_a_revision_names_what_its_downgrade_deletes(revision: str) -> None:
     """`drops` lists exactly the tables and columns that are gone afterwards: the refusal to lose data rests on it."""
     position = REVISIONS.index(revision)
     with DatabaseFactory("sqlite://") as db:
-        runner.upgrade(db, revision)
+        runner.upgrade(db, revision, audit=revision == _OPTIONAL)
         new = schema_of(db)
         runner.downgrade(db, REVISIONS[position - 1], allow_data_loss=True)
         gone = {entry for entry in new.keys() - schema_of(db).keys() if entry.kind in ("table", "column")}
@@ -134,14 +139,51 @@ def test_the_newest_revision_is_what_create_tables_makes_by_pg_dump(
     assert dumped_schema(empty_postgresql_url) == dumped_schema(postgresql_url)
 
 
-@pytest.mark.parametrize("start", REVISIONS[:-1])
-def test_offline_sql_does_what_an_upgrade_does(empty_db: DatabaseFactory, start: str) -> None:
+def test_an_audit_log_by_revision_is_what_enabling_it_makes(empty_db: DatabaseFactory) -> None:
+    """In the chain, after it, before it, and without Alembic: one and the same table, triggers included."""
+    runner.upgrade(empty_db, audit=True)
+    by_revision = schema_of(empty_db)
+    assert {entry.table for entry in by_revision} == {*Base.metadata.tables, "audit_log"}
+    assert runner.check(empty_db) == []
+    empty_db.drop_tables()
+
+    empty_db.create_tables()
+    empty_db.enable_audit()
+    assert schema_of(empty_db) == by_revision
+    empty_db.drop_tables()
+
+    runner.upgrade(empty_db)
+    assert runner.upgrade(empty_db, audit=True) == runner.Change(SCHEMA_REVISION, SCHEMA_REVISION)
+    assert schema_of(empty_db) == by_revision
+    empty_db.drop_tables()
+
+    runner.upgrade(empty_db, _BEFORE_OPTIONAL, audit=True)
+    assert runner.upgrade(empty_db, audit=True).after == SCHEMA_REVISION
+    assert schema_of(empty_db) == by_revision
+
+
+def test_going_back_without_an_audit_log_loses_nothing(empty_db: DatabaseFactory) -> None:
+    """Where there is none, no leave is needed; where there is one, it is named."""
+    runner.upgrade(empty_db, _OPTIONAL)
+    assert runner.downgrade(empty_db, _BEFORE_OPTIONAL).before == _OPTIONAL
+    runner.upgrade(empty_db, _OPTIONAL, audit=True)
+    with pytest.raises(DataLossError, match="audit_log"):
+        runner.downgrade(empty_db, _BEFORE_OPTIONAL)
+    runner.downgrade(empty_db, _BEFORE_OPTIONAL, allow_data_loss=True)
+    assert "audit_log" not in {entry.table for entry in schema_of(empty_db)}
+
+
+@pytest.mark.parametrize(
+    ("start", "audit"),
+    [(start, False) for start in REVISIONS[:-1]] + [(start, True) for start in REVISIONS[: REVISIONS.index(_OPTIONAL)]],
+)
+def test_offline_sql_does_what_an_upgrade_does(empty_db: DatabaseFactory, start: str, audit: bool) -> None:
     """The printed SQL, run by hand on a database with rows, gives the same schema, rows and revision."""
     runner.upgrade(empty_db, start)
     if start != "base":
         seed(empty_db)
     rows = contents(empty_db)
-    run_by_hand(empty_db, runner.sql(empty_db.engine.dialect.name, start))
+    run_by_hand(empty_db, runner.sql(empty_db.engine.dialect.name, start, audit=audit))
     by_hand = schema_of(empty_db)
     assert contents(empty_db, like=rows) == rows
     empty_db.check_schema()
@@ -149,7 +191,7 @@ def test_offline_sql_does_what_an_upgrade_does(empty_db: DatabaseFactory, start:
     run_by_hand(empty_db, runner.sql(empty_db.engine.dialect.name, "head", start))
     assert runner.status(empty_db).database_revision == (None if start == "base" else start)
     assert contents(empty_db) == rows
-    runner.upgrade(empty_db)
+    runner.upgrade(empty_db, audit=audit)
     assert schema_of(empty_db) == by_hand
 
 
@@ -183,7 +225,8 @@ def test_the_sql_for_postgresql_has_no_known_risk(tmp_path: Path, revision: str)
     }
     meant |= runpy.run_path(str(_VERSIONS / f"{revision}.py")).get("accepted", {})
     script = tmp_path / f"{revision}.sql"
-    script.write_text(runner.sql("postgresql", REVISIONS[REVISIONS.index(revision) - 1], revision), encoding="utf-8")
+    before = REVISIONS[REVISIONS.index(revision) - 1]
+    script.write_text(runner.sql("postgresql", before, revision, audit=revision == _OPTIONAL), encoding="utf-8")
     done = _linted(script, "--exclude", ",".join(meant))
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
 

@@ -244,7 +244,8 @@ def test_checking_writes_nothing_and_waits_for_nobody(empty_db: DatabaseFactory)
     assert contents(empty_db) == rows
 
 
-@pytest.mark.parametrize("revision", REVISIONS[1:])
+# Without an audit log 0003 and 0004 are the same schema, which is adopted as the newer one.
+@pytest.mark.parametrize("revision", [name for name in REVISIONS[1:] if not name.startswith("0003_")])
 def test_a_database_without_a_revision_is_adopted_at_the_one_it_is_at(empty_db: DatabaseFactory, revision: str) -> None:
     """The tables tell their age; upgrades go on from there, and every row stays."""
     runner.upgrade(empty_db, revision)

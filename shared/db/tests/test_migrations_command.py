@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import inspect, select
 
-from shared.db import DatabaseFactory
+from shared.db import AuditLog, DatabaseFactory, User
 from shared.db.cli import main
 from shared.db.errors import MigrationError
 from shared.db.migrations import runner
@@ -94,6 +95,28 @@ def test_the_same_for_machines(empty_db: DatabaseFactory, run: Run) -> None:
     assert (code, refused["error"]) == (1, "SchemaDriftError")
     assert refused["differences"] == answer["differences"]
     assert ask("sql", "0001", "--from", "0001")[0] == 0
+
+
+def test_an_audit_log_comes_with_its_flag_alone(empty_db: DatabaseFactory, run: Run) -> None:
+    """`up` makes none, `up --audit` makes one at any time, and `sql --audit` prints it."""
+
+    def recorded() -> bool:
+        with empty_db.engine.connect() as connection:
+            return bool(inspect(connection).has_table("audit_log"))
+
+    assert run(empty_db, "up")[0] == 0
+    assert not recorded()
+    assert run(empty_db, "up", "--audit") == (0, f"nothing to do: the database is at {SCHEMA_REVISION}", "")
+    assert recorded()
+    with empty_db.get_session() as session:
+        session.add(User(user_id="ann", username="ann"))
+    with empty_db.get_session() as session:
+        assert [entry.entity_id for entry in session.scalars(select(AuditLog))] == ["ann"]
+    assert run(empty_db, "down", "base", "--allow-data-loss")[0] == 0
+    assert run(empty_db, "up", "--audit")[0] == 0
+    assert recorded()
+    assert "CREATE TABLE IF NOT EXISTS audit_log" in run(empty_db, "sql", "--audit")[1]
+    assert "EXISTS audit_log" not in run(empty_db, "sql")[1]
 
 
 def test_adopting_from_the_command_line(empty_db: DatabaseFactory, run: Run) -> None:
