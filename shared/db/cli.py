@@ -22,6 +22,7 @@ import shared.db.init_db as init_db
 from shared.db.database import DatabaseFactory
 from shared.db.encryption import generate_entry
 from shared.db.operations.key_rotation import rotate_keys
+from shared.db.operations.progress import WHOLE, Progress
 
 # A command adds its arguments to its parser and gives the function that runs it and returns the exit code.
 Command = Callable[[argparse.ArgumentParser], Callable[[argparse.Namespace], int]]
@@ -79,19 +80,19 @@ def _keys(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int
         if options.action == "generate":
             print(generate_entry(options.id))
             return 0
-        with DatabaseFactory(init_db.settings_from_arguments(options)) as db:
-            rotation = rotate_keys(db, options.batch, _show_progress)
+        with (
+            DatabaseFactory(init_db.settings_from_arguments(options)) as db,
+            Progress("sealing", WHOLE) as progress,
+        ):
+            rotation = rotate_keys(
+                db, options.batch, lambda done, total: progress.update(WHOLE * done // max(total, 1), done)
+            )
         print(f"sealed {rotation.sealed} API secrets")
         for key_id, count in sorted(rotation.by_key_id.items()):
             print(f"  {key_id}: {count}")
         return 0
 
     return run
-
-
-def _show_progress(done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{done}/{total}", end="\n" if done >= total else "", file=sys.stderr, flush=True)
 
 
 COMMANDS: dict[str, tuple[str, Command]] = {

@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 from shared.db.database import DatabaseFactory
 from shared.db.init_db import settings_from_arguments
-from shared.db.operations.backup import WHOLE, BackupReport, back_up, restore
+from shared.db.operations.backup import BackupReport, back_up, restore
 from shared.db.operations.interruption import terminated_like_interrupted
-from shared.db.operations.progress import Progress
+from shared.db.operations.progress import WHOLE, Progress
 from shared.db.schema_version import SCHEMA_REVISION
 
 

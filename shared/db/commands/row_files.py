@@ -15,9 +15,9 @@ from pathlib import Path
 
 from shared.db.database import DatabaseFactory
 from shared.db.init_db import settings_from_arguments
-from shared.db.operations.export import WHOLE, export_executions, export_trades
+from shared.db.operations.export import export_executions, export_trades
 from shared.db.operations.interruption import noted_signals
-from shared.db.operations.progress import Progress
+from shared.db.operations.progress import WHOLE, Progress
 from shared.db.operations.row_layout import FORMATS
 from shared.db.operations.trade_import import import_trades
 

@@ -21,9 +21,7 @@ from shared.db.errors import BackupError, InputError
 from shared.db.operations import postgresql_backup, sqlite_backup
 from shared.db.operations.checksum import checksum, checksum_path, verify_checksum, write_checksum
 from shared.db.operations.postgresql_tools import tools_for
-
-# What `watch` counts up to: the share that is done, since pages and rows are not the same.
-WHOLE = 1_000_000
+from shared.db.operations.progress import WHOLE
 
 Watch = Callable[[int, int], None]
 

@@ -12,12 +12,11 @@ from typing import Any
 
 from shared.db.database import DatabaseFactory
 from shared.db.errors import InputError
+from shared.db.operations.progress import WHOLE
 from shared.db.operations.row_files import writing
 from shared.db.operations.row_layout import EXECUTIONS, TRADES, Format, Layout
 from shared.db.repositories import PrivateExecutionRepository, PublicTradeRepository, RunRepository
 
-# What `watch` counts up to: the share of the time range that is done, since counting rows beforehand takes long.
-WHOLE = 1_000_000
 _BATCH = 2_000
 _MICROSECOND = timedelta(microseconds=1)
 

@@ -7,6 +7,9 @@ import time
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+WHOLE = 1_000_000
+"""A total for jobs that know which share of them is done, and not how much there is."""
+
 _INTERVAL = 0.1
 
 

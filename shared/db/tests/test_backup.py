@@ -36,10 +36,10 @@ from shared.db import (
 from shared.db.cli import main
 from shared.db.migrations import runner
 from shared.db.operations import backup, postgresql_backup, sqlite_backup
-from shared.db.operations.backup import WHOLE, back_up, restore
+from shared.db.operations.backup import back_up, restore
 from shared.db.operations.contents import row_counts
 from shared.db.operations.copy_database import copy_database
-from shared.db.operations.progress import Progress
+from shared.db.operations.progress import WHOLE, Progress
 from shared.db.operations.purge import purge_trades
 from shared.db.schema_version import SCHEMA_REVISION
 from shared.db.tests.fleet import rows_of

@@ -38,7 +38,8 @@ from shared.db import (
 from shared.db.bybit import parse_executions, parse_public_trades
 from shared.db.cli import main
 from shared.db.operations import trade_file
-from shared.db.operations.export import WHOLE, export_executions, export_trades
+from shared.db.operations.export import export_executions, export_trades
+from shared.db.operations.progress import WHOLE
 from shared.db.operations.row_files import read_export, writing
 from shared.db.operations.row_layout import EXECUTIONS, FORMATS, TRADES, Format, Layout, pyarrow
 from shared.db.operations.trade_import import import_trades
