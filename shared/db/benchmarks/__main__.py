@@ -9,7 +9,7 @@ from shared.db.benchmarks import growth, imports, reads, secrets, writes
 from shared.db.benchmarks.harness import outcomes, place, print_outcomes
 
 BENCHMARKS = {**writes.BENCHMARKS, **imports.BENCHMARKS, **reads.BENCHMARKS, **secrets.BENCHMARKS}
-SHORT = {**imports.SHORT, **growth.SHORT}
+SHORT = {**growth.SHORT}
 LONG = {**growth.LONG}
 
 
