@@ -17,7 +17,7 @@ BENCHMARKS = {
     **secrets.BENCHMARKS,
     **recorder.BENCHMARKS,
 }
-SHORT = {**imports.SHORT, **growth.SHORT}
+SHORT = {**growth.SHORT}
 LONG = {**growth.LONG}
 
 

@@ -6,7 +6,7 @@ import gzip
 import random
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,6 @@ def small_archive(here: Place) -> None:
 
 
 BENCHMARKS = {"small-archive": small_archive, "archive": archive}
-SHORT: dict[str, Callable[[Place], None]] = {}
 
 
 def _compare(here: Place, count: int, rounds: int, *, packed: bool) -> None:
