@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from sqlalchemy import Connection, text
 
 from shared.db.migrations.catalog.entry import Catalog, Entry
@@ -65,10 +67,19 @@ _QUERIES = {
 }
 
 
+# What `x IN ('a', 'b')` becomes in a table that was created, and (below) in one that pg_restore made of it.
+_CAST_LIST = re.compile(r"ARRAY\[((?:'(?:[^']|'')*'::character varying(?:, )?)+)\]::text\[\]")
+_CAST = re.compile(r"('(?:[^']|'')*'::character varying)")
+
+
+def _one_form(definition: str) -> str:
+    return _CAST_LIST.sub(lambda found: "ARRAY[" + _CAST.sub(r"\1::text", found[1]) + "]", definition)
+
+
 def read(connection: Connection) -> Catalog:
     """The catalog of the current schema."""
     return {
-        Entry(table, kind, name): definition
+        Entry(table, kind, name): _one_form(definition)
         for kind, query in _QUERIES.items()
         for table, name, definition in connection.execute(text(_TABLES + query), {"ignored": VERSION_TABLE.name})
     }
