@@ -34,7 +34,7 @@ Writer = Callable[[URL, Path, str], None]
 
 def kills(ground: Ground) -> list[Figure]:
     """Kill -9 of four writers of batches in turn, each fifth time of all at once, on each database."""
-    count = ground.of(200, 40)
+    count = ground.of(200, 30)
     figures = []
     for name, url in ground.new_databases():
         verdict = _kill(ground, url, count, write)

@@ -67,18 +67,19 @@ _QUERIES = {
 }
 
 
-# What `IN ('a', 'b')` has become is spelt in one way where it was written so, and in another after a restored dump.
-_WORDS = re.compile(r"ARRAY\[([^]]*)]::text\[]")
+# What `x IN ('a', 'b')` becomes in a table that was created, and (below) in one that pg_restore made of it.
+_CAST_LIST = re.compile(r"ARRAY\[((?:'(?:[^']|'')*'::character varying(?:, )?)+)\]::text\[\]")
+_CAST = re.compile(r"('(?:[^']|'')*'::character varying)")
+
+
+def _one_form(definition: str) -> str:
+    return _CAST_LIST.sub(lambda found: "ARRAY[" + _CAST.sub(r"\1::text", found[1]) + "]", definition)
 
 
 def read(connection: Connection) -> Catalog:
     """The catalog of the current schema."""
     return {
-        Entry(table, kind, name): _WORDS.sub(_each_as_text, definition)
+        Entry(table, kind, name): _one_form(definition)
         for kind, query in _QUERIES.items()
         for table, name, definition in connection.execute(text(_TABLES + query), {"ignored": VERSION_TABLE.name})
     }
-
-
-def _each_as_text(words: re.Match[str]) -> str:
-    return f"ARRAY[{words[1].replace('::character varying', '::character varying::text')}]"
