@@ -106,7 +106,7 @@ def streaming(here: Place) -> None:
             [
                 Contender(driver, rows(url)),
                 Contender(_ROWS, ways.stream(url)),
-                Contender("SQLAlchemy Core, yield_per=2000", ways.core_stream(url), every=4),
+                Contender("SQLAlchemy Core, yield_per=2000", ways.core_stream(url), every=3),
             ],
             lambda number: None,
             min(here.rounds, 8),

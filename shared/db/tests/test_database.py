@@ -351,7 +351,7 @@ def test_a_lost_connection_is_replaced_before_it_is_used(postgresql_url: URL) ->
     with DatabaseFactory(postgresql_url) as db:
         with db.get_session() as session:
             lost = _backend(session)
-        run_on_server(postgresql_url, f"SELECT pg_terminate_backend({lost})")
+        run_on_server(postgresql_url, f"SELECT pg_terminate_backend({lost}, 10000)")
         with db.get_session() as session:
             assert _backend(session) != lost
 
@@ -363,7 +363,7 @@ def test_without_the_ping_a_lost_connection_is_a_named_failure(postgresql_url: U
     with DatabaseFactory(settings) as db:
         with db.get_session() as session:
             lost = _backend(session)
-        run_on_server(postgresql_url, f"SELECT pg_terminate_backend({lost})")
+        run_on_server(postgresql_url, f"SELECT pg_terminate_backend({lost}, 10000)")
         with pytest.raises(DatabaseUnreachableError), db.get_session() as session:
             session.execute(text("SELECT 1"))
         assert usernames(db) == []

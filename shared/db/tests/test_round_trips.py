@@ -91,7 +91,7 @@ def test_a_connection_lost_under_a_lone_read_has_its_name(postgresql_url: URL) -
             users = UserRepository(session)
             assert users.get_all() == []
             driver: Any = Session.connection(session).connection.dbapi_connection
-            run_on_server(postgresql_url, f"SELECT pg_terminate_backend({driver.info.backend_pid})")
+            run_on_server(postgresql_url, f"SELECT pg_terminate_backend({driver.info.backend_pid}, 10000)")
             users.get_all()
         with db.get_session(read_only=True) as session:
             assert UserRepository(session).get_all() == []
