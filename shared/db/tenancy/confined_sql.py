@@ -281,14 +281,9 @@ class ConfinedCompiler(_Untyped):  # type: ignore[misc] # SQLAlchemy's compilers
         return super().visit_cte(cte, *args, **options)
 
     def visit_textclause(self, textclause: Any, **options: Any) -> Any:
-        """Raw SQL; prefixes and suffixes come this way too."""
+        """Raw SQL; prefixes, suffixes and text with declared columns come this way too."""
         self._refuse("text()")
         return super().visit_textclause(textclause, **options)
-
-    def visit_textual_select(self, taf: Any, **options: Any) -> Any:
-        """Raw SQL with declared columns."""
-        self._refuse("text()")
-        return super().visit_textual_select(taf, **options)
 
     def visit_tstring(self, tstring: Any, **options: Any) -> Any:
         """Raw SQL from a template string (SQLAlchemy 2.1 on Python 3.14)."""

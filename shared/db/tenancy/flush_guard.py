@@ -8,7 +8,7 @@ from sqlalchemy import Dialect, TableClause, inspect, select
 from sqlalchemy.orm import InstanceState, Session
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import ClauseElement, ColumnClause
-from sqlalchemy.sql.selectable import AliasedReturnsRows, SelectBase
+from sqlalchemy.sql.selectable import SelectBase
 
 from shared.db.tenancy.confined_sql import Confinement
 from shared.db.tenancy.guard import OwnershipGuard, column_values, written_values
@@ -40,7 +40,7 @@ def check_expressions(
         if not isinstance(expression, ClauseElement):
             continue
         for element in visitors.iterate(expression):
-            if isinstance(element, (SelectBase, TableClause, AliasedReturnsRows)) or (
+            if isinstance(element, (SelectBase, TableClause)) or (
                 isinstance(element, ColumnClause) and element.table not in {None, state.mapper.local_table}
             ):
                 raise guard.violation("flush", state.mapper.class_, f"{name} is set to what another row holds")

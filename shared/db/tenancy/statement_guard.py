@@ -125,11 +125,7 @@ def _value(value: Any) -> Any:
 
 def _conflict_columns(model: type[Base], upsert: Any) -> set[str]:
     if upsert.inferred_target_elements:
-        return {
-            _name(column)
-            for column in upsert.inferred_target_elements
-            if isinstance(column, str) or (isinstance(column, ColumnClause) and not column.is_literal)
-        }
+        return {_name(column) for column in upsert.inferred_target_elements if isinstance(column, (str, ColumnClause))}
     table = model.__table__
     assert isinstance(table, Table)
     target = upsert.constraint_target

@@ -348,6 +348,8 @@ RAW_SQL: dict[str, Callable[[], Any]] = {
         Run.run_id.op("IS NOT NULL) OR (1=1 OR 'a' =")("b")
     ),
     "an operator with a comment": lambda: select(Run.run_id).where(Run.run_id.op("<> '' --")("b")),
+    "a comment as an operator": lambda: select(Run.run_id).where(Run.run_id.op("<>--")("b")),
+    "the beginning of a comment as an operator": lambda: select(Run.run_id).where(Run.run_id.op("/*")("b")),
     "an operator of one word": lambda: select(Run.run_id).where(Run.run_id.op("OR")("b")),
     "a boolean operator": lambda: select(Run.run_id).where(Run.run_id.bool_op("IS NOT NULL) OR (1=1 OR 'a' =")("b")),
     "a type": lambda: select(cast(Run.run_id, String(collation=f'C"), {INJECTED}, ("x'))),
@@ -680,6 +682,9 @@ def test_a_flush_writes_the_row_that_was_proved(fleet: DatabaseFactory, attempt:
         lambda: literal("x").op(f"|| {INJECTED} ||")("y"),
         lambda: case((_seen(), "bob"), else_="x"),
         lambda: func.coalesce(_secret(), "x"),
+        lambda: select(func.max(Run.run_id)).scalar_subquery(),
+        lambda: func.max(CREDENTIALS.table_valued()),
+        lambda: func.max(CREDENTIALS.alias().table_valued()),
     ],
 )
 def test_an_attribute_cannot_be_an_expression_that_reads(

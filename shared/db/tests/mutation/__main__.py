@@ -26,13 +26,19 @@ from shared.db.tests.mutation.patching import apply
 
 # The tests that are about a module, soonest to fail first.
 TESTS = {
-    "tenancy/": ["test_tenancy.py", "test_tenancy_adversarial.py", "test_tenancy_required.py", "test_tenancy_holes.py"],
+    "tenancy/": [
+        "test_tenancy.py",
+        "test_tenancy_adversarial.py",
+        "test_tenancy_required.py",
+        "test_tenancy_guards.py",
+        "test_tenancy_holes.py",
+    ],
     "tenancy/session_scope.py": ["test_streams.py"],
     "tenancy/guard.py": ["test_repositories.py"],
     "tenancy/ownership.py": ["test_repositories.py"],
     "tenancy/row_security.py": ["test_row_security.py", "test_row_security_changes.py"],
     "database.py": ["test_tenancy.py", "test_tenancy_required.py"],
-    "repositories.py": ["test_repositories.py"],
+    "repositories.py": ["test_repositories.py", "test_tenancy_guards.py"],
     "bulk/create.py": ["test_bulk.py"],
     "bulk/update.py": ["test_bulk.py"],
     "bulk/": ["test_streams.py", "test_summaries.py"],
