@@ -220,6 +220,27 @@ def test_the_loser_of_a_deadlock_is_run_again(server: DatabaseFactory) -> None:
         assert sorted(session.scalars(select(User.username))) == ["ann!!", "bob!!"]
 
 
+def test_a_conflict_that_shows_at_commit_is_known_not_to_be_committed(server: DatabaseFactory) -> None:
+    """Each of two transactions has read what the other one writes: the server refuses the later COMMIT, and says so."""
+    two_runs(server, executions=1)
+
+    def swap(name: str, session: Session) -> None:
+        names = dict(session.execute(select(User.user_id, User.username)).all())
+        other = {"ann": "bob", "bob": "ann"}[name]
+        session.execute(update(User).where(User.user_id == name).values(username=names[other] + "'"))
+
+    def outer(session: Session) -> None:
+        swap("ann", session)
+        if work.runs == 1:
+            server.run_in_transaction(partial(swap, "bob"), serializable=True)
+
+    work = Counted(outer)
+    server.run_in_transaction(work, serializable=True)
+    assert work.runs == 2
+    with server.get_session() as session:
+        assert session.scalars(select(User.username).order_by(User.user_id)).all() == ["ann''", "ann'"]
+
+
 def test_no_update_is_lost_among_eight_processes(empty_db: DatabaseFactory) -> None:
     """Each reads a number, and writes it back raised by one, without any lock of its own; no error surfaces."""
     empty_db.create_tables()
