@@ -370,10 +370,10 @@ RAW_SQL: dict[str, Callable[[], Any]] = {
     "a function that runs SQL": lambda: select(func.query_to_xml("SELECT * FROM runs", True, False, ""), Run.run_id),
     "a function that leaves the role": lambda: select(func.set_config("role", "none", True), Run.run_id),
     "an operator before its operand": lambda: select(
-        UnaryExpression(Run.__table__.c.run_id, operator=custom_op(f"{INJECTED} ||"))
+        UnaryExpression(Run.run_id.expression, operator=custom_op(f"{INJECTED} ||"))
     ),
     "an operator behind its operand": lambda: select(
-        UnaryExpression(Run.__table__.c.run_id, modifier=custom_op(f"|| {INJECTED}"))
+        UnaryExpression(Run.run_id.expression, modifier=custom_op(f"|| {INJECTED}"))
     ),
     "DDL": lambda: DDL("DELETE FROM runs"),  # type: ignore[no-untyped-call] # SQLAlchemy gives it no types
     "DROP TABLE": lambda: DropTable(RUNS),

@@ -57,7 +57,7 @@ def mutations() -> Iterator[Mutation]:
         yield from _statements(module)
     for module, what, old, new in _listed():
         text = (PACKAGE / module).read_text(encoding="utf-8")
-        assert text.count(old) == 1, f"{module} has {text.count(old)} times: {old}"
+        assert text.count(old) == 1, f"{module} has this {text.count(old)} times; guards.txt wants it once:\n{old}"
         yield Mutation(module, text[: text.index(old)].count("\n") + 1, what, text.replace(old, new))
 
 

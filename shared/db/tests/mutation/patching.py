@@ -14,17 +14,21 @@ from sqlalchemy import event
 from shared.db.tests.mutation.guards import PACKAGE, Mutation
 
 
+def differences(mutation: Mutation) -> dict[str, tuple[ast.stmt, ast.stmt]]:
+    """The functions and constants that differ, by name: as they are, and as the mutation has them."""
+    before = _parts(ast.parse((PACKAGE / mutation.module).read_text(encoding="utf-8")))
+    after = _parts(ast.parse(mutation.source))
+    return {name: (before[name], after[name]) for name in before if ast.dump(before[name]) != ast.dump(after[name])}
+
+
 def apply(mutation: Mutation) -> None:
     """Have every function, listener and constant that differs in the mutated source be as it is there."""
     module = importlib.import_module("shared.db." + mutation.module.removesuffix(".py").replace("/", "."))
-    before = _parts(ast.parse((PACKAGE / mutation.module).read_text(encoding="utf-8")))
-    after = _parts(ast.parse(mutation.source))
     compiled = compile(mutation.source, str(PACKAGE / mutation.module), "exec")
     codes = {code.co_qualname: code for code in _codes(compiled)}
-    changed = [name for name in before if ast.dump(before[name]) != ast.dump(after[name])]
+    changed = differences(mutation)
     assert changed, f"{mutation.name} changes nothing"
-    for name in changed:
-        old, new = before[name], after[name]
+    for name, (old, new) in changed.items():
         if isinstance(old, ast.FunctionDef):
             assert isinstance(new, ast.FunctionDef)
             function = _function(module, name)

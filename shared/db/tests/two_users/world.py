@@ -140,6 +140,8 @@ class World:
     def new(self, model: type[Base], rng: Random, **given: Any) -> Values:
         """All values of a new row of the user."""
         name, text = self.name(model), self.text()
+        if self.user not in self.rows[User] and model is not PublicTrade:
+            raise NotNow  # he has deleted himself
         if model is BybitAccount:
             values: Values = {"user_id": self.user, "environment": "testnet"}
         elif model is ApiCredential:
