@@ -298,6 +298,7 @@ ARGUMENTS: dict[str, Any] = {
     "start": START,
     "end": START,
     "ts": START,
+    "seconds": 60,
     "new_key_id": "key",
     "new_secret": "secret",
     "mappings": [{"run_id": "run-ann", "status": "failed"}],
@@ -425,6 +426,7 @@ RANGE_READS: dict[str, Callable[[Any], int]] = {
     "to_polars": len,
     "to_pandas": len,
     "totals": lambda sums: int(sums.count),
+    "coverage": lambda runs: sum(run.count for run in runs),
 }
 # These name no row; each user gets his own.
 OWN_READS: list[tuple[type[BaseRepository[Any]], str]] = [
@@ -468,6 +470,16 @@ def test_a_run_of_another_user_reads_as_empty(plain: Session) -> None:
         assert number_in(getattr(PrivateExecutionRepository(plain), name)("run-ann", user_id="bob")) == 0, name
 
 
+def test_a_run_of_another_user_has_the_gaps_of_a_run_that_is_not_there(plain: Session) -> None:
+    """Its execution does not part the time that is asked about."""
+    executions, hour = PrivateExecutionRepository(plain), timedelta(hours=1)
+    when = executions.get_last_execution_ts("run-ann", user_id="ann")
+    assert when is not None
+    around = ("run-ann", 60, when - hour, when + hour)
+    assert len(list(executions.gaps(*around, user_id="ann"))) == 2
+    assert [gap.length for gap in executions.gaps(*around, user_id="bob")] == [2 * hour]
+
+
 def test_everybody_gets_his_own(plain: Session) -> None:
     """A question without a key is about the user's own rows."""
     for kind, name in OWN_READS:
@@ -495,7 +507,7 @@ def test_orphans_of_another_user_are_not_closed(fleet: DatabaseFactory) -> None:
 def test_every_method_was_tried_for_the_other_user() -> None:
     """A new method needs its line above."""
     tried = {(kind, name) for kind, name, _ in READS} | set(OWN_READS)
-    tried |= {(PrivateExecutionRepository, name) for name in RANGE_READS}
+    tried |= {(PrivateExecutionRepository, name) for name in (*RANGE_READS, "gaps")}
     for kind, name in TENANT_METHODS:
         if kind is AuditLogRepository or (kind is PrivateExecutionRepository and name == "get_by_id"):
             continue  # test_audit.py has the log; an execution's id is the database's own, see below
