@@ -22,5 +22,5 @@ def test_the_tests_of_the_run_are_there() -> None:
     """A test module that was renamed would not be run."""
     text = (Path(__file__).parent / "mutation" / "__main__.py").read_text(encoding="utf-8")
     named = {word for word in text.split('"') if word.startswith("test_") and word.endswith(".py")}
-    missing = {name for name in named if not (PACKAGE / "tests" / name).exists()}
-    assert missing <= {"test_row_security.py", "test_row_security_changes.py"}
+    assert len(named) > 10
+    assert {name for name in named if not (PACKAGE / "tests" / name).exists()} == set()

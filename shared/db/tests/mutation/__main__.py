@@ -38,6 +38,7 @@ TESTS = {
     "tenancy/ownership.py": ["test_repositories.py"],
     "tenancy/row_security.py": ["test_row_security.py", "test_row_security_changes.py"],
     "database.py": ["test_tenancy.py", "test_tenancy_required.py"],
+    "engine.py": ["test_tenancy.py", "test_tenancy_required.py"],
     "repositories.py": ["test_repositories.py", "test_tenancy_guards.py"],
     "bulk/create.py": ["test_bulk.py"],
     "bulk/update.py": ["test_bulk.py"],
