@@ -141,13 +141,14 @@ def ordered(items: list[pytest.Item], mutation: Mutation, *, quick: bool) -> lis
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m shared.db.tests.mutation", description=__doc__)
-    parser.add_argument("--only", default="", help="only mutations whose name contains this")
+    parser.add_argument("--only", action="append", help="only mutations whose name contains this; may be repeated")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="how many at a time")
     parser.add_argument("--list", action="store_true", help="only say what would be taken away")
     parser.add_argument("--quick", action="store_true", help="only the tests about the module, on in-memory SQLite")
     parser.add_argument("--nothing", action="store_true", help="take nothing away: then every test must pass")
     options = parser.parse_args()
-    chosen = list({mutation.name: mutation for mutation in mutations() if options.only in mutation.name}.values())
+    wanted = {mutation.name: mutation for mutation in mutations()}
+    chosen = [one for name, one in wanted.items() if not options.only or any(part in name for part in options.only)]
     if options.list:
         print(*(mutation.name for mutation in chosen), sep="\n")
         return 0
