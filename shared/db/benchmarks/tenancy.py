@@ -22,7 +22,7 @@ from shared.db import (
     User,
 )
 from shared.db.benchmarks.data import ExecutionStream, Rows
-from shared.db.benchmarks.harness import Contender, Place, print_table, take_turns
+from shared.db.benchmarks.harness import Contender, Outcome, Place, outcomes, print_table, take_turns
 
 _USERS, _RUNS_EACH, _EXECUTIONS = 20, 20, 1_000_000
 _USER, _RUN, _ACCOUNT = "user-07", "run-07-03", "account-07"
@@ -42,7 +42,9 @@ def tenancy(here: Place) -> None:
             db.enable_row_security()
         for what, goal, contenders in _contests(db):
             take_turns(contenders, lambda number: number, here.rounds)
-            rows.append((f"{what}, {name}", *_costs(contenders[1], contenders[0]), goal))
+            cost = _costs(contenders[1], contenders[0])
+            rows.append((f"{what}, {name}", *cost, goal))
+            outcomes.append(Outcome(f"{what}, {name}: at most {goal}", *cost, float(cost[0]) <= float(goal)))
         db.close()
     print_table("", ("work", "ratio", "quartiles", "goal"), rows)
 
@@ -90,6 +92,8 @@ def policies(here: Place) -> None:
             for contender in contenders
         ]
         print_table(title, ("count", "to IN", "quartiles", "to ANY", "quartiles", "goal"), rows)
+        for name, ratio, spread, *_, goal in rows[2:]:
+            outcomes.append(Outcome(f"{title}: {name}, at most {goal}", ratio, spread, float(ratio) <= float(goal)))
 
 
 def _costs(contender: Contender, plain: Contender) -> tuple[str, str]:
