@@ -33,6 +33,7 @@ from shared.db.models import (
     UserStatus,
 )
 from shared.db.round_trips import ALONE
+from shared.db.tenancy.confined_sql import LASTING
 from shared.db.tenancy.guard import (
     UNSET,
     OwnershipGuard,
@@ -556,7 +557,8 @@ _OWNER = "shared_db_owner"
 def _prepare(model: type[Any], question: Question, confined: bool) -> Select[Any]:
     # Half of a short question's time goes into putting its statement together.
     criterion = owned_by(model, bindparam(_OWNER, type_=String())) if confined else None
-    return question(select(model) if criterion is None else select(model).where(criterion))
+    mine = select(model) if criterion is None else select(model).where(criterion)
+    return question(mine).execution_options(**{LASTING: True})
 
 
 def _by_id(mine: Select[tuple[T]]) -> Select[tuple[T]]:

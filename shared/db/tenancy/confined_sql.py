@@ -66,6 +66,10 @@ _FUNCTIONS_THAT_RUN_SQL = re.compile(
 )
 
 
+LASTING: Final = "shared_db_lasting"
+"""Execution option of a statement that is made once, without values, and asked again and again."""
+
+
 class Confinement(HasCacheKey, UserDefinedOption):
     """A statement option that says whose rows the compiler may write out, and whether raw SQL passes."""
 
@@ -103,6 +107,11 @@ class OwnRows(Confinement):
         self.user = bindparam(USER_PARAMETER, user_id, String(), unique=True)
         self.raw_sql = raw_sql
 
+    def on(self, statement: Any) -> Any:
+        """The statement with this option."""
+        lasting = statement.get_execution_options().get(LASTING)
+        return _with_option(statement, self) if lasting else statement.options(self)
+
     @cached_property
     def to_load(self) -> OwnRows:
         """The same for statements that SQLAlchemy makes itself to load attributes, in which tables stand unmapped."""
@@ -139,6 +148,18 @@ class OwnRows(Confinement):
         if self.statement_of_caller and not self.raw_sql:
             for table in unmapped_tables(statement):
                 raise self.refusal(f"the table {table.name}")
+
+
+@lru_cache(maxsize=1024)
+def own_rows_of(user_id: str, *, raw_sql: bool) -> OwnRows:
+    """The option of all sessions of one user."""
+    return OwnRows(user_id, raw_sql=raw_sql)
+
+
+# Its key for SQLAlchemy's caches is worked out once for each object, which is a third of what confinement costs a read.
+@lru_cache(maxsize=1024)
+def _with_option(statement: Any, option: OwnRows) -> Any:
+    return statement.options(option)
 
 
 class NoUsersRows(Confinement):

@@ -12,7 +12,7 @@ from sqlalchemy.sql.dml import UpdateBase
 from shared.db.errors import TenantScopeError, TenantViolation
 from shared.db.models import User
 from shared.db.tenancy import row_security
-from shared.db.tenancy.confined_sql import NoUsersRows, OwnRows, is_confined
+from shared.db.tenancy.confined_sql import NoUsersRows, is_confined, own_rows_of
 from shared.db.tenancy.flush_guard import check_expressions, check_flushed, check_identity
 from shared.db.tenancy.guard import OwnershipGuard
 from shared.db.tenancy.ownership import ownership_of, primary_key
@@ -38,7 +38,7 @@ class UserSession(Session):
 
     def _rely_on(self, adopt: tuple[str, str] | None) -> None:
         self._adopt = adopt
-        self.own_rows = OwnRows(self.guard.user_id, raw_sql=adopt is not None)
+        self.own_rows = own_rows_of(self.guard.user_id, raw_sql=adopt is not None)
 
     def _adopt_role(self, connection: Connection) -> None:
         if self._adopt is not None and not row_security.adopt(connection, *self._adopt):
@@ -190,7 +190,7 @@ def _confine(state: ORMExecuteState) -> None:
     loading = state.is_relationship_load or state.is_column_load
     if not loading and isinstance(state.statement, UpdateBase):
         check_written(session.guard, state)
-    state.statement = state.statement.options(session.own_rows.to_load if loading else session.own_rows)
+    state.statement = (session.own_rows.to_load if loading else session.own_rows).on(state.statement)
 
 
 @event.listens_for(UserSession, "before_attach")
