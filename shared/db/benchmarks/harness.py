@@ -208,39 +208,6 @@ def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) 
     print(flush=True)
 
 
-def peak_growth(prepare: Callable[[], Any], work: Callable[[Any], Any]) -> float:
-    """By how many MB the resident memory of a fresh child process peaks above what `prepare()` left it with.
-
-    `work` gets what `prepare` returned. Linux only: the peak is reset in between, which no other system can do.
-    """
-    receiving, sending = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            prepared = prepare()
-            gc.collect()
-            Path("/proc/self/clear_refs").write_text("5")
-            before = _status("VmRSS")
-            work(prepared)
-            os.write(sending, str(_status("VmHWM") - before).encode())
-        finally:
-            os._exit(0)
-    os.close(sending)
-    with os.fdopen(receiving) as pipe:
-        answer = pipe.read()
-    os.waitpid(child, 0)
-    if not answer:
-        raise RuntimeError("the measured process failed; its error stands above")
-    return int(answer) / 1024
-
-
-def _status(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1])
-    raise LookupError(name)
-
-
 def _quartiles(values: list[float]) -> str:
     if len(values) < 4:
         return "-"

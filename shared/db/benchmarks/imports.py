@@ -16,7 +16,7 @@ from sqlalchemy import URL
 
 from shared.db import DatabaseFactory
 from shared.db.benchmarks.harness import Contender, Goal, Place, compare, print_table
-from shared.db.benchmarks.memory import peak_growth_alone
+from shared.db.benchmarks.memory import peak_growth
 from shared.db.bybit import read_archive
 from shared.db.operations.trade_import import import_trades
 
@@ -84,7 +84,7 @@ def _compare(here: Place, count: int, rounds: int, *, packed: bool) -> None:
         warm_up=packed,
     )
     _truncate(ours)
-    grown = peak_growth_alone(partial(_emptied, ours), partial(_import, path=plain))
+    grown = peak_growth(partial(_emptied, ours), partial(_import, path=plain))
     print_table("", ("one import, started with it", "MB at the peak"), [(f"{count:,} trades", f"{grown:.1f}")])
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 
-def peak_growth_alone(prepare: Callable[[], Any], work: Callable[[Any], Any]) -> float:
+def peak_growth(prepare: Callable[[], Any], work: Callable[[Any], Any]) -> float:
     """By how many MB the resident memory of a new process peaks above what `prepare()` left it with.
 
     A new one, not a fork: what its parent allocated and freed would be there to be used again, and hide the growth.

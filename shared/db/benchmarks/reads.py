@@ -14,7 +14,7 @@ from shared.db import DatabaseFactory, PublicTradeRepository
 from shared.db.benchmarks import reading_contenders as ways
 from shared.db.benchmarks.data import TradeStream
 from shared.db.benchmarks.harness import Contender, Goal, Place, at_most, compare, print_outcomes
-from shared.db.benchmarks.memory import peak_growth_alone
+from shared.db.benchmarks.memory import peak_growth
 
 _RANGE = 20_000
 _STORED = 100_000
@@ -124,7 +124,7 @@ def streaming(here: Place) -> None:
 
 def _growth(url: URL, count: int, **how: Any) -> float:
     opened = partial(_opened, url.render_as_string(hide_password=False), how)
-    return peak_growth_alone(opened, partial(_read, end=TradeStream.time_of(count), how=how))
+    return peak_growth(opened, partial(_read, end=TradeStream.time_of(count), how=how))
 
 
 def _opened(url: str, how: dict[str, Any]) -> DatabaseFactory:

@@ -22,7 +22,7 @@ from shared.db.benchmarks import contenders as ways
 from shared.db.benchmarks import other_contenders as others
 from shared.db.benchmarks.data import ExecutionStream, Rows, TradeStream
 from shared.db.benchmarks.harness import Contender, Goal, Place, at_most, compare, print_outcomes, print_table
-from shared.db.benchmarks.memory import peak_growth_alone
+from shared.db.benchmarks.memory import peak_growth
 from shared.db.bulk import BATCH_SIZE
 
 _RUN, _ACCOUNT = "run-of-the-benchmark", "account-of-the-benchmark"
@@ -160,16 +160,16 @@ def memory(here: Place) -> None:
         at_most(
             f"{count:,} rows in one batch, PostgreSQL",
             _EXTRA_MB,
-            peak_growth_alone(partial(_opened, here.new_postgresql(), count), _insert_all),
+            peak_growth(partial(_opened, here.new_postgresql(), count), _insert_all),
             "MB",
         )
         for count in (1_000, 10_000, 100_000, 300_000)
     ]
     print_outcomes("", reached)
-    sqlite = peak_growth_alone(partial(_opened, here.new_sqlite(), 100_000), _insert_all)
+    sqlite = peak_growth(partial(_opened, here.new_sqlite(), 100_000), _insert_all)
     rows = [("100,000 rows in one batch, SQLite file", f"{sqlite:.1f}")]
     for name, new in (("PostgreSQL", here.new_postgresql), ("SQLite file", here.new_sqlite)):
-        lazy = peak_growth_alone(partial(_opened, new(), 300_000, lazy=True), _insert_all)
+        lazy = peak_growth(partial(_opened, new(), 300_000, lazy=True), _insert_all)
         rows.append((f"300,000 rows from a generator, 5,000 a batch, those included, {name}", f"{lazy:.1f}"))
     print_table("Without a goal", ("one call of bulk_create", "MB at the peak"), rows)
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, select
@@ -132,10 +131,3 @@ def finish(processes: Iterable[BaseProcess], seconds: float) -> list[str]:
             problems.append(f"a client ended with {process.exitcode}")
         process.close()
     return problems
-
-
-def journal_folder(folder: Path) -> Path:
-    """Where a scenario's clients keep their journals."""
-    path = folder / "journals"
-    path.mkdir()
-    return path
