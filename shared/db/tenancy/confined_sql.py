@@ -133,7 +133,8 @@ class OwnRows(Confinement):
         if ownership.parent is None:
             return column == self.user
         parents = ownership.parent.__table__
-        keys = select(parents.c[primary_key(ownership.parent)]).correlate(None)
+        # With a single table in FROM it is not correlated to the enclosing query's.
+        keys = select(parents.c[primary_key(ownership.parent)])
         if self.raw_sql:
             # The form of the policies. Beside theirs a hash join would be built for nothing.
             return column == any_(func.array(keys.scalar_subquery(), type_=ARRAY(column.type)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Dialect, TableClause, inspect, select
+from sqlalchemy import Dialect, inspect, select
 from sqlalchemy.orm import InstanceState, Session
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import ClauseElement, ColumnClause
@@ -40,7 +40,7 @@ def check_expressions(
         if not isinstance(expression, ClauseElement):
             continue
         for element in visitors.iterate(expression):
-            if isinstance(element, (SelectBase, TableClause)) or (
+            if isinstance(element, SelectBase) or (
                 isinstance(element, ColumnClause) and element.table not in {None, state.mapper.local_table}
             ):
                 raise guard.violation("flush", state.mapper.class_, f"{name} is set to what another row holds")
@@ -62,7 +62,7 @@ def check_flushed(guard: OwnershipGuard, session: Session, *, complete: bool) ->
     for entity in session.new:
         model = type(entity)
         if ownership_of(model) is not None:
-            row = written_values(session, entity) if complete else column_values(entity)
+            row = column_values(entity)
             rows_of.setdefault(model, []).append(row)
             if not complete:
                 # A parent that this flush inserts cannot be looked up before it; afterwards it can.

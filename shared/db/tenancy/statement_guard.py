@@ -117,8 +117,9 @@ def _plain(values: Mapping[Any, Any]) -> dict[str, Any]:
 
 def _value(value: Any) -> Any:
     """What will be stored, as far as the statement tells; of any other SQL expression, the expression."""
-    # Any other bindparam() may get its value later, from the caller's parameters or from a function.
-    if isinstance(value, BindParameter) and value.unique and value.callable is None:
+    # Any other bindparam() may get its value later, from the caller's parameters; of one whose value comes from a
+    # function this is None, which is nobody's.
+    if isinstance(value, BindParameter) and value.unique:
         return value.value
     return value
 

@@ -5,9 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from sqlalchemy import ColumnElement, select, text, update
+from sqlalchemy import BindParameter, ColumnElement, String, bindparam, cast, func, insert, select, text, update
+from sqlalchemy.orm import Session, load_only
 
-from shared.db import BybitAccount, DatabaseFactory, Run, RunRepository, Strategy, TenantViolation, UserSession
+from shared.db import (
+    BybitAccount,
+    DatabaseFactory,
+    Run,
+    RunRepository,
+    Strategy,
+    StrategyRepository,
+    TenantViolation,
+    UserSession,
+)
+from shared.db.bulk import bulk_update
 from shared.db.tests.fleet import refused_and_unwritten, run_values
 
 
@@ -80,3 +91,59 @@ def test_a_new_row_that_was_refused_is_not_written_later(fleet: DatabaseFactory)
                 RunRepository(plain, user_id="ann").create(run)
     with fleet.get_session() as plain:
         assert set(plain.scalars(select(Run.run_id))) == {"run-ann", "run-bob"}
+
+
+def test_a_partly_loaded_row_is_checked_with_what_is_stored(fleet: DatabaseFactory) -> None:
+    """Owner and parents count though the object does not have them: an own change passes, a foreign one does not."""
+
+    def change(session: Session, strategy_id: str) -> None:
+        run = session.scalars(select(Run).options(load_only(Run.run_id))).one()
+        run.strategy_id = strategy_id
+        session.flush()
+
+    refused_and_unwritten(fleet, lambda session: change(session, "str-bob"))
+    with fleet.get_session(user_id="ann") as session:
+        session.add(
+            Strategy(strategy_id="str-2", account_id="acc-ann", strategy_type="Grid", symbol="X", config_json={})
+        )
+        session.flush()
+        change(session, "str-2")
+    with fleet.get_session() as session:
+        assert session.get_one(Run, "run-ann").strategy_id == "str-2"
+
+
+def test_a_tool_writes_rows_that_name_no_user_themselves(fleet: DatabaseFactory) -> None:
+    """Whose they are is told by their parents."""
+    strategy = Strategy(strategy_id="str-2", account_id="acc-bob", strategy_type="Grid", symbol="X", config_json={})
+    with fleet.get_session() as session:
+        StrategyRepository.across_users(session).create(strategy)
+    with fleet.get_session(user_id="bob") as session:
+        assert session.get(Strategy, "str-2") is not None
+
+
+def test_a_table_that_a_subquery_reads_is_confined_beside_it_too(busy_fleet: DatabaseFactory) -> None:
+    """UPDATE ... FROM a table that a value of the UPDATE reads as well: whether bob's account is there is not told."""
+    accounts = select(func.count(BybitAccount.account_id)).correlate(None).scalar_subquery()
+    copied = update(Run).values(gridcore_version=cast(accounts, String))
+    beside = copied.where(BybitAccount.account_name == "main-bob", BybitAccount.account_id != Run.account_id)
+    with busy_fleet.get_session(user_id="ann") as session:
+        changed = session.execute(beside, execution_options={"synchronize_session": False})
+        assert changed.rowcount == 0  # type: ignore[attr-defined] # a CursorResult
+        session.execute(copied, execution_options={"synchronize_session": False})
+        assert session.scalars(select(Run.gridcore_version)).all() == ["1"]
+
+
+def test_a_bulk_update_is_refused_by_its_own_name(fleet: DatabaseFactory) -> None:
+    """Before anything is set on an object, not by the flush that would follow."""
+    moved = [{"run_id": "run-ann", "strategy_id": "str-bob"}]
+    refused = refused_and_unwritten(fleet, lambda session: RunRepository(session).bulk_update(moved))
+    assert refused.operation == "bulk_update"
+    directly = refused_and_unwritten(fleet, lambda session: bulk_update(session, Run, moved))
+    assert directly.operation == "bulk_update"
+
+
+def test_a_value_that_a_function_gives_is_nobodys(fleet: DatabaseFactory) -> None:
+    """An INSERT whose owner is told only when it is run is refused."""
+    owner: BindParameter[str] = bindparam("owner", callable_=lambda: "bob", unique=True)
+    values = run_values("bob") | {"user_id": owner}
+    refused_and_unwritten(fleet, lambda session: session.execute(insert(Run).values(run_id="run-new", **values)))
