@@ -15,6 +15,7 @@ from shared.db import (
     RunRepository,
     Strategy,
     StrategyRepository,
+    TenantScopeError,
     TenantViolation,
     UserSession,
 )
@@ -119,6 +120,12 @@ def test_a_tool_writes_rows_that_name_no_user_themselves(fleet: DatabaseFactory)
         StrategyRepository.across_users(session).create(strategy)
     with fleet.get_session(user_id="bob") as session:
         assert session.get(Strategy, "str-2") is not None
+
+
+def test_a_users_session_does_not_look_across_users(fleet: DatabaseFactory) -> None:
+    """The named door for tools is shut in it."""
+    with fleet.get_session(user_id="ann") as session, pytest.raises(TenantScopeError, match="never looks across users"):
+        RunRepository.across_users(session)
 
 
 def test_a_table_that_a_subquery_reads_is_confined_beside_it_too(busy_fleet: DatabaseFactory) -> None:

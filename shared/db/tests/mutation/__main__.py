@@ -42,7 +42,7 @@ TESTS = {
     "repositories.py": ["test_repositories.py", "test_tenancy_guards.py"],
     "bulk/create.py": ["test_bulk.py"],
     "bulk/update.py": ["test_bulk.py"],
-    "bulk/": ["test_streams.py", "test_summaries.py"],
+    "bulk/": ["test_streams.py", "test_summaries.py", "test_tenancy_guards.py"],
     "": ["test_tenancy_stateful.py"],
 }
 PLACES = re.compile(r"\b(memory|file|postgresql|policies)\b")
