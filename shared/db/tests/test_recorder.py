@@ -708,7 +708,7 @@ def test_a_forked_child_leaves_the_recorder_to_its_parent(tmp_path: Path) -> Non
 
     def stream() -> None:
         nonlocal added
-        while not stop.is_set():
+        while not stop.wait(0.001):  # a stream, not a flood: the children's numbers begin at 50,000
             recorder.add([trade_values(added)])
             added += 1
 
