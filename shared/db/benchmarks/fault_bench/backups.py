@@ -72,7 +72,7 @@ def _wait_for_rows(folder: Path) -> None:
     while sum(event.kind == "ok" for event in read_journals(folder)) < 20:
         if time.monotonic() > deadline:
             raise TimeoutError("the writers write nothing")
-        time.sleep(0.1)
+        time.sleep(0.1)  # the writers need the processors too
 
 
 def _control(ground: Ground) -> Figure:

@@ -72,7 +72,7 @@ def _wait_for_all(folder: Path, clients: list[str]) -> None:
     while any(now <= before[client] for client, now in _done(folder).items()) or len(_done(folder)) < len(clients):
         if time.monotonic() > deadline:
             raise TimeoutError("a writer does not get through")
-        time.sleep(0.1)
+        time.sleep(0.1)  # the writers need the processors too
 
 
 def _done(folder: Path) -> Counter[str]:

@@ -83,7 +83,7 @@ class PostgreSQLServer:
         while self._try("pg_ctl", "-D", self.data, "status") != _NOT_RUNNING:
             if time.monotonic() > deadline:
                 raise TimeoutError("the server does not stop")
-            time.sleep(0.1)
+            time.sleep(0.1)  # it is asked again until it has ended
 
     def kill_backend(self, database: str) -> None:
         """`kill -9` one process that serves a client of `database`, whereupon the server ends all and recovers."""
