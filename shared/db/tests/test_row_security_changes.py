@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 from sqlalchemy import URL, select, text
 
-from shared.db import ApiCredential, DatabaseFactory, PermissionDeniedError, Run, TenantViolation, UserSession
+from shared.db import (
+    ApiCredential,
+    DatabaseFactory,
+    PermissionDeniedError,
+    PrivateExecution,
+    Run,
+    TenantViolation,
+    UserSession,
+)
 from shared.db.cli import main
 from shared.db.tests.fleet import everything_of
 from shared.db.tests.roles import Roles, administrator, factory
@@ -66,6 +74,17 @@ def test_a_table_without_its_policy_is_told_and_not_relied_on(own_role: Database
         with pytest.raises(TenantViolation):
             session.execute(text("SELECT * FROM api_credentials"))
         assert session.scalars(select(Run.run_id)).all() == ["run-ann"]
+
+
+def test_a_policy_that_was_dropped_is_done_without(
+    own_role: DatabaseFactory, roles: Roles, postgresql_url: URL
+) -> None:
+    """Where row-level security is on but a table's policy is gone, the role would see nothing: it is not adopted."""
+    administrator(own_role, roles, "DROP POLICY shared_db_own_rows ON private_executions")
+    with factory(postgresql_url, own_role.settings.tenant_role) as db, db.get_session(user_id="ann") as session:
+        assert session.scalars(select(PrivateExecution.run_id)).all() == ["run-ann"]
+        with pytest.raises(TenantViolation):
+            session.execute(text("SELECT * FROM private_executions"))
 
 
 def test_another_role_than_the_policies_is_told(own_role: DatabaseFactory, postgresql_url: URL) -> None:

@@ -12,6 +12,7 @@ from shared.db import (
     BybitAccount,
     DatabaseFactory,
     ForkError,
+    PrivateExecution,
     PublicTrade,
     Run,
     Strategy,
@@ -146,6 +147,31 @@ def test_a_strategy_that_moves_leaves_its_runs_behind(fleet: DatabaseFactory) ->
         run.account_id = "acc-2"
     with fleet.get_session(user_id="ann") as session:
         assert session.scalars(select(Run.account_id)).all() == ["acc-2"]
+
+
+def test_an_execution_outlives_the_account_that_it_names(fleet: DatabaseFactory) -> None:
+    """If its run moved on before the account was deleted, it is kept and read; policies refuse all changes of it."""
+    with fleet.get_session(user_id="ann") as session:
+        session.add(BybitAccount(account_id="acc-2", user_id="ann", account_name="2", environment="testnet"))
+        session.flush()
+        session.get_one(Strategy, "str-ann").account_id = "acc-2"
+        session.get_one(Run, "run-ann").account_id = "acc-2"
+        session.flush()
+        session.delete(session.get_one(BybitAccount, "acc-ann"))
+    with fleet.get_session(user_id="ann") as session:
+        assert isinstance(session, UserSession)
+        execution = session.scalars(select(PrivateExecution)).one()
+        assert (execution.run_id, execution.account_id) == ("run-ann", "acc-ann")
+        with session.begin_nested() as savepoint:
+            execution.order_id = "2"
+            if session.confined_by_server:
+                with pytest.raises(TenantViolation):
+                    session.flush()
+            else:
+                session.flush()
+            savepoint.rollback()
+        execution.account_id = "acc-2"
+        execution.order_id = "3"
 
 
 def test_public_trades_are_everybodys_to_change(fleet: DatabaseFactory) -> None:

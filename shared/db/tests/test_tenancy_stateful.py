@@ -50,9 +50,8 @@ def test_two_users_never_meet_in_a_long_time(
     fleet: DatabaseFactory, record_property: Callable[[str, object], None]
 ) -> None:
     """In 10,000 steps, among them every way to read, write and attack."""
-    steps: dict[str, int] = {}
-    while sum(steps.values()) < STEPS:
-        for name, count in _run(fleet, 20, derandomize=False).items():
-            steps[name] = steps.get(name, 0) + count
+    # Some steps find nothing to work on, and are not counted.
+    steps = _run(fleet, STEPS * 3 // (2 * _AT_ONCE), derandomize=False)
     record_property("steps", steps)
+    assert sum(steps.values()) >= STEPS
     assert {*READS, *WRITES, *ATTACKS} <= steps.keys()

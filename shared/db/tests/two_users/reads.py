@@ -429,7 +429,7 @@ def _contradicting_users(session: Session, world: World, rng: Random) -> None:
 
 @_read
 def _questions(session: Session, world: World, rng: Random) -> None:
-    account = rng.choice([*world.rows[BybitAccount]])
+    account = rng.choice([*world.rows[BybitAccount], "nobody"])
     own_runs = world.own(Run)
     of_account = {k: v for k, v in own_runs.items() if v["account_id"] == account}
     expect(RunRepository(session).get_by_account_id(account), of_account)
