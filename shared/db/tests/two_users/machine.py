@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import AbstractContextManager
 from random import Random
 from typing import Any
@@ -27,9 +28,9 @@ class TwoUsers(RuleBasedStateMachine):
     `steps` counts, over all examples, what was really done, by its name.
     """
 
-    steps: dict[str, int]
+    steps: Counter[str]
 
-    def __init__(self, db: DatabaseFactory, steps: dict[str, int]) -> None:
+    def __init__(self, db: DatabaseFactory, steps: Counter[str]) -> None:
         super().__init__()
         self.db = db
         self.steps = steps
@@ -41,7 +42,7 @@ class TwoUsers(RuleBasedStateMachine):
         self.savepoints: list[tuple[SessionTransaction, Rows]] = []
 
     def _count(self, name: str) -> None:
-        self.steps[name] = self.steps.get(name, 0) + 1
+        self.steps[name] += 1
 
     # Between sessions
 
