@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from sqlalchemy import (
     JSON,
@@ -58,6 +58,9 @@ UNITS = 10.0**MONEY_PLACES
 # its digits tell which amount it stands for.
 SCALABLE = 2.0**24
 
+UNREADABLE: Final = (ValueError, TypeError, ArithmeticError, RecursionError)
+"""What reading a damaged value raises; it quotes the value."""
+
 
 class CheckedType(TypeDecorator[Any]):
     """Base of the types here: knows its column's name, so that an error can tell it."""
@@ -79,12 +82,16 @@ class CheckedType(TypeDecorator[Any]):
         def read_what_may_be_damaged(value: Any) -> Any:
             try:
                 return read(value)
-            except (ValueError, TypeError, ArithmeticError, RecursionError):
+            except UNREADABLE:
                 pass  # raised below and without this one, which quotes the value
-            place = self.column_name or "a column"
-            raise DatabaseCorruptError(ValueError(f"{place} holds what cannot be read as {type(self).__name__}"))
+            raise self.damaged()
 
         return read_what_may_be_damaged
+
+    def damaged(self) -> DatabaseCorruptError:
+        """The error to raise for a stored value that nothing of this library can have stored."""
+        place = self.column_name or "a column"
+        return DatabaseCorruptError(ValueError(f"{place} holds what cannot be read as {type(self).__name__}"))
 
 
 @event.listens_for(Column, "after_parent_attach")

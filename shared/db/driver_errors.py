@@ -60,6 +60,8 @@ _POSTGRESQL_FAILURES: tuple[tuple[str, type[DatabaseFailure]], ...] = (
     ("58030", DatabaseDiskError),
     ("23", ConstraintError),
 )
+# Text that is no UTF-8, and no number in an exact sum: nothing of this library can have stored them.
+_NO_VALUES_OF_OURS = ("Could not decode to UTF-8", "user-defined aggregate's 'step' method raised error")
 # Of stored text that is no UTF-8 it quotes all: 'column 'api_secret' with text '...''.
 _UNDECODABLE = re.compile(r"(Could not decode to UTF-8 column '\w+') with text .*", re.DOTALL)
 # What these say of a value they say after a colon: invalid input syntax for type integer: "...".
@@ -99,8 +101,8 @@ def typed_failure(
 def _kind_of(driver_error: BaseException) -> type[DatabaseFailure] | None:
     if isinstance(driver_error, sqlite3.Error):
         code, table = getattr(driver_error, "sqlite_errorname", None) or "", _SQLITE_FAILURES
-        if str(driver_error).startswith("Could not decode to UTF-8"):
-            return DatabaseCorruptError  # nothing of this library can have stored it
+        if str(driver_error).startswith(_NO_VALUES_OF_OURS):
+            return DatabaseCorruptError
     elif isinstance(driver_error, psycopg2.Error):
         code, table = driver_error.pgcode or "", _POSTGRESQL_FAILURES
         if not code and isinstance(driver_error, psycopg2.OperationalError):

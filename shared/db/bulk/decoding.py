@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal
+from functools import partial
 from itertools import chain, repeat
 from operator import add, eq
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Column, ColumnElement, Text, cast, func, type_coerce
 from sqlalchemy.types import NullType
 
-from shared.db.column_types import MONEY_PLACES, SCALABLE, Money, UTCDateTime
+from shared.db.column_types import MONEY_PLACES, SCALABLE, UNREADABLE, CheckedType, Money, UTCDateTime
 
+_T = TypeVar("_T")
+_Stored = TypeVar("_Stored")
 # Rows before they are decoded.
 RawPages = Iterable[Sequence[Any]]
 # What a stored time lacks to be read as UTC.
@@ -58,9 +61,9 @@ def decode_rows(
     return chain.from_iterable(decoded())
 
 
-def decode_time(stored: str) -> datetime:
-    """One time, as `undecoded` gives it."""
-    return datetime.fromisoformat(stored + _UTC_OFFSET)
+def decode_time(stored: str, column: Column[Any]) -> datetime:
+    """One time, as `undecoded` gives it. `DatabaseCorruptError` if the column holds something else there."""
+    return unless_damaged(column, datetime.fromisoformat, f"{stored}{_UTC_OFFSET}")
 
 
 def decode_amounts(stored: Sequence[Any], dialect: str) -> Iterable[Decimal | None]:
@@ -74,12 +77,28 @@ def decode_amounts(stored: Sequence[Any], dialect: str) -> Iterable[Decimal | No
     return map(dict(zip(distinct, exact(distinct), strict=True)).get, stored)
 
 
+def unless_damaged(column: Column[Any], read: Callable[[_Stored], _T], stored: _Stored) -> _T:
+    """What `read` makes of what a column holds. `DatabaseCorruptError`, as by the column's own type, if it cannot."""
+    kind = column.type
+    assert isinstance(kind, CheckedType)
+    try:
+        return read(stored)
+    except UNREADABLE:
+        pass  # raised below and without this one, which quotes the value
+    raise kind.damaged()
+
+
 def _decoder(column: Column[Any], dialect: str) -> Callable[[Sequence[Any]], Iterable[Any]]:
+    # Lists: what cannot be read has to be found here, and not by whoever takes the rows.
     if isinstance(column.type, Money):
-        return lambda stored: decode_amounts(stored, dialect)
+        return partial(unless_damaged, column, lambda stored: list(decode_amounts(stored, dialect)))
     if isinstance(column.type, UTCDateTime):
-        return lambda stored: map(datetime.fromisoformat, map(add, stored, repeat(_UTC_OFFSET)))
+        return partial(unless_damaged, column, _decode_times)
     return lambda stored: stored
+
+
+def _decode_times(stored: Sequence[str]) -> list[datetime]:
+    return list(map(datetime.fromisoformat, map(add, stored, repeat(_UTC_OFFSET))))
 
 
 def _from_texts(stored: Collection[str]) -> Iterable[Decimal]:

@@ -11,10 +11,10 @@ import io
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Column, Select, func, select
 from sqlalchemy.orm import Session
 
-from shared.db.bulk.decoding import decode_amounts
+from shared.db.bulk.decoding import decode_amounts, unless_damaged
 from shared.db.bulk.ranges import RowRange
 from shared.db.bulk.streams import dialect_of, flushed, raw_pages
 from shared.db.bulk.writer import named_errors
@@ -107,16 +107,14 @@ def _copy_out(session: Session, statement: Select[Any]) -> memoryview:
 def _read_pages(session: Session, rows: RowRange, types: dict[str, Any], arrow: Any) -> Any:
     dialect = dialect_of(session)
 
-    def array(values: tuple[Any, ...], kind: Any) -> Any:
+    def array(column: Column[Any], values: tuple[Any, ...]) -> Any:
+        kind = types[column.name]
         if arrow.types.is_decimal(kind):
-            return _amounts(values, kind, dialect, arrow)
-        return arrow.array(values, arrow.string()).cast(kind)
+            return unless_damaged(column, lambda stored: _amounts(stored, kind, dialect, arrow), values)
+        return unless_damaged(column, lambda stored: arrow.array(stored, arrow.string()).cast(kind), values)
 
     batches = [
-        arrow.record_batch(
-            [array(values, kind) for values, kind in zip(zip(*page, strict=True), types.values(), strict=True)],
-            names=list(types),
-        )
+        arrow.record_batch(list(map(array, rows.source.read_columns, zip(*page, strict=True))), names=list(types))
         for page in raw_pages(session, rows, page_size=_PAGE_SIZE)
     ]
     return arrow.Table.from_batches(batches, arrow.schema(list(types.items())))

@@ -86,7 +86,7 @@ def raw_pages(
     when, tie = names.index("exchange_ts"), names.index(rows.source.tie)
 
     def position_in(row: Any) -> Position:
-        return decode_time(row[when]), row[tie]
+        return decode_time(row[when], columns[when]), row[tie]
 
     statement = select(*undecoded(columns, dialect_of(session))).where(*rows.confined)
     return _pages(session, partial(read, session), statement, rows, position, position_in, reverse, page_size)

@@ -56,7 +56,7 @@ class RunTotals(NamedTuple):
 def candles(session: Session, trades: RowRange, interval: timedelta | str) -> list[Candle]:
     """The candles of a symbol in order of time; an interval without a trade has none.
 
-    Raises `InvalidValueError` for what is no interval.
+    Raises `InvalidValueError` for what is no interval, and `DatabaseCorruptError` for a time that is none.
     """
     columns = TRADES.columns
     bucket = time_bucket(columns.exchange_ts, interval_of(interval))
@@ -85,10 +85,20 @@ def candles(session: Session, trades: RowRange, interval: timedelta | str) -> li
         for instant in (grouped.c.first_ts, grouped.c.last_ts)
     )
     found = grouped.c
+    # First the times themselves, for their type's sake: of what is no time SQLite makes an interval all the same.
     statement = select(
-        found.open_ts, first, found.high, found.low, last, found.volume, found.count, found.turnover
+        found.first_ts,
+        found.last_ts,
+        found.open_ts,
+        first,
+        found.high,
+        found.low,
+        last,
+        found.volume,
+        found.count,
+        found.turnover,
     ).order_by(found.open_ts)
-    return [Candle._make((*row[:-1], _mean(row.turnover, row.volume))) for row in read(session, statement)]
+    return [Candle._make((*row[2:-1], _mean(row.turnover, row.volume))) for row in read(session, statement)]
 
 
 def coverage(session: Session, *, count: bool = True) -> list[Coverage]:

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import sqlite3
+import traceback
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
-from shared.db import ApiCredential, BybitAccount, DatabaseCorruptError, DatabaseFactory, InvalidValueError, User
+from shared.db import (
+    ApiCredential,
+    BybitAccount,
+    DatabaseCorruptError,
+    DatabaseFactory,
+    InvalidValueError,
+    PrivateExecutionRepository,
+    PublicTradeRepository,
+    User,
+)
 from shared.db.models import Base, PrivateExecution, PublicTrade
 from shared.db.tests.support import execution_values, stored, trade_values, two_runs
 
@@ -51,6 +64,69 @@ def test_a_damaged_value_is_named_and_not_shown(
             while chain is not None:
                 assert not any(shown in f"{chain!r} {chain}" for shown in ("trade-", "06x", "execId", "my-own", "0z:"))
                 chain = chain.__cause__ or chain.__context__
+
+
+READINGS: list[Callable[[Session, str], object]] = [
+    lambda session, run_id: list(PublicTradeRepository(session).iter_symbol_range("BTCUSDT")),
+    lambda session, run_id: list(
+        PublicTradeRepository(session).iter_symbol_range("BTCUSDT", reverse=True, page_size=1)
+    ),
+    lambda session, run_id: PublicTradeRepository(session).to_arrow("BTCUSDT"),
+    lambda session, run_id: PublicTradeRepository(session).candles("BTCUSDT", None, None, "1h"),
+    lambda session, run_id: list(PrivateExecutionRepository(session).iter_run_range(run_id)),
+    lambda session, run_id: PrivateExecutionRepository(session).to_arrow(run_id),
+]
+TIMES = ["2025-05-19 0z:00:00.000000", 17.5, "17.5"]
+AMOUNTS = ["6506x.80"]
+
+
+@pytest.mark.parametrize("reading", READINGS, ids=["rows", "pages", "arrow", "candles", "executions", "their arrow"])
+def test_the_ways_past_the_orm_name_it_as_well(tmp_path: Path, reading: Callable[[Session, str], object]) -> None:
+    """Rows, pages, frames and candles: no wrong time, no driver's or interpreter's error, and none of the value."""
+    path = tmp_path / "grid_bot.db"
+    with DatabaseFactory(f"sqlite:///{path}") as db:
+        db.create_tables()
+        run, _ = two_runs(db, executions=0)
+        user = run.user_id
+        with db.get_session() as session:
+            session.add_all([PublicTrade(**trade_values(number, symbol="BTCUSDT")) for number in range(3)])
+            session.add_all([PrivateExecution(**execution_values(run, number)) for number in range(3)])
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            for columns, damages in (
+                ({"public_trades": "exchange_ts", "private_executions": "exchange_ts"}, TIMES),
+                ({"public_trades": "price", "private_executions": "exec_fee"}, AMOUNTS),
+                ({"public_trades": "size", "private_executions": "exec_qty"}, AMOUNTS),
+            ):
+                for damage in damages:
+                    connection.execute("BEGIN")
+                    for table, column in columns.items():
+                        connection.execute(f"UPDATE {table} SET {column} = ? WHERE id % 3 = 1", (damage,))
+                    connection.execute("COMMIT")
+                    with pytest.raises(DatabaseCorruptError) as caught, db.get_session(user_id=user) as session:
+                        reading(session, run.run_id)
+                    assert "restore the last good backup" in str(caught.value)
+                    assert str(damage) not in "".join(traceback.format_exception(caught.value))
+                    for table, column in columns.items():
+                        connection.execute(
+                            f"UPDATE {table} SET {column} = o.{column} FROM {table} o WHERE o.id % 3 = 2"
+                        )
+
+
+@pytest.mark.parametrize("column", ["exec_fee", "closed_pnl"])
+def test_a_sum_over_what_is_no_number_is_named(tmp_path: Path, column: str) -> None:
+    """The exact sums are functions of ours, of whose failure SQLite tells nothing but that they failed."""
+    with DatabaseFactory(f"sqlite:///{tmp_path / 'grid_bot.db'}") as db:
+        db.create_tables()
+        run, _ = two_runs(db, executions=0)
+        with db.get_session() as session:
+            session.add(PrivateExecution(**execution_values(run)))
+        with closing(sqlite3.connect(tmp_path / "grid_bot.db")) as connection, connection:
+            connection.execute(f"UPDATE private_executions SET {column} = '1x'")
+        with (
+            pytest.raises(DatabaseCorruptError, match="last good backup"),
+            db.get_session(user_id=run.user_id) as session,
+        ):
+            PrivateExecutionRepository(session).totals(run.run_id)
 
 
 def test_a_schema_that_is_no_text_any_more_is_named(tmp_path: Path) -> None:
