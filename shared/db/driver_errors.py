@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg2
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from shared.db.errors import (
@@ -136,3 +139,18 @@ def hide_row(driver_error: BaseException | None, wrapped: SQLAlchemyError | None
     driver_error.args = (kept,)
     if wrapped is not None:
         wrapped.args = tuple(part.replace(said, kept) if isinstance(part, str) else part for part in wrapped.args)
+
+
+@contextmanager
+def named_errors(connection: Connection) -> Iterator[None]:
+    """What the driver raises in the block, as SQLAlchemy and `errors.py` name it."""
+    driver_error: type[Exception] = connection.dialect.loaded_dbapi.Error
+    try:
+        yield
+    except (driver_error, SystemError) as raised:
+        # psycopg2 stumbles over a server that ends in the midst of COPY: its own error is then the cause of Python's.
+        error = raised if isinstance(raised, driver_error) else raised.__cause__
+        if not isinstance(error, driver_error):
+            raise
+        # There is no public way to what SQLAlchemy does with a driver's error, the engine's own handler included.
+        connection._handle_dbapi_exception(error, None, None, None, None)

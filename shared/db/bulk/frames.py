@@ -17,8 +17,8 @@ from sqlalchemy.orm import Session
 from shared.db.bulk.decoding import decode_amounts, unless_damaged
 from shared.db.bulk.ranges import RowRange
 from shared.db.bulk.streams import dialect_of, flushed, raw_pages
-from shared.db.bulk.writer import named_errors
 from shared.db.column_types import MONEY_DIGITS, MONEY_PLACES, SCALABLE, UNITS, Money, UTCDateTime
+from shared.db.driver_errors import named_errors
 from shared.db.errors import MissingExtraError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from shared.db.bulk.decoding import decode_rows, decode_time, undecoded
 from shared.db.bulk.ranges import Position, RowRange, position_of
-from shared.db.bulk.writer import named_errors
+from shared.db.driver_errors import named_errors
 from shared.db.errors import InvalidValueError
 from shared.db.tenancy.session_scope import UserSession, connection_for
 

@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from shared.db.bulk.cells import Cells, Layout
 from shared.db.bulk.result import OnConflict
+from shared.db.driver_errors import named_errors
 
 Source = Callable[[], Iterable[list[Cells]]]
 
@@ -73,21 +74,6 @@ class Writer(ABC):
     def assignments(self, changing: list[str]) -> str:
         """The SET list of an upsert."""
         return ", ".join(f"{name} = excluded.{name}" for name in map(self.quote, changing))
-
-
-@contextmanager
-def named_errors(connection: Connection) -> Iterator[None]:
-    """What the driver raises in the block, as SQLAlchemy and `errors.py` name it."""
-    driver_error: type[Exception] = connection.dialect.loaded_dbapi.Error
-    try:
-        yield
-    except (driver_error, SystemError) as raised:
-        # psycopg2 stumbles over a server that ends in the midst of COPY: its own error is then the cause of Python's.
-        error = raised if isinstance(raised, driver_error) else raised.__cause__
-        if not isinstance(error, driver_error):
-            raise
-        # There is no public way to what SQLAlchemy does with a driver's error, the engine's own handler included.
-        connection._handle_dbapi_exception(error, None, None, None, None)
 
 
 def conflict_key(table: Table) -> list[str]:

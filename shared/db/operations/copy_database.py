@@ -21,8 +21,8 @@ from sqlalchemy.orm import Session
 from shared.db import audit, schema_version
 from shared.db.bulk.cells import Cells, layout_of
 from shared.db.bulk.postgresql import CopyStream
-from shared.db.bulk.writer import named_errors
 from shared.db.database import DatabaseFactory
+from shared.db.driver_errors import named_errors
 from shared.db.errors import CopyError, TargetNotEmptyError, TenantViolation
 from shared.db.models import AuditLog, Base, OptionalBase
 from shared.db.operations.contents import row_counts, tables_with_rows

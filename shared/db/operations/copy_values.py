@@ -14,8 +14,8 @@ from sqlalchemy import Column, ColumnElement, Connection, Select, Table, Text, c
 from sqlalchemy.types import NullType
 
 from shared.db.bulk.cells import Cells
-from shared.db.bulk.writer import named_errors
 from shared.db.column_types import MONEY_PLACES, SCALABLE, CheckedBoolean, Json, Money, UTCDateTime
+from shared.db.driver_errors import named_errors
 from shared.db.errors import CopyError, InvalidValueError
 
 _BATCH = 2_000

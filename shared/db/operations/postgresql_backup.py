@@ -20,8 +20,8 @@ from sqlalchemy import Connection, inspect, text
 from sqlalchemy.orm import Session
 
 from shared.db import schema_version
-from shared.db.bulk.writer import named_errors
 from shared.db.database import DatabaseFactory
+from shared.db.driver_errors import named_errors
 from shared.db.errors import BackupError, InputError, TenantViolation
 from shared.db.models import Base, OptionalBase
 from shared.db.operations.contents import row_counts, tables_with_rows

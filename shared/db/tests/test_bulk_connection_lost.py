@@ -12,7 +12,7 @@ from sqlalchemy import URL, func, select
 
 from shared.db import ConnectionLostError, DatabaseFactory, PublicTrade
 from shared.db.bulk import bulk_create
-from shared.db.bulk.writer import named_errors
+from shared.db.driver_errors import named_errors
 from shared.db.tests.cutting_proxy import CuttingProxy
 from shared.db.tests.support import trade_values
 

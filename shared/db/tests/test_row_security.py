@@ -5,8 +5,10 @@ That users' sessions are confined under the policies is for the tenancy suites, 
 
 from __future__ import annotations
 
+import tempfile
 from io import StringIO
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import psycopg2
 import psycopg2.errors
@@ -15,6 +17,7 @@ from sqlalchemy import URL, select, text
 from sqlalchemy.orm import Session
 
 from shared.db import (
+    ConnectionLostError,
     DatabaseFactory,
     DatabaseUnreachableError,
     RowSecurityError,
@@ -23,6 +26,7 @@ from shared.db import (
     UserSession,
 )
 from shared.db.tenancy.ownership import OWNERSHIP, primary_key
+from shared.db.tests.cutting_proxy import CuttingProxy
 from shared.db.tests.fleet import fill
 from shared.db.tests.roles import Roles, administrator, driver, factory
 from shared.db.tests.support import in_children, run_on_server
@@ -188,6 +192,24 @@ def test_a_new_connection_is_confined_like_the_lost_one(postgresql_fleet: Databa
         assert session.scalars(select(Run.run_id)).all() == ["run-ann"]
         if session.confined_by_server:
             assert session.scalars(text("SELECT run_id FROM runs")).all() == ["run-ann"]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_connection_lost_at_the_adoption_is_named_and_made_good(
+    policed_fleet: DatabaseFactory, when: Literal["before", "after"]
+) -> None:
+    """The statement that begins a transaction goes past SQLAlchemy, and fails as every other one."""
+    with tempfile.TemporaryDirectory() as folder, CuttingProxy(policed_fleet.settings.url, Path(folder)) as proxy:
+        with DatabaseFactory(proxy.url) as db:
+            proxy.cut(b"shared_db.user_id", when)
+            with db.get_session(user_id="ann") as session:
+                with pytest.raises(ConnectionLostError):
+                    session.scalars(select(Run.run_id)).all()
+                session.rollback()
+                assert session.scalars(select(Run.run_id)).all() == ["run-ann"]
+            proxy.cut(b"shared_db.user_id", when)
+            found = db.run_in_transaction(lambda session: session.scalars(select(Run.run_id)).all(), user_id="ann")
+        assert found == ["run-ann"]
 
 
 # Setting it up
