@@ -118,7 +118,7 @@ class DatabaseFactory:
         read there takes one round trip and leaves no transaction open.
         """
         engine = self.engine
-        session = self._new_session(user_id, self._read_only_engine if read_only else engine)
+        session = self._new_session(user_id, read_only)
         with self._lock:
             overlap = self._open_sessions > 0 and isinstance(engine.pool, StaticPool)
             self._open_sessions += 1
@@ -175,8 +175,9 @@ class DatabaseFactory:
             transaction, idempotent=idempotent or read_only, attempts=attempts, max_seconds=max_seconds
         )
 
-    def _new_session(self, user_id: UserId, bind: Engine | None) -> Session:
+    def _new_session(self, user_id: UserId, read_only: bool) -> Session:
         factory = self.session_factory
+        bind = self._read_only_engine if read_only else self.engine
         if user_id is UNSET:
             return factory(bind=bind)
         user_id = checked_user_id(user_id)
@@ -186,7 +187,7 @@ class DatabaseFactory:
                     connection
                 )
         adopt = (self.settings.tenant_role, user_id) if self._policies_installed else None
-        return UserSession(**(factory.kw | {"bind": bind}), user_id=user_id, adopt=adopt)
+        return UserSession(**(factory.kw | {"bind": bind}), user_id=user_id, adopt=adopt, read_only=read_only)
 
     def enable_row_security(self) -> None:
         """Have PostgreSQL confine users' sessions too: create the role and the policies, or renew them.

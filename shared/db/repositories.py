@@ -32,8 +32,7 @@ from shared.db.models import (
     User,
     UserStatus,
 )
-from shared.db.round_trips import ALONE
-from shared.db.tenancy.confined_sql import LASTING
+from shared.db.tenancy.confined_sql import ALONE, LASTING
 from shared.db.tenancy.guard import (
     UNSET,
     OwnershipGuard,
@@ -190,7 +189,7 @@ class BaseRepository(Generic[T]):
         return list(self._scalars(statement, parameters))
 
     def _scalars(self, statement: Select[tuple[T]], parameters: dict[str, Any] | None) -> Any:
-        return self.session.scalars(statement, parameters, execution_options=ALONE)
+        return self.session.scalars(statement, parameters, execution_options={ALONE: True})
 
     def _require_existing(self, entity: T, user: str | None) -> str | None:
         """Whose the row is that `entity` is to change; None if it is shared by all."""

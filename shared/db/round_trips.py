@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 from weakref import WeakKeyDictionary
 
+from psycopg2.errors import InsufficientPrivilege, InvalidParameterValue
 from psycopg2.extensions import STATUS_READY
-from sqlalchemy import Engine, event
+from sqlalchemy import Connection, Engine, event
 
-ALONE: Final[Mapping[str, Any]] = {"shared_db_alone": True}
-"""Execution options of a SELECT that calls nothing: in a read-only session it may be a transaction of its own."""
+from shared.db.tenancy import row_security
+from shared.db.tenancy.confined_sql import ALONE
+from shared.db.tenancy.session_scope import adopt_now, adoption_postponed
 
 # A second holds a bot's next few questions, and is far below the idle times after which networks forget connections.
 _TRUSTED_SECONDS = 1.0
@@ -20,35 +21,58 @@ _TRUSTED_SECONDS = 1.0
 
 def spare(engine: Engine) -> None:
     """Have a PostgreSQL engine go without them."""
+    event.listen(engine, "before_cursor_execute", _adopt_first)
     event.listen(engine, "do_execute", _read_alone)
     if hasattr(select, "poll"):
         _ping_when_in_doubt(engine)
 
 
+def _stands_alone(context: Any, driver: Any) -> bool:
+    """Whether a statement can be its own transaction: one that may be, where none has begun that lasts."""
+    if context is None or not context.execution_options.get(ALONE) or driver.status != STATUS_READY:
+        return False
+    if not driver.readonly or driver.isolation_level is not None or driver.autocommit:
+        return False
+    return bool(context.dialect.default_isolation_level == "READ COMMITTED")
+
+
+def _adopt_first(
+    connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
+) -> None:
+    if not _stands_alone(context, cursor.connection):
+        adopt_now(connection)
+
+
 def _read_alone(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
     """Send the SELECT as one message, which the server runs as one transaction, and a read-only one.
 
-    Nothing is lost: under READ COMMITTED every statement has a snapshot of its own anyway. Whatever else a session
-    does, raw SQL included, begins a transaction that lasts, and the reads that follow are part of it. So are those of
-    a user under PostgreSQL's policies, since what confines him is set for a transaction.
+    Nothing is lost: under READ COMMITTED every statement has a snapshot of its own anyway. What confines a user under
+    PostgreSQL's policies is in the message. Whatever else a session does, raw SQL included, begins a transaction that
+    lasts, and the reads that follow are part of it.
     """
-    options, driver = context.execution_options, cursor.connection
-    if not (options.get("shared_db_alone") and driver.readonly) or driver.status != STATUS_READY:
+    driver = cursor.connection
+    if not _stands_alone(context, driver):
         return False
-    if driver.isolation_level is not None or driver.autocommit:
-        return False
-    if context.dialect.default_isolation_level != "READ COMMITTED":
-        return False
+    connection: Connection = context.root_connection
+    adoption = adoption_postponed(connection)
+    adopting = b"" if adoption is None else row_security.adopting(cursor, *adoption)
     # While these are set in this order psycopg2 sends nothing: it would tell the server of `readonly` in autocommit.
     driver.readonly = None
     driver.autocommit = True
     try:
-        cursor.execute(b"SET TRANSACTION READ ONLY; " + cursor.mogrify(statement, parameters))
+        cursor.execute(b"SET TRANSACTION READ ONLY; " + adopting + cursor.mogrify(statement, parameters))
+    except (InsufficientPrivilege, InvalidParameterValue):
+        if adoption is None:
+            raise
+    else:
+        return True
     finally:
         if not driver.closed:
             driver.autocommit = False
             driver.readonly = True
-    return True
+    # The policies are gone by now, or the role is: which of them, the statement that is meant for it finds out.
+    adopt_now(connection)
+    return False
 
 
 def _ping_when_in_doubt(engine: Engine) -> None:

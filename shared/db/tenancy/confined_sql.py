@@ -69,6 +69,9 @@ _FUNCTIONS_THAT_RUN_SQL = re.compile(
 LASTING: Final = "shared_db_lasting"
 """Execution option of a statement that is made once, without values, and asked again and again."""
 
+ALONE: Final = "shared_db_alone"
+"""Execution option of a SELECT without raw SQL that calls nothing: in a read-only session it may be a transaction."""
+
 
 class Confinement(HasCacheKey, UserDefinedOption):
     """A statement option that says whose rows the compiler may write out, and whether raw SQL passes."""
@@ -90,22 +93,23 @@ class Confinement(HasCacheKey, UserDefinedOption):
 class OwnRows(Confinement):
     """The rows of one user.
 
-    With `raw_sql` text and Core tables pass: PostgreSQL's own policies confine them.
+    Where PostgreSQL's own policies confine it too (`policed`), text and Core tables pass.
     """
 
     statement_of_caller = True
 
     _traverse_internals = [  # noqa: RUF012 # SQLAlchemy's own spelling; it reads the list
         ("user", InternalTraversal.dp_clauseelement),
+        ("policed", InternalTraversal.dp_boolean),
         ("raw_sql", InternalTraversal.dp_boolean),
         ("statement_of_caller", InternalTraversal.dp_boolean),
     ]
 
-    def __init__(self, user_id: str, *, raw_sql: bool) -> None:
+    def __init__(self, user_id: str, *, policed: bool) -> None:
         super().__init__()
         self.user_id = user_id
         self.user = bindparam(USER_PARAMETER, user_id, String(), unique=True)
-        self.raw_sql = raw_sql
+        self.policed = self.raw_sql = policed
 
     def on(self, statement: Any) -> Any:
         """The statement with this option."""
@@ -115,9 +119,19 @@ class OwnRows(Confinement):
     @cached_property
     def to_load(self) -> OwnRows:
         """The same for statements that SQLAlchemy makes itself to load attributes, in which tables stand unmapped."""
-        loading = copy(self)
-        loading.statement_of_caller = False
-        return loading
+        return self._but(statement_of_caller=False)
+
+    @cached_property
+    def alone(self) -> OwnRows:
+        """The same without raw SQL, whatever the server may make of it."""
+        return self._but(raw_sql=False)
+
+    def _but(self, **changes: bool) -> OwnRows:
+        other = copy(self)
+        other.__dict__.pop("to_load", None)
+        other.__dict__.pop("alone", None)
+        other.__dict__.update(changes)
+        return other
 
     def condition(self, table: Any, source: Any) -> ColumnElement[bool] | None:
         """The same as `ownership.owned_by`; of a parent's table the compiler writes out own rows only anyway."""
@@ -135,7 +149,7 @@ class OwnRows(Confinement):
         parents = ownership.parent.__table__
         # With a single table in FROM it is not correlated to the enclosing query's.
         keys = select(parents.c[primary_key(ownership.parent)])
-        if self.raw_sql:
+        if self.policed:
             # The form of the policies. Beside theirs a hash join would be built for nothing.
             return column == any_(func.array(keys.scalar_subquery(), type_=ARRAY(column.type)))
         return column.in_(keys)
@@ -152,9 +166,9 @@ class OwnRows(Confinement):
 
 
 @lru_cache(maxsize=1024)
-def own_rows_of(user_id: str, *, raw_sql: bool) -> OwnRows:
+def own_rows_of(user_id: str, *, policed: bool) -> OwnRows:
     """The option of all sessions of one user."""
-    return OwnRows(user_id, raw_sql=raw_sql)
+    return OwnRows(user_id, policed=policed)
 
 
 # Its key for SQLAlchemy's caches is worked out once for each object, which is a third of what confinement costs a read.

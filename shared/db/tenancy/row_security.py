@@ -134,11 +134,21 @@ def adopt(connection: Connection, role: str, user_id: str) -> bool:
     return True
 
 
+def adopting(cursor: Any, role: str, user_id: str) -> bytes:
+    """What does the same in front of a question, in one message and so one transaction with it.
+
+    Nobody is told whether the policies hold: it is for questions that are confined without them.
+    """
+    statement: bytes = cursor.mogrify(_ADOPT_UNASKED, {"role": role, "user_id": user_id})
+    return statement
+
+
 def leave(connection: Connection) -> None:
     """Go on with the transaction as the login itself."""
     connection.exec_driver_sql("SELECT set_config('role', 'none', true)")
 
 
+_ADOPT_UNASKED = "SELECT set_config('role', %(role)s, true), set_config('shared_db.user_id', %(user_id)s, true); "
 # Evaluated from left to right: whether the policies hold is asked as the role they are for.
 _ADOPT = (
     "SELECT set_config('role', %(role)s, true) IS NOT NULL AND "

@@ -12,13 +12,14 @@ from sqlalchemy.sql.dml import UpdateBase
 from shared.db.errors import TenantScopeError, TenantViolation
 from shared.db.models import User
 from shared.db.tenancy import row_security
-from shared.db.tenancy.confined_sql import NoUsersRows, is_confined, own_rows_of
+from shared.db.tenancy.confined_sql import ALONE, NoUsersRows, is_confined, own_rows_of
 from shared.db.tenancy.flush_guard import check_expressions, check_flushed, check_identity
 from shared.db.tenancy.guard import OwnershipGuard
 from shared.db.tenancy.ownership import ownership_of, primary_key
 from shared.db.tenancy.statement_guard import check_written
 
 _T = TypeVar("_T")
+_POSTPONED = "shared_db_postponed"
 _CONFINABLE = (Select, CompoundSelect, UpdateBase, FromStatement)
 
 
@@ -30,15 +31,25 @@ class UserSession(Session):
     SQL is refused, except where PostgreSQL's own policies confine it (`confined_by_server`).
     """
 
-    def __init__(self, *args: Any, user_id: str, adopt: tuple[str, str] | None = None, **options: Any) -> None:
+    def __init__(
+        self, *args: Any, user_id: str, adopt: tuple[str, str] | None = None, read_only: bool = False, **options: Any
+    ) -> None:
         super().__init__(*args, **options)
         self.info["user_id"] = user_id
         self.guard = OwnershipGuard(user_id)
+        self._read_only = read_only
         self._rely_on(adopt)
 
     def _rely_on(self, adopt: tuple[str, str] | None) -> None:
         self._adopt = adopt
-        self.own_rows = own_rows_of(self.guard.user_id, raw_sql=adopt is not None)
+        self.own_rows = own_rows_of(self.guard.user_id, policed=adopt is not None)
+
+    def _begin(self, connection: Connection) -> None:
+        if self._adopt is not None and self._read_only:
+            # The first question may be a transaction of its own, and adopts the role by itself.
+            connection.execution_options(**{_POSTPONED: self})
+        else:
+            self._adopt_role(connection)
 
     def _adopt_role(self, connection: Connection) -> None:
         if self._adopt is not None and not row_security.adopt(connection, *self._adopt):
@@ -56,7 +67,7 @@ class UserSession(Session):
     def is_confined_by_server(self, bind_arguments: Mapping[str, Any] | None = None) -> bool:
         """The same of the database that a statement goes to. Whatever is let through for it must ask this before."""
         if self._adopt is not None:
-            Session.connection(self, bind_arguments=dict(bind_arguments or {}))
+            adopt_now(Session.connection(self, bind_arguments=dict(bind_arguments or {})))
         return self._adopt is not None
 
     def connection(self, *args: Any, **options: Any) -> Connection:
@@ -116,6 +127,20 @@ class UserSession(Session):
             self._adopt_role(connection)
 
 
+def adoption_postponed(connection: Connection) -> tuple[str, str] | None:
+    """The role and the user whose adoption was put off in this transaction; None if there is none to be made up for."""
+    session: UserSession | None = connection.get_execution_options().get(_POSTPONED)
+    return None if session is None else session._adopt
+
+
+def adopt_now(connection: Connection) -> None:
+    """Make up for it, before anything but a question that stands alone is asked."""
+    session: UserSession | None = connection.get_execution_options().get(_POSTPONED)
+    if session is not None:
+        connection.execution_options(**{_POSTPONED: None})
+        session._adopt_role(connection)
+
+
 class TenantRequiredSession(Session):
     """The plain session under `require_tenant`: users' tables, and SQL that may hide them, are out of its reach."""
 
@@ -153,6 +178,7 @@ def connection_for(session: Session, statement: Executable) -> Connection:
     Raises `TenantScopeError` where `require_tenant` asks for a user's session.
     """
     connection = Session.connection(session)
+    adopt_now(connection)  # what goes by the driver's own cursor is not seen by the engine
     if isinstance(session, TenantRequiredSession):
         refused_if_it_touches_users: Any = statement.options(session.no_users_rows)
         refused_if_it_touches_users.compile(dialect=connection.dialect)
@@ -174,15 +200,16 @@ def _enter(session: UserSession, transaction: SessionTransaction, connection: Co
     if not is_confined(connection):
         raise TenantScopeError("a user's session works on a DatabaseFactory's own engine only")
     if not transaction.nested:
-        session._adopt_role(connection)
+        session._begin(connection)
 
 
 @event.listens_for(UserSession, "do_orm_execute")
 def _confine(state: ORMExecuteState) -> None:
     session = state.session
     assert isinstance(session, UserSession)
+    alone = bool(state.execution_options.get(ALONE))
     # Asked first of all: what `own_rows` lets through depends on it.
-    confined = session.is_confined_by_server(state.bind_arguments)
+    confined = not alone and session.is_confined_by_server(state.bind_arguments)
     if not isinstance(state.statement, _CONFINABLE):
         if not confined:
             raise session.own_rows.refusal(type(state.statement).__name__)
@@ -190,7 +217,8 @@ def _confine(state: ORMExecuteState) -> None:
     loading = state.is_relationship_load or state.is_column_load
     if not loading and isinstance(state.statement, UpdateBase):
         check_written(session.guard, state)
-    state.statement = (session.own_rows.to_load if loading else session.own_rows).on(state.statement)
+    own_rows = session.own_rows.alone if alone else session.own_rows
+    state.statement = (own_rows.to_load if loading else own_rows).on(state.statement)
 
 
 @event.listens_for(UserSession, "before_attach")

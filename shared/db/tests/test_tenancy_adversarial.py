@@ -202,7 +202,7 @@ READS: dict[str, Callable[[], Any]] = {
     "a parameter that was another statement's": lambda: select(Run.run_id).where(
         bindparam("user_id_1", "bob") == "bob"
     ),
-    "another user's option": lambda: select(Run.run_id).options(OwnRows("bob", raw_sql=True)),
+    "another user's option": lambda: select(Run.run_id).options(OwnRows("bob", policed=True)),
     "criteria that read a Core table": lambda: select(literal("bob"), Run.run_id).options(
         with_loader_criteria(Run, select(CREDENTIALS).where(CREDENTIALS.c.api_key_id == "key-bob").exists())
     ),
