@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from copy import copy
 from functools import cached_property, lru_cache
 from typing import Any, Final
 
@@ -96,8 +95,6 @@ class OwnRows(Confinement):
     Where PostgreSQL's own policies confine it too (`policed`), text and Core tables pass.
     """
 
-    statement_of_caller = True
-
     _traverse_internals = [  # noqa: RUF012 # SQLAlchemy's own spelling; it reads the list
         ("user", InternalTraversal.dp_clauseelement),
         ("policed", InternalTraversal.dp_boolean),
@@ -105,11 +102,15 @@ class OwnRows(Confinement):
         ("statement_of_caller", InternalTraversal.dp_boolean),
     ]
 
-    def __init__(self, user_id: str, *, policed: bool) -> None:
+    def __init__(
+        self, user_id: str, *, policed: bool, raw_sql: bool | None = None, statement_of_caller: bool = True
+    ) -> None:
         super().__init__()
         self.user_id = user_id
         self.user = bindparam(USER_PARAMETER, user_id, String(), unique=True)
-        self.policed = self.raw_sql = policed
+        self.policed = policed
+        self.raw_sql = policed if raw_sql is None else raw_sql
+        self.statement_of_caller = statement_of_caller
 
     def on(self, statement: Any) -> Any:
         """The statement with this option."""
@@ -119,19 +120,12 @@ class OwnRows(Confinement):
     @cached_property
     def to_load(self) -> OwnRows:
         """The same for statements that SQLAlchemy makes itself to load attributes, in which tables stand unmapped."""
-        return self._but(statement_of_caller=False)
+        return OwnRows(self.user_id, policed=self.policed, raw_sql=self.raw_sql, statement_of_caller=False)
 
     @cached_property
     def alone(self) -> OwnRows:
         """The same without raw SQL, whatever the server may make of it."""
-        return self._but(raw_sql=False)
-
-    def _but(self, **changes: bool) -> OwnRows:
-        other = copy(self)
-        other.__dict__.pop("to_load", None)
-        other.__dict__.pop("alone", None)
-        other.__dict__.update(changes)
-        return other
+        return OwnRows(self.user_id, policed=self.policed, raw_sql=False)
 
     def condition(self, table: Any, source: Any) -> ColumnElement[bool] | None:
         """The same as `ownership.owned_by`; of a parent's table the compiler writes out own rows only anyway."""
