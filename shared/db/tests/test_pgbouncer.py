@@ -30,6 +30,7 @@ from shared.db import (
     PrivateExecutionRepository,
     PublicTradeRepository,
     Run,
+    RunRepository,
     Strategy,
     TenantViolation,
 )
@@ -147,6 +148,8 @@ def test_users_on_many_threads_never_mix(pooled: DatabaseFactory) -> None:
         for turn in range(40):
             user = ("ann", "bob")[(number + turn) % 2]
             with pooled.get_session(user_id=user, read_only=turn % 3 == 0) as session:
+                # First a question that stands alone, where the session is read-only.
+                wrong.extend(run for run in RunRepository(session).get_by_user_id(user) if run.run_id != f"run-{user}")
                 wrong.extend(found for found in session.scalars(select(Run.user_id)) if found != user)
                 if session.confined_by_server:  # type: ignore[attr-defined] # a UserSession
                     rows = session.execute(text("SELECT user_id, current_setting('shared_db.user_id') FROM runs"))
