@@ -5,6 +5,8 @@ Nothing is opened before it is needed, and nothing at import.
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import os
 import threading
 import warnings
@@ -21,7 +23,7 @@ from sqlalchemy.pool import StaticPool
 from shared.db import audit, retry, schema_version
 from shared.db.encryption import encryption_from, use_encryption
 from shared.db.engine import as_read_only, make_engine
-from shared.db.errors import RowSecurityError, SettingsError
+from shared.db.errors import InvalidValueError, RowSecurityError, SettingsError
 from shared.db.health.look import look
 from shared.db.health.report import Health
 from shared.db.models import Base
@@ -164,6 +166,8 @@ class DatabaseFactory:
         what was read holds until COMMIT, without a lock in any statement. `user_id` and `read_only` as in
         `get_session()`.
         """
+        if inspect.iscoroutinefunction(work):
+            raise InvalidValueError("work must be a plain function: nobody would await a coroutine")
 
         def transaction() -> T:
             with self.get_session(user_id=user_id, read_only=read_only) as session, session.begin():
@@ -174,6 +178,41 @@ class DatabaseFactory:
         return retry.until_done(
             transaction, idempotent=idempotent or read_only, attempts=attempts, max_seconds=max_seconds
         )
+
+    async def arun_in_transaction(
+        self,
+        work: Callable[[Session], T],
+        *,
+        user_id: UserId = UNSET,
+        read_only: bool = False,
+        serializable: bool = False,
+        idempotent: bool = False,
+        attempts: int = retry.ATTEMPTS,
+        max_seconds: float = retry.MAX_SECONDS,
+    ) -> T:
+        """`run_in_transaction` for asyncio: in a thread, so that the event loop goes on meanwhile.
+
+        `work` is a plain function all the same, and has the caller's context variables. A task that is cancelled waits
+        until the transaction has come to its end, which it does, and is cancelled then: nothing is left running, and
+        what it was given to do is stored, or it failed with the error that is the cancellation's cause.
+        """
+        running = asyncio.ensure_future(
+            asyncio.to_thread(
+                self.run_in_transaction,
+                work,
+                user_id=user_id,
+                read_only=read_only,
+                serializable=serializable,
+                idempotent=idempotent,
+                attempts=attempts,
+                max_seconds=max_seconds,
+            )
+        )
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError as cancelled:
+            await asyncio.wait([running])
+            raise cancelled from (None if running.cancelled() else running.exception())
 
     def _new_session(self, user_id: UserId, read_only: bool) -> Session:
         factory = self.session_factory

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from shared.db import (
     InvalidValueError,
     PublicTrade,
     PublicTradeRepository,
+    Run,
     Strategy,
     TenantScopeError,
     TooManyConnectionsError,
@@ -430,3 +433,114 @@ def test_each_failure_says_whether_it_may_pass() -> None:
     }
     failure: type[DatabaseFailure] = DatabaseUnreachableError
     assert {text: failure(Exception(text)).transient for text in words} == words
+
+
+# asyncio
+
+
+@pytest.fixture(params=["file", "postgresql"])
+def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DatabaseFactory]:
+    """A database that several sessions can work on at once."""
+    if request.param == "postgresql":
+        url: URL | str = request.getfixturevalue("postgresql_url")
+    else:
+        url = f"sqlite:///{tmp_path / 'grid_bot.db'}"
+    with DatabaseFactory(url) as factory:
+        if request.param == "file":
+            factory.create_tables()
+        yield factory
+
+
+def test_a_coroutine_is_no_work(shared: DatabaseFactory) -> None:
+    """Nobody would await it, so its transaction would be committed before it has begun."""
+
+    async def work(session: Session) -> None:
+        raise AssertionError("it was run")
+
+    coroutine: Any = work  # the type checker would find it as well
+    with pytest.raises(InvalidValueError, match="plain function"):
+        shared.run_in_transaction(coroutine)
+    with pytest.raises(InvalidValueError, match="plain function"):
+        asyncio.run(shared.arun_in_transaction(coroutine))
+
+
+def test_the_event_loop_goes_on_while_transactions_run(shared: DatabaseFactory) -> None:
+    """Those of two users side by side, each confined to its own, with the context variables of its task."""
+    caller: ContextVar[str] = ContextVar("caller")
+    two_runs(shared)
+    goes_on = threading.Event()
+    found: list[tuple[str, list[str]]] = []
+
+    def work(session: Session) -> int:
+        assert goes_on.wait(10), "the event loop waits for the transaction"
+        found.append((caller.get(), list(session.scalars(select(Run.user_id)))))
+        return threading.get_ident()
+
+    async def task(user: str) -> int:
+        caller.set(user)
+        return await shared.arun_in_transaction(work, user_id=user, read_only=True)
+
+    async def main() -> list[int]:
+        tasks = [asyncio.create_task(task(user)) for user in ("ann", "bob")]
+        await asyncio.sleep(0)
+        goes_on.set()
+        return await asyncio.gather(*tasks)
+
+    threads = asyncio.run(main())
+    assert threading.get_ident() not in threads
+    assert sorted(found) == [("ann", ["ann"]), ("bob", ["bob"])]
+
+
+def test_an_asynchronous_transaction_is_run_again_and_raises_as_the_other_one(proxy: CuttingProxy) -> None:
+    """All options mean the same."""
+
+    def add(session: Session) -> str:
+        user = User(username="alice")
+        session.add(user)
+        session.flush()
+        return user.username
+
+    with DatabaseFactory(proxy.url) as db:
+        proxy.cut(b"INSERT", "before")
+        assert asyncio.run(db.arun_in_transaction(add)) == "alice"
+        proxy.cut(b"INSERT", "before")
+        with pytest.raises(ConnectionLostError):
+            asyncio.run(db.arun_in_transaction(lambda session: session.add(User(username="bob")), attempts=1))
+        proxy.cut(b"COMMIT", "after")
+        with pytest.raises(CommitUnknownError):
+            asyncio.run(db.arun_in_transaction(lambda session: session.add(User(username="carol"))))
+        with pytest.raises(DatabaseReadOnlyError):
+            asyncio.run(db.arun_in_transaction(add, read_only=True))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_cancelled_task_leaves_no_transaction_running(shared: DatabaseFactory, fails: bool) -> None:
+    """It is cancelled once the transaction is over, which is stored as a whole, or whose error it has for its cause."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def work(session: Session) -> None:
+        session.add(User(username="alice"))
+        session.flush()
+        begun.set()
+        assert go_on.wait(10)
+        if fails:
+            raise RuntimeError("on the way")
+
+    async def main() -> BaseException | None:
+        task = asyncio.create_task(shared.arun_in_transaction(work))
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.sleep(0)
+        assert not task.done()
+        assert shared.open_sessions == 1
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError) as cancelled:
+            await task
+        assert shared.open_sessions == 0
+        return cancelled.value.__cause__
+
+    cause = asyncio.run(main())
+    assert isinstance(cause, RuntimeError) is fails
+    with shared.get_session() as session:
+        assert session.scalars(select(User.username)).all() == ([] if fails else ["alice"])
