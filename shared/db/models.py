@@ -260,7 +260,7 @@ class ApiCredential(Base):
     def _api_secret_column(cls) -> Any:
         return cls._api_secret
 
-    if hasattr(hybrid_property, "bulk_dml"):  # SQLAlchemy 2.0 needs no word for a list of rows
+    if hasattr(hybrid_property, "bulk_dml"):  # SQLAlchemy 2.0 leaves it out of a list of rows, which is then refused
 
         @api_secret.inplace.bulk_dml
         @classmethod

@@ -12,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import insert, select, text, update
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm.exc import DetachedInstanceError
 
 from shared.db import (
     ApiCredential,
     ApiCredentialRepository,
     BybitAccount,
+    ConstraintError,
     DatabaseFactory,
     DatabaseSettings,
     InvalidValueError,
@@ -244,7 +246,12 @@ def test_statements_without_the_row_are_refused_under_a_ring(sealing: DatabaseFa
         with pytest.raises(InvalidValueError, match="sealed"), sealing.get_session() as session:
             session.execute(statement)
     with with_keys(sealing, None) as db, db.get_session() as session:
-        session.execute(insert(ApiCredential), [row])
+        if hasattr(hybrid_property, "bulk_dml"):
+            session.execute(insert(ApiCredential), [row])
+        else:  # SQLAlchemy 2.0 leaves out what is no column's own attribute
+            with pytest.raises(ConstraintError, match="api_secret"), session.begin_nested():
+                session.execute(insert(ApiCredential), [row])
+            session.execute(insert(ApiCredential).values(row))
         session.execute(update(ApiCredential).values(api_secret="changed"))
         assert session.scalars(select(ApiCredential.api_secret)).all() == ["changed"]
 
