@@ -33,10 +33,17 @@ class Stage:
     sealed: bool
     seen: list[tuple[str, str]] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    _opened: list[DatabaseFactory] = field(default_factory=list)
 
     def open(self, **changes: Any) -> DatabaseFactory:
         """A factory on the database, with other settings where wanted."""
-        return DatabaseFactory(self.settings.model_copy(update=changes))
+        self._opened.append(DatabaseFactory(self.settings.model_copy(update=changes)))
+        return self._opened[-1]
+
+    def close(self) -> None:
+        """Close what nobody has closed."""
+        for factory in self._opened:
+            factory.close()
 
     def see(self, where: str, *shown: object) -> None:
         """Keep what somebody would see: text, repr, and the pickle where there is one."""

@@ -160,7 +160,7 @@ def test_a_backup_holds_what_is_only_in_the_write_ahead_log(tmp_path: Path) -> N
         fill(db)
         shutil.copy(tmp_path / "bot.db", tmp_path / "copied.db")
         report = back_up(db, tmp_path / "backup.db")
-    with sqlite3.connect(tmp_path / "copied.db") as copied:
+    with closing(sqlite3.connect(tmp_path / "copied.db")) as copied:
         assert copied.execute("SELECT count(*) FROM public_trades").fetchone() == (0,)
     assert report.rows["public_trades"] == 50
 
@@ -305,7 +305,7 @@ def test_a_backup_of_a_newer_schema_is_refused(db: DatabaseFactory, tmp_path: Pa
 
 def test_a_database_of_something_else_is_no_backup(tmp_path: Path) -> None:
     """An SQLite file without our tables."""
-    with sqlite3.connect(tmp_path / "other.db") as other:
+    with closing(sqlite3.connect(tmp_path / "other.db")) as other:
         other.execute("CREATE TABLE notes (text)")
     with (
         DatabaseFactory(f"sqlite:///{tmp_path / 'bot.db'}") as db,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,13 @@ from shared.db.tests.support import trade_values
 
 
 @pytest.fixture
-def db(tmp_path: Path) -> DatabaseFactory:
+def db(tmp_path: Path) -> Iterator[DatabaseFactory]:
     """A SQLite file with a trade, and with a price that can be found in it."""
-    db = DatabaseFactory(f"sqlite:///{tmp_path / 'grid_bot.db'}")
-    db.create_tables()
-    with db.get_session() as session:
-        session.add(PublicTrade(**trade_values(trade_id="the-trade-itself")))
-    return db
+    with DatabaseFactory(f"sqlite:///{tmp_path / 'grid_bot.db'}") as db:
+        db.create_tables()
+        with db.get_session() as session:
+            session.add(PublicTrade(**trade_values(trade_id="the-trade-itself")))
+        yield db
 
 
 def test_a_value_that_a_disk_changed_is_refused(db: DatabaseFactory, tmp_path: Path) -> None:

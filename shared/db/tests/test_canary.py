@@ -67,7 +67,7 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(params=["file", "postgresql"])
-def stage(request: pytest.FixtureRequest, mode: str, tmp_path: Path) -> Stage:
+def stage(request: pytest.FixtureRequest, mode: str, tmp_path: Path) -> Iterator[Stage]:
     """A database with two users' accounts, an audit log, and ann's credential with the secret."""
     keys = RING if mode == "sealed" else None
     common: dict[str, Any] = {"encryption_keys": keys, "echo_sql": True, "_env_file": None}
@@ -96,7 +96,8 @@ def stage(request: pytest.FixtureRequest, mode: str, tmp_path: Path) -> Stage:
                 Strategy(strategy_id="s", account_id="ann", strategy_type="Grid", symbol="BTCUSDT", config_json={})
             )
             session.add(Run(run_id="r", user_id="ann", account_id="ann", strategy_id="s", run_type="live"))
-    return stage
+    yield stage
+    stage.close()
 
 
 def test_every_command_meets_the_canaries(tmp_path: Path) -> None:
