@@ -46,9 +46,10 @@ def _note_connection(connection: Any, record: Any) -> None:
 
 
 def _before_fork() -> None:
-    for engine in list(_engines):
-        if engine.dialect.name == "sqlite":
-            engine.dispose()  # what is idle; it opens again when asked
+    # Not by engine.dispose(): a connection that is in use would come back to a pool that nobody has any more.
+    for record in list(_records):
+        if _FILE in record.info and record.dbapi_connection is not None and not record.in_use:
+            record.close()  # it opens again when asked
 
 
 def _after_fork_in_child() -> None:

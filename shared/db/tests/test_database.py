@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import URL, func, insert, inspect, select, text
+from sqlalchemy import URL, event, func, insert, inspect, select, text
 from sqlalchemy.exc import IntegrityError, PendingRollbackError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
@@ -923,6 +923,24 @@ def test_a_file_in_use_across_a_fork_is_refused_in_the_child(tmp_path: Path) -> 
             assert "belongs to the parent process" in inherited
             assert "multiprocessing's 'spawn'" in own
         assert usernames(db) == ["parent"]
+
+
+def test_a_connection_in_use_across_a_fork_goes_back_to_its_pool(tmp_path: Path) -> None:
+    """The idle one beside it is closed and opened again; nothing is left to the garbage collector."""
+    with DatabaseFactory(f"sqlite:///{tmp_path / 'grid_bot.db'}") as db:
+        db.create_tables()
+        with db.get_session(read_only=True) as session:
+            assert session.scalars(select(User.username)).all() == []
+            with db.get_session(read_only=True) as other:
+                assert other.scalars(select(User.username)).all() == []
+            closed: list[Any] = []
+            event.listen(db.engine, "close", lambda connection, record: closed.append(connection))
+            in_children(1, lambda number: None)
+            assert len(closed) == 1
+            with db.get_session(read_only=True) as other:
+                assert other.scalars(select(User.username)).all() == []
+        pool: Any = db.engine.pool
+        assert (pool.checkedin(), pool.checkedout()) == (2, 0)
 
 
 @pytest.mark.usefixtures("own_default")

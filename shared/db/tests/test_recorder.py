@@ -576,7 +576,9 @@ def test_the_server_may_restart(own_server: Any, caplog: pytest.LogCaptureFixtur
         with Recorder(db, PublicTrade, max_rows=5, max_buffered=10, spool="spool") as recorder:
             recorder.add(trades(0, 10))
             recorder.flush()
-            run_on_server(url, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+            run_on_server(
+                url, "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+            )
             recorder.add(trades(10, 20))
             recorder.flush()
             own_server.stop()
