@@ -193,8 +193,8 @@ class DatabaseFactory:
         """`run_in_transaction` for asyncio: in a thread, so that the event loop goes on meanwhile.
 
         `work` is a plain function all the same, and has the caller's context variables. A task that is cancelled waits
-        until the transaction has come to its end, which it does, and is cancelled then: nothing is left running, and
-        what it was given to do is stored, or it failed with the error that is the cancellation's cause.
+        for the transaction to end, and is cancelled then: nothing is left running, and what it was given to do is
+        stored, or failed with the error that is the cancellation's cause.
         """
         running = asyncio.ensure_future(
             asyncio.to_thread(
