@@ -18,6 +18,8 @@ from sqlalchemy import Engine, event
 from shared.db.errors import ForkError
 
 _FILE = "shared_db_file"
+# A connection that was in use when its pool was given up for a fork.
+_OUTLIVED = "shared_db_outlived"
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 # SQLAlchemy's records of open connections, each with the pool's proxy for who uses it now.
@@ -30,6 +32,7 @@ def protect(engine: Engine) -> None:
     """Have `engine` open connections of its own in every child. Not for in-memory databases: a fork copies those."""
     _engines.add(engine)
     event.listen(engine, "connect", _note_connection)
+    event.listen(engine, "checkin", _close_outlived)
 
 
 def _note_connection(connection: Any, record: Any) -> None:
@@ -45,11 +48,20 @@ def _note_connection(connection: Any, record: Any) -> None:
     _records.add(record)
 
 
+def _close_outlived(connection: Any, record: Any) -> None:
+    # It comes back to a pool that nobody has any more, and would be left to the garbage collector.
+    if record.info.pop(_OUTLIVED, False):
+        record.close()
+
+
 def _before_fork() -> None:
-    # Not by engine.dispose(): a connection that is in use would come back to a pool that nobody has any more.
     for record in list(_records):
-        if _FILE in record.info and record.dbapi_connection is not None and not record.in_use:
-            record.close()  # it opens again when asked
+        if _FILE in record.info and record.in_use:
+            record.info[_OUTLIVED] = True
+    # Not one by one: another thread may be about to use what was idle a moment ago.
+    for engine in list(_engines):
+        if engine.dialect.name == "sqlite":
+            engine.dispose()  # it opens again when asked
 
 
 def _after_fork_in_child() -> None:
