@@ -146,6 +146,15 @@ def empty_db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
         yield factory
 
 
+@pytest.fixture(params=("file", "postgresql"))
+def lasting(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DatabaseFactory]:
+    """A database that several connections and processes share."""
+    source = request.getfixturevalue("postgresql_url") if request.param == "postgresql" else None
+    with DatabaseFactory(source or f"sqlite:///{tmp_path / 'grid_bot.db'}") as factory:
+        factory.create_tables()
+        yield factory
+
+
 @pytest.fixture
 def own_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OwnRevisions:
     """A copy of the migrations, in use in place of the package's, to which a test adds revisions of its own."""

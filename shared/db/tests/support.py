@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg2
-from sqlalchemy import URL
+from sqlalchemy import URL, select, text
 from sqlalchemy.orm import Session
 
 from shared.db import BybitAccount, DatabaseFactory, PrivateExecution, Run, Strategy, User
@@ -185,3 +185,22 @@ def with_and_without_policies(db: DatabaseFactory) -> Iterator[None]:
     if db.engine.dialect.name == "postgresql":
         db.enable_row_security()
         yield
+
+
+def usernames(db: DatabaseFactory) -> list[str]:
+    """Who is stored, in a session of its own."""
+    with db.get_session(read_only=True) as session:
+        return list(session.scalars(select(User.username).order_by(User.username)))
+
+
+def usernames_elsewhere(path: Path) -> list[str]:
+    """Who is stored in a SQLite file, as a process sees it that has nothing to do with this library."""
+    code = "import sqlite3, sys; print(*[row[0] for row in sqlite3.connect(sys.argv[1]).execute(sys.argv[2])])"
+    query = "SELECT username FROM users ORDER BY username"
+    command = [sys.executable, "-S", "-c", code, str(path), query]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+
+def backend_of(session: Session) -> int:
+    """The number of the server's process that works for the session."""
+    return int(session.execute(text("SELECT pg_backend_pid()")).scalar_one())

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import sqlite3
 import stat
-import subprocess
 import sys
 import traceback
 import warnings
@@ -16,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import URL, event, func, insert, inspect, select, text
+from sqlalchemy import URL, func, insert, inspect, select, text
 from sqlalchemy.exc import IntegrityError, PendingRollbackError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
@@ -33,13 +31,22 @@ from shared.db import (
     DatabaseReadOnlyError,
     DatabaseSettings,
     DatabaseUnreachableError,
-    ForkError,
     NotADatabaseError,
     SettingsError,
     User,
     database,
 )
-from shared.db.tests.support import in_children, in_threads, new_strategy, run_on_server, run_script, stored
+from shared.db.tests.support import (
+    backend_of,
+    in_children,
+    in_threads,
+    new_strategy,
+    run_on_server,
+    run_script,
+    stored,
+    usernames,
+    usernames_elsewhere,
+)
 
 TABLES = set(Base.metadata.tables)
 
@@ -52,29 +59,6 @@ def url_of(db: DatabaseFactory) -> str:
 def other_settings(db: DatabaseFactory, **values: Any) -> DatabaseSettings:
     """Settings of the same database, with other options."""
     return DatabaseSettings(database_url=url_of(db), _env_file=None, **values)
-
-
-def usernames(db: DatabaseFactory) -> list[str]:
-    """Who is stored, in a session of its own."""
-    with db.get_session(read_only=True) as session:
-        return list(session.scalars(select(User.username).order_by(User.username)))
-
-
-def usernames_elsewhere(path: Path) -> list[str]:
-    """Who is stored in a SQLite file, as a process sees it that has nothing to do with this library."""
-    code = "import sqlite3, sys; print(*[row[0] for row in sqlite3.connect(sys.argv[1]).execute(sys.argv[2])])"
-    query = "SELECT username FROM users ORDER BY username"
-    command = [sys.executable, "-S", "-c", code, str(path), query]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-
-
-@pytest.fixture(params=("file", "postgresql"))
-def lasting(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DatabaseFactory]:
-    """A database that several connections and processes share."""
-    source = request.getfixturevalue("postgresql_url") if request.param == "postgresql" else None
-    with DatabaseFactory(source or f"sqlite:///{tmp_path / 'grid_bot.db'}") as factory:
-        factory.create_tables()
-        yield factory
 
 
 @pytest.fixture
@@ -323,10 +307,6 @@ def test_an_in_memory_database_has_one_connection(db: DatabaseFactory) -> None:
 # PostgreSQL's connections
 
 
-def _backend(session: Session) -> int:
-    return int(session.execute(text("SELECT pg_backend_pid()")).scalar_one())
-
-
 def test_the_application_name_is_seen_by_the_server(postgresql_url: URL) -> None:
     """Who looks at pg_stat_activity knows the program; the URL's own name wins."""
     query = text("SELECT application_name FROM pg_stat_activity WHERE pid = pg_backend_pid()")
@@ -350,10 +330,10 @@ def test_a_lost_connection_is_replaced_before_it_is_used(postgresql_url: URL) ->
     """A connection that the server dropped while it was idle costs no error."""
     with DatabaseFactory(postgresql_url) as db:
         with db.get_session() as session:
-            lost = _backend(session)
+            lost = backend_of(session)
         run_on_server(postgresql_url, f"SELECT pg_terminate_backend({lost}, 10000)")
         with db.get_session() as session:
-            assert _backend(session) != lost
+            assert backend_of(session) != lost
 
 
 def test_without_the_ping_a_lost_connection_is_a_named_failure(postgresql_url: URL) -> None:
@@ -362,7 +342,7 @@ def test_without_the_ping_a_lost_connection_is_a_named_failure(postgresql_url: U
     settings = DatabaseSettings(database_url=text_url, pool_pre_ping=False, _env_file=None)
     with DatabaseFactory(settings) as db:
         with db.get_session() as session:
-            lost = _backend(session)
+            lost = backend_of(session)
         run_on_server(postgresql_url, f"SELECT pg_terminate_backend({lost}, 10000)")
         with pytest.raises(DatabaseUnreachableError), db.get_session() as session:
             session.execute(text("SELECT 1"))
@@ -378,7 +358,7 @@ def test_old_connections_are_replaced(postgresql_url: URL) -> None:
             backends = set()
             for _ in range(3):
                 with db.get_session() as session:
-                    backends.add(_backend(session))
+                    backends.add(backend_of(session))
         assert len(backends) == different
 
 
@@ -816,132 +796,6 @@ def test_init_db_again_closes_the_earlier_factory(tmp_path: Path) -> None:
     assert usernames(second) == []
 
 
-# Forks
-
-
-def test_forked_children_have_connections_of_their_own(lasting: DatabaseFactory) -> None:
-    """Four children and their parent query at once on one factory; each gets his own answers."""
-    with lasting.get_session() as session:
-        session.add(User(username="parent"))
-
-    def ask(number: int) -> list[int]:
-        answers = []
-        for count in range(50):
-            with lasting.get_session(read_only=True) as session:
-                answers.append(session.scalar(select(text(str(number * 1000 + count)))))
-        return answers
-
-    def work(number: int) -> tuple[list[int], int]:
-        answers = ask(number)
-        with lasting.get_session() as session:
-            session.add(User(username=f"child-{number}"))
-            backend = 0 if lasting.settings.is_sqlite else _backend(session)
-        return answers, backend
-
-    asked_meanwhile: list[int] = []
-    found = in_children(4, work, meanwhile=lambda: asked_meanwhile.extend(ask(9)))
-    assert asked_meanwhile == [9000 + count for count in range(50)]
-    assert [answers for answers, _ in found] == [[n * 1000 + count for count in range(50)] for n in range(4)]
-    if not lasting.settings.is_sqlite:
-        with lasting.get_session() as session:
-            assert len({backend for _, backend in found} | {_backend(session)}) == 5
-    assert usernames(lasting) == [*(f"child-{number}" for number in range(4)), "parent"]
-
-
-def test_an_open_session_of_the_parent_survives_its_children(postgresql_url: URL) -> None:
-    """The parent's transaction goes on over the fork, on the same connection; children that try to use it cannot."""
-    with DatabaseFactory(postgresql_url) as db:
-        with db.get_session() as session:
-            session.add(User(username="parent"))
-            session.flush()
-            backend = _backend(session)
-
-            def work(number: int) -> str:
-                with pytest.raises(ForkError) as refused:
-                    session.scalars(select(User.username)).all()
-                with pytest.raises(ForkError):
-                    session.commit()
-                session.close()
-                with db.get_session() as own:
-                    own.add(User(username=f"child-{number}"))
-                    assert _backend(own) != backend
-                return str(refused.value)
-
-            assert all("belongs to the parent process" in text for text in in_children(3, work))
-            assert _backend(session) == backend
-            assert session.scalars(select(User.username).where(User.username == "parent")).all() == ["parent"]
-        assert usernames(db) == ["child-0", "child-1", "child-2", "parent"]
-
-
-def test_what_a_child_commits_outlives_the_parents_close(tmp_path: Path) -> None:
-    """With an inherited SQLite connection the child had no locks, and the parent's close took its log away."""
-    context = multiprocessing.get_context("fork")
-    opened, closed = context.Event(), context.Event()
-    db = DatabaseFactory(f"sqlite:///{tmp_path / 'grid_bot.db'}")
-    db.create_tables()
-
-    def work() -> None:
-        assert usernames(db) == []
-        opened.set()
-        assert closed.wait(30)
-        with db.get_session() as session:
-            session.add(User(username="child"))
-        assert usernames_elsewhere(tmp_path / "grid_bot.db") == ["child"]
-
-    child = context.Process(target=work)
-    child.start()
-    assert opened.wait(30)
-    db.close()
-    closed.set()
-    child.join()
-    assert child.exitcode == 0
-    assert usernames(db) == ["child"]
-    db.close()
-
-
-def test_a_file_in_use_across_a_fork_is_refused_in_the_child(tmp_path: Path) -> None:
-    """With a session open on it nothing could keep the child's commits safe, and a clear error says so."""
-    with DatabaseFactory(f"sqlite:///{tmp_path / 'grid_bot.db'}") as db, DatabaseFactory("sqlite:///other.db") as other:
-        db.create_tables()
-        other.create_tables()
-        with db.get_session() as session:
-            session.add(User(username="parent"))
-            session.flush()
-
-            def work(number: int) -> tuple[str, str]:
-                session.add(User(username="child"))
-                with pytest.raises(ForkError) as inherited:
-                    session.flush()
-                session.rollback()
-                same_file = DatabaseFactory("sqlite:///grid_bot.db")
-                with pytest.raises(ForkError) as own, same_file.get_session() as fresh:
-                    fresh.add(User(username="child"))
-                assert usernames(other) == []
-                return str(inherited.value), str(own.value)
-
-            ((inherited, own),) = in_children(1, work)
-            assert "belongs to the parent process" in inherited
-            assert "multiprocessing's 'spawn'" in own
-        assert usernames(db) == ["parent"]
-
-
-def test_every_connection_that_meets_a_fork_is_closed(tmp_path: Path) -> None:
-    """The idle one before it, the one in use when its session ends: nothing is left to the garbage collector."""
-    closed: list[Any] = []
-    with DatabaseFactory(f"sqlite:///{tmp_path / 'grid_bot.db'}") as db:
-        db.create_tables()
-        event.listen(db.engine, "close", lambda connection, record: closed.append(connection))
-        with db.get_session(read_only=True) as session:
-            assert session.scalars(select(User.username)).all() == []
-            with db.get_session(read_only=True) as other:
-                assert other.scalars(select(User.username)).all() == []
-            in_children(1, lambda number: None)
-            assert len(closed) == 1
-        assert len(closed) == 2
-        assert usernames(db) == []
-    assert len(closed) == 3
-
-
 @pytest.mark.usefixtures("own_default")
 def test_the_process_wide_factory_works_in_a_child(lasting: DatabaseFactory) -> None:
     """Also where another thread of the parent held its locks at the moment of the fork."""
@@ -955,19 +809,3 @@ def test_the_process_wide_factory_works_in_a_child(lasting: DatabaseFactory) -> 
     with db._lock, database._default_lock:
         (seen,) = in_children(1, work)
     assert seen == ["child-0"] == usernames(db)
-
-
-def test_an_in_memory_database_is_copied_by_a_fork() -> None:
-    """The child goes on with its own copy, and the parent's does not change."""
-    with DatabaseFactory("sqlite:///:memory:") as db:
-        db.create_tables()
-        with db.get_session() as session:
-            session.add(User(username="parent"))
-
-        def work(number: int) -> list[str]:
-            with db.get_session() as session:
-                session.add(User(username="child"))
-            return usernames(db)
-
-        assert in_children(1, work) == [["child", "parent"]]
-        assert usernames(db) == ["parent"]

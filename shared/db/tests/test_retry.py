@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import subprocess
 import sys
@@ -438,20 +439,7 @@ def test_each_failure_says_whether_it_may_pass() -> None:
 # asyncio
 
 
-@pytest.fixture(params=["file", "postgresql"])
-def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DatabaseFactory]:
-    """A database that several sessions can work on at once."""
-    if request.param == "postgresql":
-        url: URL | str = request.getfixturevalue("postgresql_url")
-    else:
-        url = f"sqlite:///{tmp_path / 'grid_bot.db'}"
-    with DatabaseFactory(url) as factory:
-        if request.param == "file":
-            factory.create_tables()
-        yield factory
-
-
-def test_a_coroutine_is_no_work(shared: DatabaseFactory) -> None:
+def test_a_coroutine_is_no_work(lasting: DatabaseFactory) -> None:
     """Nobody would await it, so its transaction would be committed before it has begun."""
 
     async def work(session: Session) -> None:
@@ -459,15 +447,15 @@ def test_a_coroutine_is_no_work(shared: DatabaseFactory) -> None:
 
     coroutine: Any = work  # the type checker would find it as well
     with pytest.raises(InvalidValueError, match="plain function"):
-        shared.run_in_transaction(coroutine)
+        lasting.run_in_transaction(coroutine)
     with pytest.raises(InvalidValueError, match="plain function"):
-        asyncio.run(shared.arun_in_transaction(coroutine))
+        asyncio.run(lasting.arun_in_transaction(coroutine))
 
 
-def test_the_event_loop_goes_on_while_transactions_run(shared: DatabaseFactory) -> None:
+def test_the_event_loop_goes_on_while_transactions_run(lasting: DatabaseFactory) -> None:
     """Those of two users side by side, each confined to its own, with the context variables of its task."""
     caller: ContextVar[str] = ContextVar("caller")
-    two_runs(shared)
+    two_runs(lasting)
     goes_on = threading.Event()
     found: list[tuple[str, list[str]]] = []
 
@@ -478,7 +466,7 @@ def test_the_event_loop_goes_on_while_transactions_run(shared: DatabaseFactory) 
 
     async def task(user: str) -> int:
         caller.set(user)
-        return await shared.arun_in_transaction(work, user_id=user, read_only=True)
+        return await lasting.arun_in_transaction(work, user_id=user, read_only=True)
 
     async def main() -> list[int]:
         tasks = [asyncio.create_task(task(user)) for user in ("ann", "bob")]
@@ -492,7 +480,9 @@ def test_the_event_loop_goes_on_while_transactions_run(shared: DatabaseFactory) 
 
 
 def test_an_asynchronous_transaction_is_run_again_and_raises_as_the_other_one(proxy: CuttingProxy) -> None:
-    """All options mean the same."""
+    """It takes the same options, and they mean the same."""
+    twins = DatabaseFactory.run_in_transaction, DatabaseFactory.arun_in_transaction
+    assert inspect.signature(twins[0]) == inspect.signature(twins[1])
 
     def add(session: Session) -> str:
         user = User(username="alice")
@@ -509,12 +499,20 @@ def test_an_asynchronous_transaction_is_run_again_and_raises_as_the_other_one(pr
         proxy.cut(b"COMMIT", "after")
         with pytest.raises(CommitUnknownError):
             asyncio.run(db.arun_in_transaction(lambda session: session.add(User(username="carol"))))
+        proxy.cut(b"COMMIT", "before")
+        asyncio.run(db.arun_in_transaction(lambda session: session.add(User(username="dave")), idempotent=True))
+        level = asyncio.run(
+            db.arun_in_transaction(
+                lambda session: session.scalar(text("SHOW transaction_isolation")), serializable=True
+            )
+        )
+        assert level == "serializable"
         with pytest.raises(DatabaseReadOnlyError):
             asyncio.run(db.arun_in_transaction(add, read_only=True))
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_cancelled_task_leaves_no_transaction_running(shared: DatabaseFactory, fails: bool) -> None:
+def test_a_cancelled_task_leaves_no_transaction_running(lasting: DatabaseFactory, fails: bool) -> None:
     """It is cancelled once the transaction is over, which is stored as a whole, or whose error it has for its cause."""
     begun, go_on = threading.Event(), threading.Event()
 
@@ -527,20 +525,20 @@ def test_a_cancelled_task_leaves_no_transaction_running(shared: DatabaseFactory,
             raise RuntimeError("on the way")
 
     async def main() -> BaseException | None:
-        task = asyncio.create_task(shared.arun_in_transaction(work))
+        task = asyncio.create_task(lasting.arun_in_transaction(work))
         while not begun.is_set():
             await asyncio.sleep(0.001)
         task.cancel()
         await asyncio.sleep(0)
         assert not task.done()
-        assert shared.open_sessions == 1
+        assert lasting.open_sessions == 1
         go_on.set()
         with pytest.raises(asyncio.CancelledError) as cancelled:
             await task
-        assert shared.open_sessions == 0
+        assert lasting.open_sessions == 0
         return cancelled.value.__cause__
 
     cause = asyncio.run(main())
     assert isinstance(cause, RuntimeError) is fails
-    with shared.get_session() as session:
+    with lasting.get_session() as session:
         assert session.scalars(select(User.username)).all() == ([] if fails else ["alice"])
