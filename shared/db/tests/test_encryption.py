@@ -135,6 +135,7 @@ def test_every_changed_byte_is_noticed() -> None:
         f"{OLD},k2:not-base64!",
         OLD + "A",
     ],
+    ids=range(12),
 )
 def test_a_malformed_ring_is_refused_without_showing_it(ring: str, shared_db: DatabaseFactory) -> None:
     """At the factory's start, with a position and a remedy and no part of any key."""
@@ -256,7 +257,7 @@ def test_statements_without_the_row_are_refused_under_a_ring(sealing: DatabaseFa
         assert session.scalars(select(ApiCredential.api_secret)).all() == ["changed"]
 
 
-@pytest.mark.parametrize("keys", [None, OLD])
+@pytest.mark.parametrize("keys", [None, OLD], ids=["plain", "sealed"])
 def test_bulk_paths_seal_to_the_row(shared_db: DatabaseFactory, keys: str | None) -> None:
     """bulk_create makes the key first; bulk_update seals too; neither takes a secret that looks like an envelope."""
     with with_keys(shared_db, keys) as db:
@@ -287,7 +288,7 @@ def test_a_column_alone_gives_an_opaque_value(sealing: DatabaseFactory) -> None:
             pickle.loads(pickle.dumps(value)).open(ApiCredential.place_of_secret(credential_id))
 
 
-@pytest.mark.parametrize("keys", [None, OLD])
+@pytest.mark.parametrize("keys", [None, OLD], ids=["plain", "sealed"])
 def test_a_pickled_credential_leaves_its_secret_behind(shared_db: DatabaseFactory, keys: str | None) -> None:
     """The copy has it in a session, and nowhere else; a secret that is not stored yet does not travel at all."""
     with with_keys(shared_db, keys) as db:

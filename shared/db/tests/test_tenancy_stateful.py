@@ -65,6 +65,6 @@ def test_two_users_never_meet_in_a_long_time(
         _run(fleet, 20, steps, first_seed + further)
         if steps.total() >= STEPS and steps.keys() >= WAYS:
             break
-    record_property("steps", steps)
+    record_property("steps", dict(steps))
     assert steps.total() >= STEPS
     assert steps.keys() >= WAYS

@@ -176,7 +176,7 @@ def main() -> int:
         plugin = Mutations(chosen, options.workers, Path(scratch), options.quick)
         found = [PACKAGE / "tests" / name for name in dict.fromkeys(name for names in TESTS.values() for name in names)]
         files = [str(path) for path in found if path.exists()]
-        code = pytest.main(["-s", "-p", "no:cacheprovider", "-p", "no:terminal", *files], [plugin])
+        code = pytest.main(["-s", "-n0", "-p", "no:cacheprovider", "-p", "no:terminal", *files], [plugin])
         server.cleanup()
     if code != pytest.ExitCode.OK:
         return int(code)
