@@ -11,6 +11,16 @@ from shared.db.bybit import (
     parse_recent_trades,
     read_archive,
 )
+from shared.db.column_types import (
+    BoundedString,
+    CheckedBoolean,
+    CheckedInteger,
+    Json,
+    Money,
+    UTCDateTime,
+    Vocabulary,
+    exact_sum,
+)
 from shared.db.database import DatabaseFactory, get_db
 from shared.db.errors import (
     AuditError,
@@ -30,6 +40,7 @@ from shared.db.errors import (
     DatabaseReadOnlyError,
     DatabaseUnreachableError,
     DataLossError,
+    DeclarationError,
     ForkError,
     InputError,
     InvalidValueError,
@@ -56,6 +67,7 @@ from shared.db.errors import (
     TenantViolation,
     TooManyConnectionsError,
     TransactionConflictError,
+    UndeclaredTableError,
     UnknownRevisionError,
 )
 from shared.db.health.report import Health, PoolHealth, ServerConnections, StreamHealth, TableHealth
@@ -91,10 +103,12 @@ from shared.db.repositories import (
     UserRepository,
 )
 from shared.db.settings import DatabaseSettings
+from shared.db.tables import SHARED_BY_ALL, Ownership, Reference
 from shared.db.tenancy.row_security_check import RowSecurityStatus
 from shared.db.tenancy.session_scope import UserSession
 
 __all__ = [
+    "SHARED_BY_ALL",
     "AccountStatus",
     "ApiCredential",
     "ApiCredentialRepository",
@@ -106,10 +120,13 @@ __all__ = [
     "BackupError",
     "Base",
     "BaseRepository",
+    "BoundedString",
     "BulkResult",
     "BybitAccount",
     "BybitAccountRepository",
     "Candle",
+    "CheckedBoolean",
+    "CheckedInteger",
     "CommitUnknownError",
     "ConnectionLostError",
     "ConstraintError",
@@ -127,6 +144,7 @@ __all__ = [
     "DatabaseReadOnlyError",
     "DatabaseSettings",
     "DatabaseUnreachableError",
+    "DeclarationError",
     "Environment",
     "ExecutionRow",
     "ForkError",
@@ -134,9 +152,12 @@ __all__ = [
     "Health",
     "InputError",
     "InvalidValueError",
+    "Json",
     "MigrationError",
     "MissingExtraError",
+    "Money",
     "NotADatabaseError",
+    "Ownership",
     "PermissionDeniedError",
     "PoolExhaustedError",
     "PoolHealth",
@@ -148,6 +169,7 @@ __all__ = [
     "RecorderError",
     "RecorderFullError",
     "RecorderStats",
+    "Reference",
     "RejectedRow",
     "RowNotFoundError",
     "RowSecurityError",
@@ -179,12 +201,16 @@ __all__ = [
     "TooManyConnectionsError",
     "TradeRow",
     "TransactionConflictError",
+    "UTCDateTime",
+    "UndeclaredTableError",
     "UnknownRevisionError",
     "User",
     "UserRepository",
     "UserSession",
     "UserStatus",
+    "Vocabulary",
     "cursor_of",
+    "exact_sum",
     "get_db",
     "parse_execution_list",
     "parse_executions",

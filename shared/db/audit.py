@@ -20,15 +20,14 @@ from sqlalchemy.sql.elements import ClauseElement
 
 from shared.db.encryption import SecretText
 from shared.db.errors import AuditError
-from shared.db.models import AuditAction, AuditLog, Base, PrivateExecution, PublicTrade
+from shared.db.models import AuditAction, AuditLog, PrivateExecution, PublicTrade
+from shared.db.tables import model_of, ownership_of, primary_key
 from shared.db.tenancy.guard import column_values
-from shared.db.tenancy.ownership import OWNERSHIP, primary_key
 from shared.db.tenancy.statement_guard import inserted_rows
 
 _ATTRIBUTE = "shared_db_audited"
 _ENTRIES: Any = AuditLog.__table__
 _BY_THE_MILLION = (PublicTrade, PrivateExecution)
-_MODELS: Mapping[Any, type[Base]] = {model.__table__: model for model in OWNERSHIP}
 _KEYS_AT_ONCE = 500
 _REFUSAL = "the audit log is append-only"
 _TRIGGERS = {
@@ -146,7 +145,7 @@ class _Trail:
 
     def _owner(self, model: type[Any], row: Mapping[str, Any]) -> str | None:
         user_id: str | None = self.session.info.get("user_id")
-        ownership = OWNERSHIP[model]
+        ownership = ownership_of(model)
         if user_id is not None or ownership is None:
             return user_id
         value = row.get(ownership.column)
@@ -233,7 +232,7 @@ def _execute(state: ORMExecuteState) -> Any:
     if not (state.is_insert or state.is_update or state.is_delete) or not _is_on(state.session):
         return None
     statement: Any = state.statement
-    model = _MODELS.get(statement.table)
+    model = model_of(statement.table)
     if model is None:
         return None
     if model is AuditLog:

@@ -119,6 +119,17 @@ class RowNotFoundError(SharedDBError, LookupError):
         self.key = key
 
 
+class DeclarationError(SharedDBError, TypeError):
+    """A mapped class declares what cannot be: a column that is not there, no path to a user, or two.
+
+    Raised while the class is made, whose table is then left out.
+    """
+
+    def __init__(self, model: str, problem: str) -> None:
+        super().__init__(f"{model} cannot be declared so: {problem}")
+        self.model = model
+
+
 class SecretError(SharedDBError):
     """A sealed secret does not open: wrong row, wrong or missing key, or changed. The text never holds the secret."""
 
@@ -153,6 +164,20 @@ class TenantError(SharedDBError, DontWrapMixin):
 
 class TenantScopeError(TenantError):
     """It is not clear whose data is meant: no user was given, or two that differ."""
+
+
+class UndeclaredTableError(TenantError, LookupError):
+    """A mapped class does not say whose rows it holds, so no user's session may touch them.
+
+    `model` is its name.
+    """
+
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            f"{model} does not say whose rows it holds; declare it in the class, as __ownership__ = Ownership(COLUMN) "
+            "or __ownership__ = SHARED_BY_ALL, both of shared.db, or use a plain session from db.get_session()"
+        )
+        self.model = model
 
 
 class TenantViolation(TenantError):

@@ -42,6 +42,7 @@ from shared.db.column_types import (
     utc_now,
 )
 from shared.db.encryption import PlainSecret, SecretText, StoredSecret, encryption_of, storable_plain
+from shared.db.tables import SHARED_BY_ALL, Ownership, Reference, declare
 
 # UUIDs as text, since the two databases share no UUID type.
 ID_LENGTH = 36
@@ -109,6 +110,11 @@ class Base(DeclarativeBase):
     # What a repr shows, besides the primary key: an allow-list, so that a new column never leaks by default.
     _repr_names: ClassVar[tuple[str, ...]] = ()
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if hasattr(cls, "__table__"):  # an abstract class has none
+            declare(cls)
+
     def __repr__(self) -> str:
         # From what is loaded only: a repr in a log line must never run a query.
         keys = [column.key for column in self.__mapper__.primary_key]
@@ -155,6 +161,7 @@ class User(Base):
     """A person whose bots trade here: the tenant."""
 
     __tablename__ = "users"
+    __ownership__ = Ownership("user_id")
     __table_args__ = (_one_of("status", UserStatus),)
     _repr_names = ("username", "status")
 
@@ -181,6 +188,7 @@ class BybitAccount(Base):
     """One Bybit account of one user."""
 
     __tablename__ = "bybit_accounts"
+    __ownership__ = Ownership("user_id")
     __table_args__ = (
         UniqueConstraint("user_id", "account_name"),
         _one_of("environment", Environment),
@@ -215,6 +223,7 @@ class ApiCredential(Base):
     """An API key of an account. The secret is never part of a repr."""
 
     __tablename__ = "api_credentials"
+    __ownership__ = Ownership("account_id")
     __table_args__ = (
         Index(None, "account_id"),
         # A bot that asks for the active credential must not find two.
@@ -298,6 +307,7 @@ class Strategy(Base):
     """A trading strategy on one symbol of one account."""
 
     __tablename__ = "strategies"
+    __ownership__ = Ownership("account_id")
     __table_args__ = (UniqueConstraint("account_id", "symbol"),)
     _repr_names = ("strategy_type", "symbol", "is_enabled")
 
@@ -322,6 +332,9 @@ class Run(Base):
     """
 
     __tablename__ = "runs"
+    __ownership__ = Ownership(
+        "user_id", references=("account_id", Reference("strategy_id", Strategy, agrees=("account_id",)))
+    )
     __table_args__ = (
         _one_of("run_type", RunType),
         _one_of("status", RunStatus),
@@ -373,6 +386,7 @@ class PublicTrade(Base):
     """
 
     __tablename__ = "public_trades"
+    __ownership__ = SHARED_BY_ALL
     __table_args__ = (UniqueConstraint("symbol", "exchange_ts", "trade_id"), _one_of("side", Side))
     _repr_names = ("symbol", "trade_id", "exchange_ts")
 
@@ -394,6 +408,7 @@ class PrivateExecution(Base):
     """
 
     __tablename__ = "private_executions"
+    __ownership__ = Ownership("run_id", references=(Reference("account_id", BybitAccount),))
     __table_args__ = (
         UniqueConstraint("run_id", "exec_id"),
         Index(None, "account_id", "exchange_ts"),
@@ -441,6 +456,7 @@ class AuditLog(OptionalBase):
     """
 
     __tablename__ = "audit_log"
+    __ownership__ = Ownership("user_id")
     __table_args__ = (
         _one_of("action", AuditAction),
         Index(None, "user_id", "created_at", "id"),

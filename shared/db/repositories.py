@@ -32,6 +32,7 @@ from shared.db.models import (
     User,
     UserStatus,
 )
+from shared.db.tables import ownership_of, primary_key
 from shared.db.tenancy.confined_sql import ALONE, LASTING
 from shared.db.tenancy.guard import (
     UNSET,
@@ -43,7 +44,7 @@ from shared.db.tenancy.guard import (
     discarding_what_is_refused,
     key_of,
 )
-from shared.db.tenancy.ownership import owned_by, owner_of, ownership_of, primary_key
+from shared.db.tenancy.ownership import owned_by, owner_of
 from shared.db.tenancy.session_scope import UserSession
 
 T = TypeVar("T", bound=Base)

@@ -20,8 +20,8 @@ from shared.db.bulk.writer import Writer, conflict_key
 from shared.db.encryption import SecretText, StoredSecret, encryption_of, storable_plain
 from shared.db.errors import InvalidValueError
 from shared.db.models import AuditAction
+from shared.db.tables import ownership_of, primary_key
 from shared.db.tenancy.guard import OwnershipGuard
-from shared.db.tenancy.ownership import ownership_of, primary_key
 from shared.db.tenancy.session_scope import TenantRequiredSession, UserSession
 
 BATCH_SIZE = 5000

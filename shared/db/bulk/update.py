@@ -12,8 +12,9 @@ from shared.db.bulk.cells import Layout, layout_of
 from shared.db.bulk.rows import Chunk, Row, mapping_of
 from shared.db.encryption import SecretText
 from shared.db.errors import InvalidValueError, RowNotFoundError
+from shared.db.tables import primary_key
 from shared.db.tenancy.guard import OwnershipGuard, column_values
-from shared.db.tenancy.ownership import owned_by, primary_key
+from shared.db.tenancy.ownership import owned_by
 from shared.db.tenancy.session_scope import UserSession
 
 # Well below the number of variables that any database takes in one statement.

@@ -19,8 +19,8 @@ from shared.db.recording.dead_letters import DEAD_LETTERS, DeadLetters, append_l
 from shared.db.recording.row_text import RowText
 from shared.db.recording.spool import SUFFIX, locked_folder, salvaged
 from shared.db.recording.storing import Storing
+from shared.db.tables import ownership_of
 from shared.db.tenancy.guard import UNSET
-from shared.db.tenancy.ownership import ownership_of
 
 _BATCH = 1000
 _MODELS: dict[str, type[Base]] = {model.__tablename__: model for model in (PublicTrade, PrivateExecution)}

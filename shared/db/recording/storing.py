@@ -17,8 +17,8 @@ from shared.db.database import DatabaseFactory
 from shared.db.errors import InvalidValueError, SharedDBError, TenantScopeError, TenantViolation
 from shared.db.models import Base, PrivateExecution, PublicTrade
 from shared.db.repositories import PrivateExecutionRepository, PublicTradeRepository
+from shared.db.tables import ownership_of
 from shared.db.tenancy.guard import UNSET, UserId, checked_user_id
-from shared.db.tenancy.ownership import ownership_of
 
 Repository = type[PublicTradeRepository] | type[PrivateExecutionRepository]
 _REPOSITORIES: dict[type[Base], Repository] = {

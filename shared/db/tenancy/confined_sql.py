@@ -39,12 +39,9 @@ from sqlalchemy.sql.selectable import AliasedReturnsRows, FromGrouping
 from sqlalchemy.sql.visitors import InternalTraversal
 
 from shared.db.errors import TenantError, TenantScopeError, TenantViolation
-from shared.db.tenancy.ownership import OWNERSHIP, ownership_of, primary_key
+from shared.db.tables import is_shared, is_table_name, model_of, ownership_of, primary_key
 
 USER_PARAMETER: Final = "shared_db_user_id"
-_MODELS = {model.__table__: model for model in OWNERSHIP}
-_SHARED_TABLES = frozenset(table for table, model in _MODELS.items() if OWNERSHIP[model] is None)
-_TABLE_NAMES = frozenset(model.__tablename__ for model in OWNERSHIP)
 _REMEDY = "use mapped classes (select(Run)), or a plain session from db.get_session() for raw SQL"
 _TENANT_REQUIRED = (
     "require_tenant is set, and this session without a user would touch users' data; open "
@@ -129,7 +126,7 @@ class OwnRows(Confinement):
 
     def condition(self, table: Any, source: Any) -> ColumnElement[bool] | None:
         """The same as `ownership.owned_by`; of a parent's table the compiler writes out own rows only anyway."""
-        model = _MODELS.get(table)
+        model = model_of(table)
         if model is None:
             if self.raw_sql:
                 return None
@@ -178,7 +175,7 @@ class NoUsersRows(Confinement):
 
     def condition(self, table: Any, source: Any) -> ColumnElement[bool] | None:
         """None for what is shared by all."""
-        if table in _SHARED_TABLES:
+        if is_shared(table):
             return None
         raise self.refusal(table.name)
 
@@ -306,7 +303,7 @@ class ConfinedCompiler(_Untyped):  # type: ignore[misc] # SQLAlchemy's compilers
 
     def visit_cte(self, cte: Any, *args: Any, **options: Any) -> Any:
         """A CTE hides the table of the same name, also from the conditions that look up the user's parents there."""
-        if self._confinement is not None and cte.name.lower() in _TABLE_NAMES:
+        if self._confinement is not None and is_table_name(cte.name):
             raise self._confinement.refusal(f"a CTE named {cte.name}")
         return super().visit_cte(cte, *args, **options)
 
@@ -402,7 +399,7 @@ def unmapped_tables(statement: Any) -> set[Any]:
         table = element.table if isinstance(element, ColumnClause) else element
         if isinstance(table, AliasedReturnsRows):
             table = table.element
-        if isinstance(table, TableClause) and table not in _SHARED_TABLES:
+        if isinstance(table, TableClause) and not is_shared(table):
             # Whatever the ORM has had in its hands it has annotated.
             (mapped if element._annotations else named).add(table)
         # A Select's own get_children() leaves out a mapped class whose table it has met in a column.

@@ -10,9 +10,9 @@ from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import ClauseElement, ColumnClause
 from sqlalchemy.sql.selectable import SelectBase
 
+from shared.db.tables import ownership_of, primary_key
 from shared.db.tenancy.confined_sql import Confinement
 from shared.db.tenancy.guard import OwnershipGuard, column_values, written_values
-from shared.db.tenancy.ownership import ownership_of, primary_key
 
 
 def check_identity(guard: OwnershipGuard, state: InstanceState[Any]) -> None:

@@ -15,14 +15,8 @@ from sqlalchemy.orm.util import identity_key
 
 from shared.db.errors import RowNotFoundError, TenantScopeError, TenantViolation
 from shared.db.models import ID_LENGTH
-from shared.db.tenancy.ownership import (
-    Reference,
-    columns_to_agree,
-    owned_rows,
-    owner_of,
-    ownership_of,
-    primary_key,
-)
+from shared.db.tables import Reference, columns_to_agree, ownership_of, primary_key
+from shared.db.tenancy.ownership import owned_rows, owner_of
 
 _CHUNK = 500
 
@@ -109,7 +103,7 @@ class OwnershipGuard:
         keys: dict[type[Any], set[Any]] = {}
         for reference in ownership.parents:
             naming = [row for row in rows if row.get(reference.column) is not None]
-            if complete and len(naming) < len(rows):
+            if complete and not reference.optional and len(naming) < len(rows):
                 raise self.violation(operation, model, f"it names no {reference.column}")
             named[reference] = [row for row in naming if (reference.parent, row[reference.column]) not in coming]
             keys.setdefault(reference.parent, set()).update(row[reference.column] for row in named[reference])

@@ -1,97 +1,12 @@
-"""ONE map: each model's path to the user who owns its rows, or that it is shared by all.
-
-Repository checks, the user's session and PostgreSQL's policies are all made from it. A model without an entry is
-refused by `ownership_of` and fails a test.
-"""
+"""The path from a table to the user who owns its rows, as SQL: what the registry tells, rendered."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
 from typing import Any
 
 from sqlalchemy import ColumnElement, Table, null, select
 
-from shared.db.models import (
-    ApiCredential,
-    AuditLog,
-    Base,
-    BybitAccount,
-    PrivateExecution,
-    PublicTrade,
-    Run,
-    Strategy,
-    User,
-)
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A column that names a row of `parent`, which must belong to the same user.
-
-    `agrees` names columns that must hold the same value here and there: a run's strategy must be one of the
-    run's own account.
-    """
-
-    column: str
-    parent: type[Base]
-    agrees: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Ownership:
-    """Where a model's owner is found.
-
-    `column` holds the user id itself when `parent` is None, else the key of a `parent` row with the same owner.
-    `references` are further parents, which must belong to that user too.
-    """
-
-    column: str
-    parent: type[Base] | None = None
-    references: tuple[Reference, ...] = ()
-
-    @cached_property
-    def parents(self) -> tuple[Reference, ...]:
-        """Every row that a row of this model names and whose owner must be its own."""
-        leading = () if self.parent is None else (Reference(self.column, self.parent),)
-        return leading + self.references
-
-    @cached_property
-    def columns(self) -> frozenset[str]:
-        """The columns that say whose a row is."""
-        return frozenset({self.column, *(reference.column for reference in self.parents)})
-
-
-SHARED_BY_ALL = None
-
-OWNERSHIP: Mapping[type[Base], Ownership | None] = {
-    User: Ownership("user_id"),
-    BybitAccount: Ownership("user_id"),
-    ApiCredential: Ownership("account_id", parent=BybitAccount),
-    Strategy: Ownership("account_id", parent=BybitAccount),
-    Run: Ownership(
-        "user_id",
-        references=(
-            Reference("account_id", BybitAccount),
-            Reference("strategy_id", Strategy, agrees=("account_id",)),
-        ),
-    ),
-    PrivateExecution: Ownership("run_id", parent=Run, references=(Reference("account_id", BybitAccount),)),
-    PublicTrade: SHARED_BY_ALL,
-    AuditLog: Ownership("user_id"),
-}
-
-
-def ownership_of(model: type[Any]) -> Ownership | None:
-    """The entry of `model`: its ownership, or None for a table shared by all. `LookupError` without an entry."""
-    try:
-        return OWNERSHIP[model]
-    except KeyError:
-        raise LookupError(
-            f"{model.__name__} has no entry in shared/db/tenancy/ownership.py; "
-            "say whose rows it holds, or that it is SHARED_BY_ALL"
-        ) from None
+from shared.db.tables import ownership_of, primary_key
 
 
 def owned_by(model: type[Any], user_id: Any) -> ColumnElement[bool] | None:
@@ -129,17 +44,3 @@ def owner_of(model: type[Any], key: Any) -> Any:
         return select(null()).where(table.c[primary_key(model)] == key)
     named = select(table.c[ownership.column]).where(table.c[primary_key(model)] == key)
     return named if ownership.parent is None else owner_of(ownership.parent, named.scalar_subquery())
-
-
-def primary_key(model: type[Any]) -> str:
-    """The name of the model's single primary-key column."""
-    (column,) = model.__table__.primary_key.columns
-    return str(column.name)
-
-
-@lru_cache
-def columns_to_agree(parent: type[Any]) -> tuple[str, ...]:
-    """The columns of `parent` that rows naming it must agree with."""
-    references = [reference for entry in OWNERSHIP.values() if entry is not None for reference in entry.parents]
-    named = {column for reference in references if reference.parent is parent for column in reference.agrees}
-    return tuple(sorted(named))

@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError
 from shared.db.driver_errors import named_errors
 from shared.db.errors import DatabaseLockedError, RowSecurityError, TenantViolation
 from shared.db.models import Base, OptionalBase
-from shared.db.tenancy.ownership import OWNERSHIP, Ownership, Reference, primary_key
+from shared.db.tables import OWNERSHIP, Ownership, Reference, primary_key
 
 POLICY_NAME: Final = "shared_db_own_rows"
 PRIVILEGES: Final = ("SELECT", "INSERT", "UPDATE", "DELETE")
@@ -340,13 +340,14 @@ def _may_write(model: type[Base], entry: Ownership) -> str:
     # Every parent is named: foreign keys are checked without regard to policies.
     table = model.__tablename__
     conditions = [_own(table, entry)]
-    for reference in entry.references:
-        conditions.append(_names_own(table, reference))
+    for reference in entry.further:
+        named = _names_own(table, reference)
         if reference.agrees:
             parent = reference.parent.__tablename__
             same = [f"p.{primary_key(reference.parent)} = {table}.{reference.column}"]
             same += [f"p.{column} = {table}.{column}" for column in reference.agrees]
-            conditions.append(f"EXISTS (SELECT 1 FROM {parent} p WHERE {' AND '.join(same)})")
+            named += f" AND EXISTS (SELECT 1 FROM {parent} p WHERE {' AND '.join(same)})"
+        conditions.append(f"({table}.{reference.column} IS NULL OR {named})" if reference.optional else named)
     return " AND ".join(conditions)
 
 

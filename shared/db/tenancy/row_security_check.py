@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from shared.db.tenancy.ownership import OWNERSHIP
+from shared.db.tables import OWNERSHIP
 from shared.db.tenancy.row_security import (
     POLICY_NAME,
     PRIVILEGES,

@@ -11,11 +11,11 @@ from sqlalchemy.sql.dml import UpdateBase
 
 from shared.db.errors import TenantScopeError, TenantViolation
 from shared.db.models import User
+from shared.db.tables import ownership_of, primary_key
 from shared.db.tenancy import row_security
 from shared.db.tenancy.confined_sql import ALONE, NoUsersRows, is_confined, own_rows_of
 from shared.db.tenancy.flush_guard import check_expressions, check_flushed, check_identity
 from shared.db.tenancy.guard import OwnershipGuard
-from shared.db.tenancy.ownership import ownership_of, primary_key
 from shared.db.tenancy.statement_guard import check_written
 
 _T = TypeVar("_T")

@@ -17,10 +17,8 @@ from sqlalchemy.sql.dml import Insert, UpdateBase
 from sqlalchemy.sql.elements import BindParameter, ColumnClause
 
 from shared.db.models import Base
+from shared.db.tables import Ownership, model_of, ownership_of, primary_key
 from shared.db.tenancy.guard import OwnershipGuard
-from shared.db.tenancy.ownership import OWNERSHIP, Ownership, ownership_of, primary_key
-
-_MODELS = {model.__table__: model for model in OWNERSHIP}
 
 
 def check_written(guard: OwnershipGuard, state: ORMExecuteState) -> None:
@@ -28,7 +26,7 @@ def check_written(guard: OwnershipGuard, state: ORMExecuteState) -> None:
     statement: Any = state.statement
     assert isinstance(statement, UpdateBase)
     # The statement's own table, and not the mapper that the caller may give for choosing an engine.
-    model = _MODELS.get(statement.table)
+    model = model_of(statement.table)
     ownership = None if model is None else ownership_of(model)
     if model is None or ownership is None:
         return

@@ -25,7 +25,7 @@ from shared.db import (
     TenantViolation,
     UserSession,
 )
-from shared.db.tenancy.ownership import OWNERSHIP, primary_key
+from shared.db.tables import OWNERSHIP, primary_key
 from shared.db.tests.cutting_proxy import CuttingProxy
 from shared.db.tests.fleet import fill
 from shared.db.tests.roles import Roles, administrator, driver, factory

@@ -61,10 +61,11 @@ from shared.db import (
     Strategy,
     TenantScopeError,
     TenantViolation,
+    UndeclaredTableError,
     User,
     UserSession,
 )
-from shared.db.tenancy.ownership import OWNERSHIP, ownership_of
+from shared.db.tables import OWNERSHIP, ownership_of
 from shared.db.tests.fleet import FOREIGN, OWN, detached, everything_of, refused_and_unwritten, run_values
 from shared.db.tests.support import execution_values, trade_values
 
@@ -533,7 +534,7 @@ def test_a_class_without_an_owner_is_refused(fleet: DatabaseFactory) -> None:
                 session.scalars(select(Unlisted))
             session.rollback()
             session.add(Unlisted(key="x"))
-            with pytest.raises(LookupError, match=r"ownership\.py"):
+            with pytest.raises(UndeclaredTableError, match="__ownership__"):
                 session.flush()
             session.expunge_all()
     finally:
@@ -753,12 +754,12 @@ def test_a_user_can_build_everything_he_owns(fleet: DatabaseFactory) -> None:
 
 
 def test_every_table_is_scoped_or_listed_as_shared() -> None:
-    """A new model without an entry in the ownership map fails here, and is refused when it is asked for."""
+    """A new model that does not say whose rows it holds fails here, and is refused when it is asked for."""
     gc.collect()  # classes of other tests are mapped until then
     assert {mapper.class_ for mapper in Base.registry.mappers} == set(OWNERSHIP)
 
     class Forgotten:
         secret = mapped_column(String)
 
-    with pytest.raises(LookupError, match=r"ownership\.py"):
+    with pytest.raises(UndeclaredTableError, match="__ownership__"):
         ownership_of(Forgotten)

@@ -37,6 +37,8 @@ TESTS = {
     "tenancy/session_scope.py": ["test_round_trips.py", "test_streams.py"],
     "tenancy/guard.py": ["test_repositories.py"],
     "tenancy/ownership.py": ["test_repositories.py"],
+    "tables.py": ["test_tables.py"],
+    "models.py": ["test_tenancy.py", "test_tenancy_guards.py"],
     "tenancy/row_security.py": ["test_row_security.py", "test_row_security_changes.py"],
     "round_trips.py": ["test_round_trips.py"],
     "database.py": ["test_tenancy.py", "test_tenancy_required.py"],

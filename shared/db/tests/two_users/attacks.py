@@ -28,7 +28,7 @@ from shared.db import (
 )
 from shared.db.bulk import bulk_create
 from shared.db.errors import RowNotFoundError
-from shared.db.tenancy.ownership import OWNERSHIP
+from shared.db.tables import OWNERSHIP
 from shared.db.tests.two_users.reads import REPOSITORIES
 from shared.db.tests.two_users.world import MADE, NAMES, OWNED, TEXTS, NotNow, Values, World, loaded
 from shared.db.tests.two_users.writes import column_of, dialect_insert

@@ -20,7 +20,7 @@ from shared.db import (
     Strategy,
     User,
 )
-from shared.db.tenancy.ownership import OWNERSHIP
+from shared.db.tables import OWNERSHIP
 from shared.db.tests.fleet import fill, rows_of
 from shared.db.tests.support import execution_values, trade_values
 
@@ -124,7 +124,7 @@ class World:
         another one by then.
         """
         ownership, values = OWNERSHIP[model], self.rows[model][name]
-        references = () if ownership is None else ownership.references
+        references = () if ownership is None else ownership.further
         owner = self.owner(model, name)
         return any(self.owner(reference.parent, values[reference.column]) != owner for reference in references)
 
