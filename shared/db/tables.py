@@ -85,6 +85,7 @@ class _Registry(Mapping[type[Any], Ownership | None]):
     def __init__(self) -> None:
         self._ownership: dict[type[Any], Ownership | None] = {}
         self._models: dict[Any, type[Any]] = {}
+        self._agreeing: dict[type[Any], tuple[str, ...]] = {}
 
     def __getitem__(self, model: type[Any]) -> Ownership | None:
         return self._ownership[model]
@@ -102,13 +103,24 @@ class _Registry(Mapping[type[Any], Ownership | None]):
     def enter(self, model: type[Any], ownership: Ownership | None) -> None:
         self._ownership[model] = ownership
         self._models[model.__table__] = model
+        self._note_what_agrees()
 
     def leave(self, model: type[Any]) -> None:
         self._ownership.pop(model, None)
         self._models.pop(model.__table__, None)
+        self._note_what_agrees()
 
     def model_of(self, table: Any) -> type[Any] | None:
         return self._models.get(table)
+
+    def columns_to_agree(self, parent: type[Any]) -> tuple[str, ...]:
+        return self._agreeing.get(parent, ())
+
+    def _note_what_agrees(self) -> None:
+        named: dict[type[Any], set[str]] = {}
+        for reference in (one for entry in self._ownership.values() if entry is not None for one in entry.further):
+            named.setdefault(reference.parent, set()).update(reference.agrees)
+        self._agreeing = {parent: tuple(sorted(columns)) for parent, columns in named.items()}
 
 
 OWNERSHIP: Final = _Registry()
@@ -129,6 +141,11 @@ def declare(model: type[Any]) -> None:
         table: Table = model.__table__
         table.metadata.remove(table)
         raise
+
+
+def redeclare(model: type[Any], ownership: Any) -> None:
+    """Take another declaration in place of the one that a class made."""
+    OWNERSHIP.enter(model, _read(model, ownership))
 
 
 def forget(model: type[Any]) -> None:
@@ -168,18 +185,7 @@ def primary_key(model: type[Any]) -> str:
 
 def columns_to_agree(parent: type[Any]) -> tuple[str, ...]:
     """The columns of `parent` that rows naming it must agree with."""
-    return tuple(
-        sorted(
-            {
-                column
-                for entry in dict(OWNERSHIP).values()
-                if entry is not None
-                for reference in entry.further
-                if reference.parent is parent
-                for column in reference.agrees
-            }
-        )
-    )
+    return OWNERSHIP.columns_to_agree(parent)
 
 
 def _read(model: type[Any], declared: Ownership | Literal[_Shared.SHARED_BY_ALL]) -> Ownership | None:

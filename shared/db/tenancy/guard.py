@@ -154,16 +154,17 @@ class OwnershipGuard:
         if all(len(keys) == 1 for keys in unknown.values()):
             # A row under its parents, all of them asked for at once: what a bot writes most of the time.
             given = {_key_of(number): keys[0] for number, keys in enumerate(unknown.values())}
-            found = connection.execute(_owned_ones(*unknown), given | {_USER: self.user_id})
-            for number, *values in found:
-                parent = [*unknown][number]
-                self._proved[parent, values[0]] = dict(zip(columns_to_agree(parent), values[1:], strict=False))
+            asked_for = [(parent, columns_to_agree(parent)) for parent in unknown]
+            for number, key, *values in connection.execute(_owned_ones(*asked_for), given | {_USER: self.user_id}):
+                parent, columns = asked_for[number]
+                self._proved[parent, key] = dict(zip(columns, values, strict=False))
             return
         for parent, keys in unknown.items():
+            columns = columns_to_agree(parent)
             for start in range(0, len(keys), _CHUNK):
                 given = {_key_of(0): keys[start : start + _CHUNK], _USER: self.user_id}
-                for key, *values in connection.execute(_owned_among(parent), given):
-                    self._proved[parent, key] = dict(zip(columns_to_agree(parent), values, strict=True))
+                for key, *values in connection.execute(_owned_among(parent, columns), given):
+                    self._proved[parent, key] = dict(zip(columns, values, strict=True))
 
     def _unknown(self, parent: type[Any], keys: Iterable[Any]) -> list[Any]:
         return sorted(key for key in keys if (parent, key) not in self._proved and isinstance(key, (str, int)))
@@ -178,24 +179,24 @@ def _key_of(number: int) -> str:
 
 # Made once: building a statement costs as much as running it.
 @lru_cache
-def _owned_among(parent: Any) -> Any:
+def _owned_among(parent: Any, columns_to_agree: tuple[str, ...]) -> Any:
     """A SELECT of those of many rows that are the user's: their key, and what rows that name them must agree with."""
     table = parent.__table__
     key = table.c[primary_key(parent)]
-    columns = [table.c[name] for name in columns_to_agree(parent)]
+    columns = [table.c[name] for name in columns_to_agree]
     among = key.in_(bindparam(_key_of(0), expanding=True))
     return select(key, *columns).where(among, owned_rows(parent, bindparam(_USER)))
 
 
 @lru_cache
-def _owned_ones(*parents: Any) -> Any:
+def _owned_ones(*parents: tuple[Any, tuple[str, ...]]) -> Any:
     """The same for one row of each parent: the parent's number, the key, and what must agree."""
-    width = max(len(columns_to_agree(parent)) for parent in parents)
+    width = max(len(agreeing) for _, agreeing in parents)
     asked = []
-    for number, parent in enumerate(parents):
+    for number, (parent, agreeing) in enumerate(parents):
         table = parent.__table__
         key = table.c[primary_key(parent)]
-        columns: list[Any] = [table.c[name] for name in columns_to_agree(parent)]
+        columns: list[Any] = [table.c[name] for name in agreeing]
         columns += [cast(null(), String)] * (width - len(columns))
         chosen = select(literal_column(str(number), Integer), key, *columns)
         asked.append(chosen.where(key == bindparam(_key_of(number)), owned_rows(parent, bindparam(_USER))))

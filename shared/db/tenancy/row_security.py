@@ -1,4 +1,4 @@
-"""Enforcer 2: PostgreSQL's row-level security, generated from the ownership map.
+"""Enforcer 2: PostgreSQL's row-level security, generated from what the tables declare.
 
 The policies are TO a role that nobody can log in as. A user's session adopts it for one transaction at a time
 (`set_config(..., true)`), so nothing leaks to the next one on a pooled connection. They are not FORCEd: the owner

@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import event
 
+from shared.db import tables
 from shared.db.tests.mutation.guards import PACKAGE, Mutation
 
 
@@ -37,6 +38,9 @@ def apply(mutation: Mutation) -> None:
                 target, identifier = (eval(ast.unparse(argument), vars(module)) for argument in listener.args)
                 event.remove(target, identifier, function)
             function.__code__ = codes[name]
+        elif name.endswith(".__ownership__"):
+            assert isinstance(new, ast.Assign)
+            tables.redeclare(vars(module)[name.partition(".")[0]], eval(ast.unparse(new.value), vars(module)))
         else:
             namespace = {"__name__": module.__name__}
             exec(compiled, namespace)
@@ -48,7 +52,7 @@ def apply(mutation: Mutation) -> None:
 
 
 def _parts(tree: ast.Module) -> dict[str, ast.stmt]:
-    """Functions by their qualified name, and the module's assignments by the name assigned to."""
+    """Functions and declared ownerships by their qualified name, the module's assignments by the name assigned to."""
     found: dict[str, ast.stmt] = {}
     for node in tree.body:
         if isinstance(node, ast.FunctionDef):
@@ -56,6 +60,11 @@ def _parts(tree: ast.Module) -> dict[str, ast.stmt]:
         elif isinstance(node, ast.ClassDef):
             found |= {
                 f"{node.name}.{method.name}": method for method in node.body if isinstance(method, ast.FunctionDef)
+            }
+            found |= {
+                f"{node.name}.__ownership__": line
+                for line in node.body
+                if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "__ownership__"
             }
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
             target = node.targets[0] if isinstance(node, ast.Assign) else node.target
