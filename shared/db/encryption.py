@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, Dialect, Engine, Text
 
 from shared.db.column_types import CheckedText, CheckedType, checked_text
-from shared.db.errors import SecretError, SettingsError
+from shared.db.errors import SecretError, SettingsError, how_to_install
 from shared.db.hidden import HiddenText
 from shared.db.settings import DatabaseSettings
 
@@ -287,6 +287,6 @@ def _cipher() -> type[AESGCM]:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
     except ImportError:
         raise SettingsError(
-            "encryption keys are set, but the cryptography package is missing; pip install 'shared-db[crypto]'"
+            f"encryption keys are set, but the cryptography package is missing; {how_to_install('crypto')}"
         ) from None
     return AESGCM

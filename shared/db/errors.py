@@ -74,6 +74,14 @@ class InputError(SharedDBError, ValueError):
     """What was given to read or to write is not there, cannot be read, or is of another kind than expected."""
 
 
+def how_to_install(extra: str) -> str:
+    """The remedy for a library that comes with an extra of this package, which no package index has."""
+    return (
+        f"it comes with the extra {extra!r}: uv sync --extra {extra} in the checkout, or pip install 'WHEEL[{extra}]' "
+        "with the path of this package's wheel"
+    )
+
+
 class MissingExtraError(SharedDBError, ImportError):
     """An optional library is needed here and not installed.
 
@@ -81,9 +89,7 @@ class MissingExtraError(SharedDBError, ImportError):
     """
 
     def __init__(self, library: str, extra: str) -> None:
-        super().__init__(
-            f"{library} is not installed; install the extra {extra!r}: pip install 'shared-db[{extra}]'", name=library
-        )
+        super().__init__(f"{library} is not installed; {how_to_install(extra)}", name=library)
         self.library = library
         self.extra = extra
 
@@ -211,7 +217,7 @@ class SchemaVersionError(SharedDBError):
         "run: python -m shared.db migrate adopt",
         "behind": "the database's schema is at revision {0}, older than this code's {1}; "
         "run: python -m shared.db migrate up",
-        "ahead": "the database's schema is at revision {0}, newer than this code's {1}; install the shared-db that "
+        "ahead": "the database's schema is at revision {0}, newer than this code's {1}; install the release that "
         "made it, or run with that one: python -m shared.db migrate down {1}",
     }
 

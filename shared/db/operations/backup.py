@@ -195,7 +195,7 @@ def _refuse_newer(path: Path, revision: str | None, rows: dict[str, int]) -> Non
     if revision is not None and revision > schema_version.SCHEMA_REVISION:
         raise InputError(
             f"{path} has the schema's revision {revision}, newer than this code's {schema_version.SCHEMA_REVISION}; "
-            "install the shared-db that made it"
+            "install the release that made it"
         )
 
 

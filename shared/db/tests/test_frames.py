@@ -184,6 +184,6 @@ def test_a_missing_library_names_its_extra(
 ) -> None:
     """Without the library the error says which one it is and how to install it."""
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(MissingExtraError, match=rf"{library} is not installed.*shared-db\[frames\]") as missing:
+    with pytest.raises(MissingExtraError, match=rf"{library} is not installed.*WHEEL\[frames\]") as missing:
         call(PublicTradeRepository(session))
     assert (missing.value.library, missing.value.extra) == (library, "frames")

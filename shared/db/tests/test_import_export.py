@@ -588,7 +588,7 @@ class TestExport:
     ) -> None:
         """And leaves no file."""
         monkeypatch.setitem(sys.modules, "pyarrow", None)
-        with pytest.raises(MissingExtraError, match=r"shared-db\[frames\]"):
+        with pytest.raises(MissingExtraError, match=r"WHEEL\[frames\]"):
             export_trades(db, tmp_path / "a.parquet", "BTCUSDT", kind="parquet")
         assert not list(tmp_path.glob("a.parquet*"))
 

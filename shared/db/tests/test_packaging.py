@@ -89,7 +89,7 @@ def second_member(workspace: Path) -> Path:
     project.mkdir()
     text = (PACKAGE / "pyproject.toml").read_text()
     (project / "pyproject.toml").write_text(
-        text.replace("shared-db", "shared-cache").replace("shared/db", "shared/cache")
+        text.replace("gridbot-shared-db", "gridbot-shared-cache").replace("shared/db", "shared/cache")
     )
     (project / "README.md").write_text("# shared.cache\n")
     (project / "py.typed").touch()
@@ -134,7 +134,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> CleanEnvironment:
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     """Every module is in the wheel; tests, benchmarks, secrets and data of the folder are not."""
     names = set(zipfile.ZipFile(wheel).namelist())
-    metadata = {name for name in names if name.startswith("shared_db-") and ".dist-info/" in name}
+    metadata = {name for name in names if name.startswith("gridbot_shared_db-") and ".dist-info/" in name}
     assert {name.rpartition("/")[2] for name in metadata} == {"METADATA", "WHEEL", "RECORD"}
     assert names - metadata == {f"shared/db/{name}" for name in python_files(PACKAGE)}
 
