@@ -20,7 +20,7 @@ from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import StaticPool
 
-from shared.db import audit, retry, schema_version
+from shared.db import audit, forking, retry, schema_version
 from shared.db.encryption import encryption_from, use_encryption
 from shared.db.engine import as_read_only, make_engine
 from shared.db.errors import InvalidValueError, RowSecurityError, SettingsError
@@ -341,7 +341,7 @@ audit.watch(UserSession)
 _factories: weakref.WeakSet[DatabaseFactory] = weakref.WeakSet()
 
 
-def _renew_locks_after_fork() -> None:
+def _renew_locks() -> None:
     # Another thread of the parent may have held them, and that thread is not here to let go.
     global _default_lock
     _default_lock = threading.Lock()
@@ -349,8 +349,7 @@ def _renew_locks_after_fork() -> None:
         factory._lock = threading.Lock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_locks_after_fork)
+forking.in_child(_renew_locks)
 
 _default: DatabaseFactory | None = None
 _default_lock = threading.Lock()

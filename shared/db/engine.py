@@ -41,7 +41,7 @@ def make_engine(settings: DatabaseSettings, folder: str, url: URL | None = None)
     # hide_parameters: neither echo_sql nor an error text may show a secret that is being stored.
     common: dict[str, Any] = {"echo": settings.echo_sql, "hide_parameters": True}
     pool: dict[str, Any] = {
-        "poolclass": _Pool,
+        "poolclass": _SQLitePool if settings.is_sqlite else _Pool,
         "pool_size": settings.pool_size,
         "max_overflow": settings.max_overflow,
         "pool_timeout": settings.pool_timeout,
@@ -70,7 +70,7 @@ def make_engine(settings: DatabaseSettings, folder: str, url: URL | None = None)
         round_trips.spare(engine)
         forking.protect(engine)
     elif settings.is_memory:
-        engine = create_engine(url, **common, poolclass=StaticPool, connect_args={"check_same_thread": False})
+        engine = create_engine(url, **common, poolclass=_MemoryPool, connect_args={"check_same_thread": False})
         event.listen(engine, "connect", _on_connect_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     else:
@@ -228,7 +228,7 @@ def _name_failure(context: ExceptionContext) -> BaseException | None:
     return typed_failure(error, context.statement, connection_lost=context.is_disconnect, committing=committing)
 
 
-class _Pool(QueuePool):
+class _Pool(forking.ForkAwarePool, QueuePool):
     """A pool that says, when nothing comes free, what to do about it."""
 
     _sqla_logger_namespace = "sqlalchemy.pool.impl.QueuePool"  # where everybody looks for what a pool logs
@@ -242,3 +242,11 @@ class _Pool(QueuePool):
                 f"no connection of this process came free ({error.args[0]}); end sessions sooner (a `with` block for "
                 "each, none across a network call), or raise GRIDBOT_DB_POOL_SIZE or GRIDBOT_DB_MAX_OVERFLOW"
             ) from error
+
+
+class _SQLitePool(forking.SQLitePool, _Pool):
+    pass
+
+
+class _MemoryPool(forking.SQLitePool, StaticPool):
+    _sqla_logger_namespace = "sqlalchemy.pool.impl.StaticPool"

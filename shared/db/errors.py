@@ -157,7 +157,7 @@ class RunEndedError(SharedDBError):
 
 
 class ForkError(SharedDBError, DontWrapMixin):
-    """A connection, or an SQLite file, that was in use when this process was forked was asked for again in it."""
+    """A connection, or an SQLite file or SQLite itself, in use when this process was forked was asked for in it."""
 
 
 class PoolExhaustedError(SharedDBError, exc.TimeoutError):

@@ -21,6 +21,7 @@ from typing import Any, Self
 
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from shared.db import forking
 from shared.db.bulk import BATCH_SIZE, RejectedRow
 from shared.db.bulk.rows import Row
 from shared.db.database import DatabaseFactory
@@ -149,9 +150,8 @@ class Recorder:
         self._forked = False
         if self._recovered:
             _log.warning("%s: writing %d rows that an earlier recorder left in the spool", self._name, self._recovered)
-        self._writing = threading.Lock()  # held while a session may be open
         self._thread = threading.Thread(target=self._run, name=f"shared.db recorder of {self._name}", daemon=True)
-        self._open = processes.Open(self._writing, self._close_at_exit, self._leave_to_parent)
+        self._open = processes.Open(self._close_at_exit, self._leave_to_parent)
         processes.note_open(self._open)
         self._thread.start()
 
@@ -254,6 +254,7 @@ class Recorder:
         how many rows are not in the database.
         """
         self._require_not_own_thread()
+        forking.notice_fork()
         if self._forked or self._closed:
             return
         with self._changed:
@@ -312,6 +313,7 @@ class Recorder:
         return self._written + self._duplicates + self._rejected
 
     def _require_own_process(self) -> None:
+        forking.notice_fork()
         if self._forked:
             raise ForkError(
                 "this recorder belongs to the parent process; make one in the child, with a spool of its own"
@@ -377,8 +379,7 @@ class Recorder:
         try:
             batch = self._buffer.next_batch(self._changed)
             rows = [row for part in batch for row in part.rows]
-            with self._writing:
-                stored = self._storing.store(rows)
+            stored = self._storing.store(rows)
             if stored.rejected:
                 self._report(stored.rejected)
             newest = _newest(rows, stored)

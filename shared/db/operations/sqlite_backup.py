@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from shared.db import audit
+from shared.db import audit, forking
 from shared.db.database import DatabaseFactory
 from shared.db.driver_errors import typed_failure
 from shared.db.errors import (
@@ -59,7 +59,7 @@ def back_up(db: DatabaseFactory, part: Path, watch: WatchShare) -> dict[str, int
         counts = row_counts(connection)  # begins the transaction's view
         source = connection.connection.dbapi_connection
         assert isinstance(source, sqlite3.Connection)
-        with named_errors(), closing(sqlite3.connect(part, isolation_level=None)) as target:
+        with named_errors(), forking.inside_sqlite(), closing(sqlite3.connect(part, isolation_level=None)) as target:
             # The file is synced as a whole at the end.
             target.execute("PRAGMA synchronous=OFF")
             source.backup(target, pages=_PAGES, progress=_progress(watch))
@@ -74,7 +74,7 @@ def verified(path: Path) -> FileContents:
     Raises `InputError` for a file that is damaged, cut short, or no SQLite database.
     """
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as file:
+        with forking.inside_sqlite(), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as file:
             problems = [row[0] for row in file.execute("PRAGMA integrity_check")]
             if problems == ["ok"]:
                 problems = [
@@ -96,6 +96,7 @@ def restore(db: DatabaseFactory, path: Path, contents: FileContents, force: bool
     """
     with (
         named_errors(),
+        forking.inside_sqlite(),
         closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as source,
         _writable(db, force) as target,
     ):

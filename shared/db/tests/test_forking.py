@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
+import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import URL, event, select, text
 
-from shared.db import DatabaseFactory, ForkError, User
-from shared.db.tests.support import backend_of, in_children, usernames, usernames_elsewhere
+from shared.db import DatabaseFactory, ForkError, PublicTrade, Recorder, User, forking
+from shared.db.tests.support import backend_of, in_children, trade_values, usernames, usernames_elsewhere
 
 
 def test_forked_children_have_connections_of_their_own(lasting: DatabaseFactory) -> None:
@@ -150,3 +154,100 @@ def test_an_in_memory_database_is_copied_by_a_fork() -> None:
 
         assert in_children(1, work) == [["child", "parent"]]
         assert usernames(db) == ["parent"]
+
+
+def test_a_fork_waits_until_no_other_thread_is_inside_sqlite(tmp_path: Path) -> None:
+    """SQLite's own locks are free in the child, so that it is neither refused nor hung."""
+    with DatabaseFactory(f"sqlite:///{tmp_path / 'grid_bot.db'}") as db:
+        db.create_tables()
+        over = threading.Event()
+
+        def ask() -> None:
+            while not over.is_set():
+                assert usernames(db) == []
+                over.wait(0.001)
+
+        threads = [threading.Thread(target=ask) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(10):
+                assert in_children(2, lambda number: usernames(db)) == [[], []]
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
+
+
+def test_a_child_is_refused_sqlite_if_another_thread_stayed_inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would wait for that thread's locks for good, whichever file it opens."""
+    monkeypatch.setattr(forking, "_FORK_WAITS", 0.01)
+    with DatabaseFactory(f"sqlite:///{tmp_path / 'grid_bot.db'}") as db, DatabaseFactory("sqlite:///other.db") as other:
+        db.create_tables()
+        entered, over = threading.Event(), threading.Event()
+
+        def stay() -> None:
+            with db.get_session(read_only=True) as session:
+                assert session.scalars(select(User.username)).all() == []
+                entered.set()
+                over.wait(30)
+
+        def work(number: int) -> list[str]:
+            refused = []
+            for factory in (db, other, DatabaseFactory("sqlite:///:memory:")):
+                with pytest.raises(ForkError, match="another thread was using SQLite") as error:
+                    factory.create_tables()
+                refused.append(str(error.value))
+            return refused
+
+        thread = threading.Thread(target=stay)
+        thread.start()
+        assert entered.wait(30)
+        try:
+            ((first, *others),) = in_children(1, work)
+        finally:
+            over.set()
+            thread.join()
+        assert others == [first, first]
+        assert usernames(db) == []
+
+
+def test_a_fork_by_a_c_library_is_noticed_at_the_next_connection(lasting: DatabaseFactory) -> None:
+    """As uWSGI does it, with none of Python's hooks: PostgreSQL is asked anew, an open SQLite file is refused."""
+    with lasting.get_session() as session:
+        session.add(User(username="parent"))
+        session.flush()
+        backend = 0 if lasting.settings.is_sqlite else backend_of(session)
+
+    def another_backend() -> bool:
+        with lasting.get_session() as own:
+            return own.scalars(select(User.username)).all() == ["parent"] and backend_of(own) != backend
+
+    with Recorder(lasting, PublicTrade) as recorder:
+        asked, *recorded = told_by_c_child(another_backend, lambda: recorder.add([trade_values()]), recorder.stats)
+    assert ["belongs to the parent process" in text for text in recorded] == [True, True]
+    assert "lazy-apps" in asked if lasting.settings.is_sqlite else asked == "True"
+    assert usernames(lasting) == ["parent"]
+
+
+def told_by_c_child(*uses: Callable[[], Any]) -> list[str]:
+    """What each gives, or the error it raises, in a process that is forked as a C library does it."""
+    reading, writing = os.pipe()
+    child = ctypes.PyDLL(None).fork()
+    if child == 0:
+        try:
+            for use in uses:
+                try:
+                    said = str(use())
+                except Exception as error:  # noqa: BLE001 # the parent looks at it
+                    said = str(error)
+                os.write(writing, f"{said}\n".encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        lines = answer.read().splitlines()
+    os.waitpid(child, 0)
+    return lines

@@ -90,6 +90,14 @@ def file_db(tmp_path: Path) -> Iterator[DatabaseFactory]:
         yield factory
 
 
+@pytest.fixture
+def patient_db(tmp_path: Path) -> Iterator[DatabaseFactory]:
+    """An SQLite file whose lock is waited for as long as usual: while it is held the database does not answer."""
+    with DatabaseFactory(f"sqlite:///{tmp_path / 'grid_bot.db'}") as factory:
+        factory.create_tables()
+        yield factory
+
+
 @contextmanager
 def locked(db: DatabaseFactory) -> Iterator[None]:
     """Nobody else can write the SQLite file in this block: another connection holds its lock."""
@@ -389,18 +397,15 @@ def test_rows_outlast_a_lock_in_order(file_db: DatabaseFactory, caplog: pytest.L
     assert "recording again" in said[1]
 
 
-def test_a_flush_can_be_left_waiting(file_db: DatabaseFactory) -> None:
+def test_a_flush_can_be_left_waiting(patient_db: DatabaseFactory) -> None:
     """After its timeout, with the rows kept."""
-    with Recorder(file_db, PublicTrade, spool="spool") as recorder:
-        recorder._writing.acquire()  # as if the database took its time
-        try:
+    with Recorder(patient_db, PublicTrade, spool="spool") as recorder:
+        with locked(patient_db):
             recorder.add(trades(0, 2))
             with pytest.raises(RecorderError, match=r"2 rows were not written within 0.01 s; they are kept"):
                 recorder.flush(0.01)
-        finally:
-            recorder._writing.release()
         recorder.flush()
-    assert stored_ids(file_db) == ids(0, 2)
+    assert stored_ids(patient_db) == ids(0, 2)
 
 
 def test_without_a_spool_a_full_buffer_refuses_more(file_db: DatabaseFactory) -> None:
@@ -473,19 +478,19 @@ def test_closed_while_the_database_is_away_and_without_a_spool_it_says_what_is_m
         assert isinstance(lost.value.__cause__, DatabaseLockedError)
 
 
-def test_closing_does_not_wait_for_good(file_db: DatabaseFactory) -> None:
+def test_closing_does_not_wait_for_good(patient_db: DatabaseFactory) -> None:
     """For a database that does not answer at all; the rows are in the spool, or in the dead letters."""
     for place, said in (({"spool": "spool"}, "stay in the spool"), ({"dead_letters": "letters"}, "they are in")):
-        recorder = Recorder(file_db, PublicTrade, max_rows=1, **place)  # type: ignore[arg-type] # the checker mixes up the two
-        with recorder._writing:  # as if the database did not answer
+        recorder = Recorder(patient_db, PublicTrade, max_rows=1, **place)  # type: ignore[arg-type] # the checker mixes up the two
+        with locked(patient_db):
             recorder.add(trades(0, 2))
             with pytest.raises(RecorderError, match=said):
                 recorder.close(timeout=0.2)
         recorder._thread.join()
     assert len(letters(Path("letters"))) == 2
-    with Recorder(file_db, PublicTrade, spool="spool"):
+    with Recorder(patient_db, PublicTrade, spool="spool"):
         pass
-    assert stored_ids(file_db) == ids(0, 2)
+    assert stored_ids(patient_db) == ids(0, 2)
 
 
 class EndingZone(BrokenZone):
