@@ -67,6 +67,7 @@ from shared.db.errors import (
     TenantViolation,
     TooManyConnectionsError,
     TransactionConflictError,
+    TransactionControlError,
     UndeclaredTableError,
     UnknownRevisionError,
 )
@@ -201,6 +202,7 @@ __all__ = [
     "TooManyConnectionsError",
     "TradeRow",
     "TransactionConflictError",
+    "TransactionControlError",
     "UTCDateTime",
     "UndeclaredTableError",
     "UnknownRevisionError",

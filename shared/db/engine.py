@@ -17,7 +17,7 @@ from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool, StaticPool
 
-from shared.db import database_file, forking, round_trips
+from shared.db import database_file, forking, round_trips, transaction_control
 from shared.db.bulk import sql_functions
 from shared.db.column_types import register_sqlite_functions
 from shared.db.database_url import is_secret
@@ -57,6 +57,7 @@ def make_engine(settings: DatabaseSettings, folder: str, url: URL | None = None)
             connect_args={
                 **_unless_in_url(url, application_name=settings.application_name, connect_timeout=_CONNECT_TIMEOUT),
                 "connection_factory": _PostgreSQLConnection,
+                "cursor_factory": transaction_control.Cursor,
                 # Out of the URL, which the engine's repr shows, or in place of its part, which a traceback with its
                 # frames' variables would show.
                 **{key: HiddenText(value if isinstance(value, str) else value[-1]) for key, value in hidden.items()},
@@ -86,6 +87,7 @@ def make_engine(settings: DatabaseSettings, folder: str, url: URL | None = None)
         event.listen(engine, "connect", _on_connect_sqlite_file)
         event.listen(engine, "begin", _begin_sqlite)
         event.listen(engine, "commit", database_file.check)
+    transaction_control.watch(engine)
     event.listen(engine, "handle_error", _name_failure)
     confined_sql.confine(engine)
     return engine

@@ -164,6 +164,20 @@ class PoolExhaustedError(SharedDBError, exc.TimeoutError):
     """Every connection that this process may open was in use for as long as we may wait. SQLAlchemy's is chained."""
 
 
+class TransactionControlError(SharedDBError, DontWrapMixin):
+    """A statement's text would begin or end a transaction, or did: what follows it would be stored whatever happens.
+
+    `control` is what it was, by its SQL name.
+    """
+
+    def __init__(self, control: str) -> None:
+        super().__init__(
+            f"a transaction is not begun or ended by SQL ({control}): leave the session's `with` block, or call "
+            "session.commit() or session.rollback(); for a savepoint, use session.begin_nested()"
+        )
+        self.control = control
+
+
 class TenantError(SharedDBError, DontWrapMixin):
     """Base of the errors that keep users apart."""
 

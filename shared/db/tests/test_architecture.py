@@ -20,6 +20,7 @@ PACKAGE = Path(shared.db.__file__).parent
 ROOMS = (
     "errors",
     "driver_errors",
+    "transaction_control",
     "hidden",
     "database_url",
     "settings",
@@ -57,6 +58,7 @@ KNOWS_DIALECTS = {
     "database_url",
     "settings",
     "driver_errors",
+    "transaction_control",
     "column_types",
     "encryption",
     "tenancy",

@@ -1,0 +1,164 @@
+"""Transactions end where their session ends them, and never in the text of a statement.
+
+A COMMIT or ROLLBACK in raw SQL is unknown to SQLAlchemy and to the driver: what follows it commits by itself, statement
+by statement, an exception undoes nothing, and of a user's session under PostgreSQL's policies nothing is confined any
+more. So each text is refused that holds one; and whatever ended a transaction all the same is noticed with the next
+statement, without asking the server.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import psycopg2.extensions
+from psycopg2.sql import Composable
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.engine.interfaces import ExecutionContext
+from sqlalchemy.pool import StaticPool
+from sqlalchemy.sql.elements import ReleaseSavepointClause, RollbackToSavepointClause, SavepointClause
+
+from shared.db.errors import TransactionControlError
+
+_SAVEPOINTS = (SavepointClause, RollbackToSavepointClause, ReleaseSavepointClause)
+_WORDS = frozenset({"COMMIT", "ROLLBACK", "ABORT", "BEGIN", "END"})
+_WORDS_OF_SAVEPOINTS = frozenset({"SAVEPOINT", "RELEASE", "ROLLBACK TO"})
+_PAIRS = frozenset({("START", "TRANSACTION"), ("PREPARE", "TRANSACTION")})
+# What most statements do not even begin with, so that they need no second look. A comment may hide what follows it.
+_SUSPECT = re.compile(
+    r"[\s;]*(--|/\*|(commit|rollback|abort|begin|end|start|prepare|savepoint|release)\b)", re.IGNORECASE
+)
+# A string may hold what looks like a statement. With standard_conforming_strings off a backslash escapes in each of
+# them: which one it is, only the server knows. For a comment within a comment too much is looked at, not too little.
+_NAME = r"[^\W\d]|[\x80-\U0010ffff]"
+_TOKENS = {
+    escapes: re.compile(
+        rf"""
+        --[^\n\r]* | /\*.*?\*/
+        | \$(?P<tag>(?:(?:{_NAME})(?:\w|[\x80-\U0010ffff])*)?)\$.*?\$(?P=tag)\$
+        | [eE]'(?:[^'\\]|\\.|'')*'
+        | '(?:{string}|'')*'
+        | "[^"]*"
+        | (?P<word>(?:\w|[\x80-\U0010ffff])(?:[\w$]|[\x80-\U0010ffff])*)
+        | (?P<end>;)
+        | (?P<other>\S)
+        """,
+        re.DOTALL | re.VERBOSE,
+    )
+    for escapes, string in ((False, r"[^']"), (True, r"[^'\\]|\\."))
+}
+
+
+def statements(sql: str, *, escapes: bool = False) -> Iterator[list[str]]:
+    """The words of each statement in `sql`, in capitals; whatever else stands in it is "?"."""
+    words: list[str] = []
+    for token in _TOKENS[escapes].finditer(sql):
+        if token["end"]:
+            yield words
+            words = []
+        elif token["word"]:
+            words.append(token["word"].upper())
+        elif token["other"] or token[0][:2] not in ("--", "/*"):
+            words.append("?")
+    yield words
+
+
+def control_in(sql: str, *, stacked: bool = True, savepoints: bool = True) -> str | None:
+    """What in `sql` begins or ends a transaction, or a savepoint too, by its name; None if nothing does.
+
+    Not `stacked` for a driver that runs the first statement of a text alone.
+    """
+    if (";" not in sql or not stacked) and not _SUSPECT.match(sql):
+        return None
+    for escapes in (False, True) if "\\" in sql else (False,):
+        in_body = False
+        for words in statements(sql, escapes=escapes):
+            if in_body and words == ["END"]:
+                in_body = False  # of the body of a function that is written out: CREATE FUNCTION ... BEGIN ATOMIC
+                continue
+            control = _control(words)
+            if control is not None and (savepoints or control not in _WORDS_OF_SAVEPOINTS):
+                return control
+            if words and not stacked:
+                return None
+            if words[:1] == ["CREATE"]:
+                in_body = ("BEGIN", "ATOMIC") in pairwise(words)
+    return None
+
+
+def _control(words: list[str]) -> str | None:
+    if tuple(words[:2]) in _PAIRS:
+        return " ".join(words[:2])
+    first = words[0] if words else ""
+    if first == "ROLLBACK" and "TO" in words[1:3]:
+        return "ROLLBACK TO"
+    return first if first in _WORDS or first in _WORDS_OF_SAVEPOINTS else None
+
+
+def watch(engine: Engine) -> None:
+    """Have an engine refuse and notice what the module says."""
+    event.listen(engine, "before_cursor_execute", _refuse)
+    event.listen(engine, "after_cursor_execute", _make_sure)
+
+
+def _refuse(
+    connection: Connection, cursor: Any, statement: str, parameters: Any, context: ExecutionContext, executemany: bool
+) -> None:
+    # Outside of a transaction it is the one that begins it.
+    if connection.get_transaction() is None or getattr(cursor.connection, "autocommit", False) is True:
+        return
+    control = control_in(statement, stacked=connection.dialect.name != "sqlite")
+    compiled: Any = context.compiled
+    if control is not None and not (compiled is not None and isinstance(compiled.statement, _SAVEPOINTS)):
+        raise TransactionControlError(control)
+
+
+def _make_sure(
+    connection: Connection, cursor: Any, statement: str, parameters: Any, context: ExecutionContext, executemany: bool
+) -> None:
+    driver = connection.connection.dbapi_connection
+    if isinstance(driver, sqlite3.Connection):
+        # On the one connection of an in-memory database another session may have ended the transaction.
+        over = not driver.in_transaction and not isinstance(connection.engine.pool, StaticPool)
+    elif isinstance(driver, psycopg2.extensions.connection):
+        over = (
+            driver.status == psycopg2.extensions.STATUS_BEGIN
+            and driver.get_transaction_status() == psycopg2.extensions.TRANSACTION_STATUS_IDLE
+        )
+    else:
+        return
+    if over and connection.get_transaction() is not None:
+        raise TransactionControlError("something in this statement")
+
+
+class Cursor(psycopg2.extensions.cursor):
+    """The driver's cursor, also for who takes it from a session's connection: it ends no transaction."""
+
+    def execute(self, query: Any, vars: Any = None) -> None:
+        """As the driver's; `TransactionControlError` for a COMMIT or the like."""
+        self._look_at(query)
+        super().execute(query, vars)
+
+    def executemany(self, query: Any, vars_list: Any) -> None:
+        """As the driver's; `TransactionControlError` for a COMMIT or the like."""
+        self._look_at(query)
+        super().executemany(query, vars_list)
+
+    def copy_expert(self, sql: Any, file: Any, size: int = 8192) -> None:
+        """As the driver's; `TransactionControlError` for a COMMIT or the like."""
+        self._look_at(sql)
+        super().copy_expert(sql, file, size)
+
+    def _look_at(self, query: Any) -> None:
+        if self.connection.autocommit:
+            return
+        if isinstance(query, Composable):
+            query = query.as_string(self)
+        text = query if isinstance(query, str) else bytes(query).decode(errors="replace")
+        # SQLAlchemy's savepoints come this way too; those that do not were refused before.
+        control = control_in(text, savepoints=False)
+        if control is not None:
+            raise TransactionControlError(control)
