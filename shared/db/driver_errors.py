@@ -29,6 +29,7 @@ from shared.db.errors import (
     NotADatabaseError,
     PermissionDeniedError,
     TooManyConnectionsError,
+    TransactionAbortedError,
     TransactionConflictError,
 )
 
@@ -46,6 +47,7 @@ _SQLITE_FAILURES: tuple[tuple[str, type[DatabaseFailure]], ...] = (
     ("SQLITE_PROTOCOL", DatabaseLockedError),
     ("SQLITE_PERM", DatabaseFileError),
     ("SQLITE_CONSTRAINT", ConstraintError),
+    ("SQLITE_ABORT_ROLLBACK", TransactionAbortedError),
 )
 _POSTGRESQL_FAILURES: tuple[tuple[str, type[DatabaseFailure]], ...] = (
     ("55P03", DatabaseLockedError),
@@ -53,6 +55,7 @@ _POSTGRESQL_FAILURES: tuple[tuple[str, type[DatabaseFailure]], ...] = (
     ("40P01", TransactionConflictError),
     ("53100", DatabaseFullError),
     ("25006", DatabaseReadOnlyError),
+    ("25P02", TransactionAbortedError),
     ("XX001", DatabaseCorruptError),
     ("XX002", DatabaseCorruptError),
     ("28", AuthenticationError),

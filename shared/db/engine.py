@@ -26,6 +26,7 @@ from shared.db.errors import PoolExhaustedError
 from shared.db.hidden import HiddenText
 from shared.db.settings import DatabaseSettings
 from shared.db.tenancy import confined_sql, row_security
+from shared.db.transactions import note_failure, refuse_aborted, refuse_aborted_savepoint
 
 _READ_ONLY = "shared_db_read_only"
 _COMMITTING = "shared_db_committing"
@@ -66,7 +67,6 @@ def make_engine(settings: DatabaseSettings, folder: str, url: URL | None = None)
         )
         event.listen(engine, "do_connect", _connect_postgresql)
         event.listen(engine, "begin", _begin_postgresql)
-        event.listen(engine, "commit", _note_commit)
         event.listen(engine, "checkin", _write_again)
         round_trips.spare(engine)
         forking.protect(engine)
@@ -88,6 +88,9 @@ def make_engine(settings: DatabaseSettings, folder: str, url: URL | None = None)
         event.listen(engine, "begin", _begin_sqlite)
         event.listen(engine, "commit", database_file.check)
     transaction_control.watch(engine)
+    event.listen(engine, "commit", refuse_aborted)
+    event.listen(engine, "release_savepoint", refuse_aborted_savepoint)
+    event.listen(engine, "commit", _note_commit)
     event.listen(engine, "handle_error", _name_failure)
     confined_sql.confine(engine)
     return engine
@@ -222,12 +225,14 @@ def _name_failure(context: ExceptionContext) -> BaseException | None:
         return None  # the pool knows the driver's own error, and replaces the connection
     error, connection = context.original_exception, context.connection
     hide_row(error, context.sqlalchemy_exception)
-    violation = row_security.violation_of(context)
-    if violation is not None or connection is None:
-        return violation or typed_failure(error)
+    if connection is None:
+        return typed_failure(error)
     transaction = connection.get_transaction()
     committing = connection.info.get(_COMMITTING, lambda: None)() is transaction is not None
-    return typed_failure(error, context.statement, connection_lost=context.is_disconnect, committing=committing)
+    failure = typed_failure(error, context.statement, connection_lost=context.is_disconnect, committing=committing)
+    if not committing and not context.is_disconnect:
+        note_failure(connection, failure, error)
+    return row_security.violation_of(context) or failure
 
 
 class _Pool(forking.ForkAwarePool, QueuePool):

@@ -366,6 +366,27 @@ class TransactionConflictError(DatabaseFailure, OperationalError):
         return True
 
 
+class TransactionAbortedError(DatabaseFailure, OperationalError, InternalError):
+    """An error was caught in the midst of a transaction, which the database had given up: nothing of it is stored.
+
+    The same of a savepoint. `earlier` is what the earlier error said, None if that is not known.
+    """
+
+    problem = "an earlier error was caught, and nothing of its transaction or savepoint is stored"
+    remedy = "let that error end the block, or put what may fail into a savepoint: with session.begin_nested(): ..."
+    earlier: str | None = None
+    earlier_transient = False
+
+    @property
+    def transient(self) -> bool:
+        """Whether the earlier error was."""
+        return self.earlier_transient
+
+    def __str__(self) -> str:
+        said = str(self.orig).strip().partition("\n")[0]
+        return f"{self.problem} ({said}{f'; before: {self.earlier}' if self.earlier else ''}); {self.remedy}"
+
+
 class DatabaseFullError(DatabaseFailure, OperationalError):
     """The disk or the database's size limit is full; what was committed before is intact."""
 

@@ -22,6 +22,7 @@ from sqlalchemy.pool import StaticPool
 from sqlalchemy.sql.elements import ReleaseSavepointClause, RollbackToSavepointClause, SavepointClause
 
 from shared.db.errors import TransactionControlError
+from shared.db.transactions import TransactionStatus, transaction_status
 
 _SAVEPOINTS = (SavepointClause, RollbackToSavepointClause, ReleaseSavepointClause)
 _WORDS = frozenset({"COMMIT", "ROLLBACK", "ABORT", "BEGIN", "END"})
@@ -119,17 +120,13 @@ def _refuse(
 def _make_sure(
     connection: Connection, cursor: Any, statement: str, parameters: Any, context: ExecutionContext, executemany: bool
 ) -> None:
-    driver = connection.connection.dbapi_connection
-    if isinstance(driver, sqlite3.Connection):
+    driver: Any = connection.connection.dbapi_connection
+    over = transaction_status(driver) is TransactionStatus.NONE
+    if over and not isinstance(driver, sqlite3.Connection):
+        over = driver.status == psycopg2.extensions.STATUS_BEGIN  # the driver believes that it goes on
+    elif over:
         # On the one connection of an in-memory database another session may have ended the transaction.
-        over = not driver.in_transaction and not isinstance(connection.engine.pool, StaticPool)
-    elif isinstance(driver, psycopg2.extensions.connection):
-        over = (
-            driver.status == psycopg2.extensions.STATUS_BEGIN
-            and driver.get_transaction_status() == psycopg2.extensions.TRANSACTION_STATUS_IDLE
-        )
-    else:
-        return
+        over = not isinstance(connection.engine.pool, StaticPool)
     if over and connection.get_transaction() is not None:
         raise TransactionControlError("something in this statement")
 

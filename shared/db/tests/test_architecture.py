@@ -20,6 +20,7 @@ PACKAGE = Path(shared.db.__file__).parent
 ROOMS = (
     "errors",
     "driver_errors",
+    "transactions",
     "transaction_control",
     "hidden",
     "database_url",
@@ -58,6 +59,7 @@ KNOWS_DIALECTS = {
     "database_url",
     "settings",
     "driver_errors",
+    "transactions",
     "transaction_control",
     "column_types",
     "encryption",

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import URL, text
+from sqlalchemy.exc import DBAPIError
 
 import shared.db
 from shared.db import (
@@ -238,6 +240,11 @@ def _pool_exhausted(postgresql: URL) -> None:
                 connection.close()
 
 
+def _swallowed(postgresql: URL) -> None:
+    with DatabaseFactory(postgresql) as db, db.get_session() as session, suppress(DBAPIError):
+        session.execute(text("SELECT 1 / 0"))
+
+
 def _connection_lost(postgresql: URL) -> None:
     with DatabaseFactory(postgresql) as db, db.get_session() as session:
         pid = session.execute(text("SELECT pg_backend_pid()")).scalar_one()
@@ -302,6 +309,7 @@ SYMPTOMS: dict[str, Callable[[URL], None]] = {
     "the database cannot be reached": _no_server,
     "too many connections": _too_many_connections,
     "QueuePool limit of size 5 overflow 5 reached, connection timed out": _pool_exhausted,
+    "an earlier error was caught, and nothing of its transaction or savepoint is stored": _swallowed,
     "the connection to the database was lost": _connection_lost,
     "the connection was lost during COMMIT, and whether it took place is unknown": _commit_lost,
     "the database file was moved, deleted or replaced while open": _file_moved,
