@@ -10,7 +10,7 @@ resolution of the streams: archives have 0.1 ms, and a trade seen live and again
 Field names are those of https://bybit-exchange.github.io/docs/v5 and of https://public.bybit.com.
 """
 
-from shared.db.bybit.archives import Archive, Category, open_text, read_archive
+from shared.db.bybit.archives import Archive, Category, TradeColumns, check_whole, open_text, read_archive
 from shared.db.bybit.blocks import Block, BlockReader
 from shared.db.bybit.messages import (
     FILLS,
@@ -30,6 +30,8 @@ __all__ = [
     "Category",
     "Parsed",
     "Row",
+    "TradeColumns",
+    "check_whole",
     "open_text",
     "parse_execution_list",
     "parse_executions",

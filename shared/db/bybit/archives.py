@@ -8,12 +8,14 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from shared.db.bulk import RejectedRow
 from shared.db.bybit.blocks import Block, BlockReader
+from shared.db.bybit.file_kinds import about_header, refuse_beginning, refuse_no_file
 from shared.db.bybit.values import (
     SYMBOL_LENGTH,
     TRADE_ID_LENGTH,
@@ -40,8 +42,16 @@ _COLUMNS = ("symbol", "trade_id", "exchange_ts", "side", "price", "size")
 _LINE_LIMIT = 10_000
 # Characters converted together: few enough for what they become to stay in the processor's cache.
 _CHUNK = 16_384
-# BTCUSDT2025-05-19.csv.gz, BTCUSDT_2025-05-19.csv.gz and, for a month, BTCUSDT-2025-05.csv.gz
-_SYMBOL_IN_NAME = re.compile(r"(?:^|[^A-Z0-9-])([A-Z0-9][A-Z0-9-]*?)[_-]?\d{4}-\d\d(?:-\d\d)?(?!\d)")
+_UNPACKED_AT_ONCE = 2**20
+# BTCUSDT2025-05-19.csv.gz, BTCUSDT_2025-05-19.csv.gz and, for a month, BTCUSDT-2025-05.csv.gz, perhaps behind words in
+# lower case. A symbol ends in what its coin is quoted in; anything else might be no symbol at all.
+_SYMBOL_IN_NAME = re.compile(
+    r"(?:[a-z]+[_-])*"
+    r"([A-Z0-9]+(?:USDT|USDC|USDE|USD1|USDQ|USD|EUR|EURQ|BTC|ETH|DAI|BRL|BRZ|PLN|TRY|MNT|GBP|AED|SOL|KZT))"
+    r"[_-]?\d{4}-\d\d(?:-\d\d)?(?!\d)"
+)
+# Spot files of 2026-07 have a sixth value in each row, which their header does not name.
+_UNNAMED = ["id", "timestamp", "price", "volume", "side"]
 
 
 def read_archive(
@@ -87,6 +97,15 @@ class TradeColumns(Iterable[Row]):
         for column, more in zip(self._columns, columns, strict=True):
             column += more
 
+    def by_symbol(self) -> dict[str, tuple[list[datetime], list[str]]]:
+        """Times and ids of the rows of each symbol."""
+        symbols, ids, times, *_ = self._columns
+        names = set(symbols)
+        if len(names) == 1:
+            return {names.pop(): (times, ids)}
+        places = {name: [place for place, symbol in enumerate(symbols) if symbol == name] for name in names}
+        return {name: ([times[at] for at in there], [ids[at] for at in there]) for name, there in places.items()}
+
     @property
     def num_rows(self) -> int:
         """How many rows there are."""
@@ -119,11 +138,19 @@ class Archive(BlockReader):
         self.symbol = symbol
         self.category = category
 
+    numbered_by_file = True
+
+    def check_whole(self, stop: Callable[[], bool]) -> None:
+        """`InputError` if a packed archive is damaged anywhere."""
+        check_whole(self.path, stop)
+
     def blocks(self, size: int) -> Iterator[Block]:
         """The rows by blocks of about `size` lines, as columns, which `bulk_create` takes fastest."""
         with open_text(self.path) as (file, text):
             header = text.readline(_LINE_LIMIT).rstrip("\r\n").split(",")
-            lines = _Lines(len(header), *self._layout(header))
+            layout = self._layout(header)
+            unnamed = int([name.strip().lower() for name in header] == _UNNAMED)
+            lines = _Lines([len(header) + more for more in range(unnamed + 1)], *layout)
             line = 2
             block = Block(TradeColumns(), [], line)
             while chunk := text.read(_CHUNK) + text.readline(_LINE_LIMIT):
@@ -139,10 +166,11 @@ class Archive(BlockReader):
         present = [name.strip().lower() for name in header]
         wanted = next((names for names in _ARCHIVES if set(names) <= set(present)), None)
         if wanted is None:
-            raise InputError(
-                f"{self.path} is not a trade archive of Bybit: its first line is {','.join(header)[:100]!r}; "
-                "take the files from https://public.bybit.com/trading/ or /spot/"
+            line = ",".join(header)
+            told = about_header(line) or (
+                f"its first line is {line[:100]!r}; take the files from https://public.bybit.com/trading/ or /spot/"
             )
+            raise InputError(f"{self.path} is not a trade archive of Bybit: {told}")
         if self.category is not None and (self.category == "spot") != (wanted is _SPOT):
             raise InputError(
                 f"{self.path} is {'a spot archive' if wanted is _SPOT else 'an archive of derivatives'}, "
@@ -155,11 +183,11 @@ class Archive(BlockReader):
         return columns, lru_cache(64)(self._checked_symbol)
 
     def _symbol_of_file(self) -> str:
-        found = _SYMBOL_IN_NAME.search(self.path.name)
+        found = _SYMBOL_IN_NAME.match(self.path.name)
         symbol = self.symbol if self.symbol is not None else found and found[1]
         if symbol is None:
             raise InputError(
-                f"{self.path} names no symbol, as no spot archive does, and its name does not tell it; "
+                f"{self.path} names no symbol, as no spot archive does, and its name does not begin with one; "
                 "pass symbol= (--symbol), or name the file like BTCUSDT_2025-05-19.csv.gz"
             )
         try:
@@ -178,19 +206,39 @@ def open_text(path: Path) -> Iterator[tuple[io.BufferedReader, io.TextIOWrapper]
     """A file for reading, and its text, unpacked if it is gzip (its content says so, not its name).
 
     Bytes that are no UTF-8 come through as lone surrogates, which no check lets pass. Raises `InputError` for a
-    file that is missing or, while it is read, turns out to be damaged.
+    file that is missing, of a kind that holds no rows or, while it is read, turns out to be damaged.
     """
+    with _opened(path) as (file, unpacked):
+        refuse_beginning(path, unpacked.peek(512)[:512])
+        with io.TextIOWrapper(unpacked, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as text:
+            yield file, text
+
+
+def check_whole(path: Path, stop: Callable[[], bool]) -> None:
+    """`InputError` if a packed file is damaged anywhere: its check sum stands at its end, and the rows before it.
+
+    Ends early when `stop()` says so.
+    """
+    with _opened(path) as (file, unpacked):
+        if unpacked is not file:
+            while not stop() and unpacked.read(_UNPACKED_AT_ONCE):
+                pass
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[io.BufferedReader, Any]]:
+    refuse_no_file(path)
     try:
         file = path.open("rb")
     except OSError as error:
         raise InputError(f"{path} cannot be opened: {error.strerror}") from error
     with file:
-        unpacked: Any = gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == b"\x1f\x8b" else file
-        with io.TextIOWrapper(unpacked, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as text:
-            try:
-                yield file, text
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                raise InputError(f"{path} is damaged or only half there ({error}); download it again") from error
+        try:
+            yield file, gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == b"\x1f\x8b" else file
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise InputError(f"{path} is damaged or only half there ({error}); download it again") from error
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
 class _Lines:
@@ -201,8 +249,8 @@ class _Lines:
     its own line alone.
     """
 
-    def __init__(self, width: int, columns: list[int], symbol_of: Callable[[str], str]) -> None:
-        self._width = width
+    def __init__(self, widths: list[int], columns: list[int], symbol_of: Callable[[str], str]) -> None:
+        self._widths = widths
         self._columns = columns
         self._symbol_of = symbol_of
 
@@ -224,12 +272,14 @@ class _Lines:
         return first_line + chunk.count("\n")
 
     def _add(self, chunk: str, rows: TradeColumns) -> None:
+        there = chunk.count(",", 0, chunk.index("\n")) + 1
+        columns = there if there in self._widths else self._widths[0]
         # Every line end becomes a value of its own, which then must stand in its own column: a line cut off may end
         # in half an id, one with a comma too many has its columns shifted.
-        width = self._width + 1
+        width = columns + 1
         values = chunk.replace("\n", ",\n,").split(",")
-        if len(values) % width != 1 or set(values[self._width :: width]) != {"\n"}:
-            raise RefusedError(f"the line has {chunk.count(',') + 1} columns, not the header's {self._width}")
+        if len(values) % width != 1 or set(values[columns::width]) != {"\n"}:
+            raise RefusedError(f"the line has {there} columns, not the header's {columns}")
         symbols, trade_ids, times, sides, prices, sizes = (values[column:-1:width] for column in self._columns)
         # Trades that one order makes have one time.
         moments = {time: instant_of(time) for time in set(times)}

@@ -48,6 +48,13 @@ class BlockReader(ABC, Iterable[Row]):
                 reject(rejected)
             yield from block.rows
 
+    numbered_by_file = False
+    """Whether the trade ids may count from 1 in this file, so that they mean nothing in another one."""
+
+    @abstractmethod
+    def check_whole(self, stop: Callable[[], bool]) -> None:
+        """`InputError` if the file is damaged anywhere, as far as it can tell. Ends early when `stop()` says so."""
+
     @abstractmethod
     def blocks(self, size: int) -> Iterator[Block]:
         """The rows by blocks of about `size` lines; the rows not taken are in the block."""

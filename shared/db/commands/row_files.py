@@ -30,6 +30,7 @@ def import_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Name
     parser.add_argument("--symbol", help="symbol of spot archives whose name does not tell it; else the only one taken")
     parser.add_argument("--category", choices=("linear", "inverse", "spot"), help="refuse archives of another kind")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="files imported at once (PostgreSQL)")
+    parser.add_argument("--rejected", metavar="FOLDER", help="where to tell of rows not taken, if not beside the files")
     parser.add_argument("--json", action="store_true", help="report as JSON")
 
     def run(options: argparse.Namespace) -> int:
@@ -46,6 +47,7 @@ def import_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Name
                 symbol=options.symbol,
                 category=options.category,
                 workers=options.workers,
+                rejected=options.rejected,
                 watch=progress.update,
                 stop=stop,
             )
@@ -54,17 +56,24 @@ def import_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Name
         for file in report.files:
             if file.error:
                 print(f"shared.db: {file.error}", file=sys.stderr)
-            if file.rejected:
-                print(f"{file.file}: {file.rejected:,} rows rejected, see {file.rejected_file}", file=sys.stderr)
+            for reason, count in file.reasons.items():
+                print(f"{file.file}: {counted(count, 'row')} rejected: {reason}", file=sys.stderr)
+            if file.rejected_file:
+                print(f"{file.file}: what was rejected is told in {file.rejected_file}", file=sys.stderr)
         rows = report.inserted + report.skipped
         if options.json:
             print(json.dumps(report.as_dict()))
         else:
+            speed = f", {rows / report.seconds:,.0f} rows/s" if report.seconds >= 1 else ""
             print(
-                f"{rows:,} trades in {counted(len(report.files), 'file')}: {report.inserted:,} new, "
-                f"{report.skipped:,} already stored, {report.rejected:,} rows rejected; "
-                f"{report.seconds:.1f} s, {rows / max(report.seconds, 0.001):,.0f} rows/s"
+                f"{counted(rows, 'trade')} in {counted(len(report.files), 'file')}: {report.inserted:,} new, "
+                f"{report.skipped:,} already stored, {counted(report.rejected, 'row')} rejected; "
+                f"{report.seconds:.1f} s{speed}"
             )
+            for file in report.files:
+                if file.symbols:
+                    taken = counted(file.inserted + file.skipped, "trade")
+                    print(f"  {file.file}: {taken} of {', '.join(file.symbols)}, {file.first_ts} to {file.last_ts}")
         if not report.finished:
             print("shared.db: interrupted; run the same command again to go on", file=sys.stderr)
             return INTERRUPTED
@@ -89,6 +98,8 @@ def export_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Name
         kind = options.format or (ending if ending in FORMATS else None)
         if kind is None:
             parser.error(f"give --format, or a file whose name ends in .{', .'.join(FORMATS)}")
+        if options.start is not None and options.end is not None and options.start > options.end:
+            parser.error("--from is later than --to; swap the two")
         if options.what == "trades" and (options.symbol is None or options.run_id or options.user):
             parser.error("trades are exported by --symbol, and belong to no run or user")
         if options.what == "executions" and (options.run_id is None or options.user is None or options.symbol):

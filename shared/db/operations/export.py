@@ -37,6 +37,7 @@ def export_trades(
     `watch` is told how far it is, of `WHOLE`, and the rows so far. Raises `InputError` if the file cannot be
     written, `MissingExtraError` for Parquet without pyarrow.
     """
+    _refuse_reversed(start, end)
     db.check_schema()
     with db.get_session(read_only=True) as session:
         asked = partial(PublicTradeRepository(session).iter_symbol_range, symbol, start, end)
@@ -57,6 +58,7 @@ def export_executions(
 
     Raises `InputError` if the user has no such run.
     """
+    _refuse_reversed(start, end)
     db.check_schema()
     with db.get_session(user_id=user_id, read_only=True) as session:
         if RunRepository(session).get_by_id(run_id) is None:
@@ -64,6 +66,11 @@ def export_executions(
         # As objects: the plain rows leave raw_json out.
         asked = partial(PrivateExecutionRepository(session).iter_run_range, run_id, start, end, as_objects=True)
         return _export(asked(), asked(reverse=True, page_size=1), EXECUTIONS, Path(path), kind, watch)
+
+
+def _refuse_reversed(start: datetime | None, end: datetime | None) -> None:
+    if start is not None and end is not None and start.tzinfo and end.tzinfo and start > end:
+        raise InputError(f"the export would begin at {start} and end before that, at {end}; swap the two")
 
 
 def _export(

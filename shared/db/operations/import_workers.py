@@ -13,10 +13,9 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from shared.db.bybit import Category
 from shared.db.database import DatabaseFactory
 from shared.db.errors import SharedDBError
-from shared.db.operations.trade_file import FileReport, import_file
+from shared.db.operations.trade_file import FileReport, ImportOptions, import_file
 from shared.db.settings import DatabaseSettings
 
 _TICK = 0.2
@@ -24,7 +23,7 @@ _TICK = 0.2
 
 @dataclass
 class _Shared:
-    """What parent and workers share: which file is next, how far each is, whether to stop, and the reports."""
+    """What parent and workers share: which turn is next, how far each is, whether to stop, and the reports."""
 
     next_file: Any
     bytes_done: Any
@@ -42,13 +41,15 @@ class _Shared:
 def import_in_parallel(
     settings: DatabaseSettings,
     paths: list[Path],
-    symbol: str | None,
-    category: Category | None,
+    turns: list[list[int]],
+    options: ImportOptions,
     workers: int,
     watch: Callable[[int, int], None],
     stop: Callable[[], bool],
 ) -> list[FileReport]:
-    """`import_file` for every path, by so many processes. Raises `SharedDBError` when one of them fails.
+    """`import_file` for every path, by so many processes; each takes a turn, some places in `paths`, after another.
+
+    Raises `SharedDBError` when one of them fails.
 
     New processes, not forked ones: a fork would share the parent's connections, and its locks in whatever state.
     """
@@ -61,7 +62,7 @@ def import_in_parallel(
         context.SimpleQueue(),
     )
     processes = [
-        context.Process(target=_work, args=(settings, paths, symbol, category, shared), daemon=True)
+        context.Process(target=_work, args=(settings, paths, turns, options, shared), daemon=True)
         for _ in range(workers)
     ]
     reports = [FileReport(str(path)) for path in paths]
@@ -97,7 +98,7 @@ def import_in_parallel(
 
 
 def _work(
-    settings: DatabaseSettings, paths: list[Path], symbol: str | None, category: Category | None, shared: _Shared
+    settings: DatabaseSettings, paths: list[Path], turns: list[list[int]], options: ImportOptions, shared: _Shared
 ) -> None:
     # Ctrl-C reaches every process of a terminal, a service manager's stop every one of a service: what that means is
     # for the parent to decide.
@@ -112,10 +113,13 @@ def _work(
         shared.bytes_done[index], shared.rows_done[index] = done, rows
 
     with DatabaseFactory(settings) as db:
-        while not stop() and (index := shared.take(len(paths))) is not None:
-            try:
-                report = import_file(db, paths[index], symbol, category, partial(note, index), stop)
-            except (SharedDBError, SQLAlchemyError) as error:
-                shared.reports.put((index, str(error).strip().splitlines()[0]))
-                return
-            shared.reports.put((index, report))
+        while not stop() and (turn := shared.take(len(turns))) is not None:
+            for index in turns[turn]:
+                try:
+                    report = import_file(db, paths[index], options, partial(note, index), stop)
+                except (SharedDBError, SQLAlchemyError) as error:
+                    shared.reports.put((index, str(error).strip().splitlines()[0]))
+                    return
+                shared.reports.put((index, report))
+                if stop():
+                    return

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shared.db.bulk import RejectedRow
-from shared.db.bybit import Block, BlockReader, Row, open_text
+from shared.db.bybit import Block, BlockReader, Row, check_whole, open_text
 from shared.db.column_types import MONEY_DIGITS, MONEY_PLACES, Money, UTCDateTime
 from shared.db.errors import InputError
 from shared.db.operations.replacing import replacing
-from shared.db.operations.row_layout import LAYOUTS, Format, Layout, cell, decoder, encoder, pyarrow
+from shared.db.operations.row_layout import LAYOUTS, TRADES, Format, Layout, cell, decoder, encoder, pyarrow
 
 Batch = Sequence[Sequence[Any]]
 
@@ -60,12 +60,29 @@ def recognized(path: Path) -> tuple[Layout, Format] | None:
     with open_text(path) as (file, text):
         if file.peek(4)[:4] == b"PAR1":
             with _whole(path):
-                return _layout_with(pyarrow().parquet.read_schema(path).names, "parquet")
+                found = _layout_with(pyarrow().parquet.read_schema(path).names, "parquet")
+            if found is None:
+                raise InputError(f"{path} is Parquet, and lacks columns of what export writes; convert it first")
+            return found
         first = text.readline(_LINE_LIMIT)
+    if not first and ".jsonl" in path.suffixes:
+        return TRADES, "jsonl"  # an export without rows
     try:
-        return _layout_with(json.loads(first), "jsonl")
+        return _layout_with(_parsed(first), "jsonl")
     except ValueError:
+        pass
+    try:
         return _layout_with(next(csv.reader([first]), []), "csv")
+    except csv.Error:
+        return None
+
+
+def _parsed(line: str) -> Any:
+    """What a line of JSON says. `ValueError` for any other, one that is nested too deep included."""
+    try:
+        return json.loads(line)
+    except RecursionError:
+        raise ValueError("the line is nested too deep") from None
 
 
 class ExportedFile(BlockReader):
@@ -83,9 +100,20 @@ class ExportedFile(BlockReader):
         self.path = path
         self.layout = layout
         self.symbol = symbol
+        self._kind = kind
         self._first_line = 2 if kind == "csv" else 1
         self._lines = {"csv": self._csv, "jsonl": self._jsonl, "parquet": self._parquet}[kind]
         self._decoders = [(name, decoder(layout.column(name), kind)) for name in layout.columns]
+
+    def check_whole(self, stop: Callable[[], bool]) -> None:
+        """`InputError` if the file is packed, or Parquet, and damaged anywhere."""
+        if self._kind != "parquet":
+            check_whole(self.path, stop)
+            return
+        with _whole(self.path), pyarrow().parquet.ParquetFile(self.path) as file:
+            for _ in file.iter_batches(_PARQUET_BATCH, columns=list(self.layout.columns)):
+                if stop():
+                    return
 
     def blocks(self, size: int) -> Iterator[Block]:
         """The rows by blocks of about `size` lines, as mappings."""
@@ -118,7 +146,7 @@ class ExportedFile(BlockReader):
     def _csv(self) -> Iterator[tuple[int, Any]]:
         with open_text(self.path) as (file, text):
             lines = csv.reader(text)
-            header = next(lines)
+            header = next(lines, [])
             while True:
                 try:
                     for values in lines:
@@ -133,7 +161,7 @@ class ExportedFile(BlockReader):
             for position, line in enumerate(text, 1):
                 self.bytes_read = file.tell()
                 try:
-                    given = json.loads(line)
+                    given = _parsed(line)
                 except ValueError:
                     given = line.rstrip("\n")
                 yield position, given
@@ -152,12 +180,12 @@ class ExportedFile(BlockReader):
 def _whole(path: Path) -> Iterator[None]:
     try:
         yield
-    except pyarrow().ArrowException as error:
+    except (pyarrow().ArrowException, OSError) as error:
         raise InputError(f"{path} is damaged or only half there ({error}); export it again") from error
 
 
 def _layout_with(names: Any, kind: Format) -> tuple[Layout, Format] | None:
-    present = set(names) if isinstance(names, (list, dict)) else set()
+    present = {name for name in names if isinstance(name, str)} if isinstance(names, (list, dict)) else set()
     return next(((layout, kind) for layout in LAYOUTS if present.issuperset(layout.columns)), None)
 
 

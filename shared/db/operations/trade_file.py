@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
+
+from sqlalchemy.orm import Session
 
 from shared.db.bulk import BulkResult, RejectedRow
-from shared.db.bybit import Block, BlockReader, Category, read_archive
+from shared.db.bulk.trade_sources import incomparable
+from shared.db.bybit import Block, BlockReader, Category, TradeColumns, read_archive
 from shared.db.database import DatabaseFactory
 from shared.db.errors import InputError, InvalidValueError
 from shared.db.operations.replacing import replacing
@@ -24,30 +29,53 @@ from shared.db.repositories import PublicTradeRepository
 # A transaction of this size costs next to nothing beside its rows, and lets another SQLite writer in soon.
 LINES_A_COMMIT = 20_000
 _SWITCH_INTERVAL = 0.0005
+_TOLD_OF_A_REASON = 1_000
+_REASONS = 100
+# What differs between reasons of one kind: numbers, and what is quoted.
+_VALUE = re.compile(r"'[^']*'|[-+]?\d[\w.+-]*")
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What is asked of every file: `symbol` and `category` as in `read_archive`, and where rejected rows are told."""
+
+    symbol: str | None = None
+    category: Category | None = None
+    rejected: Path | None = None
 
 
 @dataclass
 class FileReport:
     """What became of one file's rows.
 
-    `rejected_file` tells of the rows that were not taken, if there are any; `error` why the file could not be read
-    to its end. Rows inserted before that stay.
+    `symbols`, `first_ts` and `last_ts` (ISO 8601, UTC) tell what the rows taken are. `rejected_file` tells of the rows
+    that were not, if there are any, and `reasons` how many there are of each reason; `error` why the file was not
+    imported, or not to its end. Nothing of a damaged file is stored.
     """
 
     file: str
     inserted: int = 0
     skipped: int = 0
     rejected: int = 0
+    symbols: list[str] = field(default_factory=list)
+    first_ts: str | None = None
+    last_ts: str | None = None
+    reasons: dict[str, int] = field(default_factory=dict)
     rejected_file: str | None = None
     error: str | None = None
     finished: bool = False
+
+    def note(self, symbols: Iterable[str], first: datetime, last: datetime) -> None:
+        """Note what rows of a block are."""
+        self.symbols = sorted({*self.symbols, *symbols})
+        times = [datetime.fromisoformat(told) for told in (self.first_ts, self.last_ts) if told is not None]
+        self.first_ts, self.last_ts = (pick([first, last, *times]).isoformat() for pick in (min, max))
 
 
 def import_file(
     db: DatabaseFactory,
     path: Path,
-    symbol: str | None,
-    category: Category | None,
+    options: ImportOptions,
     watch: Callable[[int, int], None],
     stop: Callable[[], bool],
 ) -> FileReport:
@@ -58,15 +86,20 @@ def import_file(
     """
     report = FileReport(str(path))
     try:
-        with RejectedRows(path) as rejected:
+        source = read_trades(path, options.symbol, options.category)
+        source.check_whole(stop)
+        with RejectedRows(path, options.rejected) as rejected:
             try:
-                _insert(db, read_trades(path, symbol, category), rejected, report, watch, stop)
+                _insert(db, source, rejected, report, watch, stop)
             except InputError as error:
                 report.error = str(error)
+            report.rejected, report.reasons = rejected.count, rejected.reasons
+    except InputError as error:
+        report.error = str(error)
+        return report
     except _StoppedError:
         return report
     report.finished = report.error is None
-    report.rejected = rejected.count
     report.rejected_file = str(rejected.path) if rejected.count else None
     return report
 
@@ -82,23 +115,33 @@ def read_trades(path: Path, symbol: str | None, category: Category | None) -> Bl
 
 
 class RejectedRows:
-    """The rows of a file that are not taken, one JSON object a line, in FILE.rejected.jsonl.
+    """The rows of a file that are not taken, one JSON object a line, in FILE.rejected.jsonl, in `folder` if given.
 
-    The file appears when the block ends, whole; one of an earlier import is replaced, or removed if there are none.
+    The file appears when the block ends, whole; one of an earlier import is replaced, or removed if there are none. Of
+    rows that are refused for the same reason over and over the first thousand are told and the others counted: whoever
+    corrects that has the file itself.
     """
 
-    def __init__(self, source: Path) -> None:
-        self.path = source.with_name(f"{source.name}.rejected.jsonl")
+    def __init__(self, source: Path, folder: Path | None = None) -> None:
+        self.path = (folder or source.parent) / f"{source.name}.rejected.jsonl"
         self.count = 0
+        self.reasons: dict[str, int] = {}
+        self._alike: dict[str, str] = {}
         self._stack = ExitStack()
         self._file: BinaryIO | None = None
 
     def add(self, row: RejectedRow) -> None:
         """Note a row that was not taken."""
+        self.count += 1
+        # The first reason stands for those that differ in a value alone.
+        kind = _VALUE.sub("", row.reason)
+        reason = self._alike.setdefault(kind if len(self._alike) < _REASONS else "", row.reason)
+        self.reasons[reason] = self.reasons.get(reason, 0) + 1
+        if self.reasons[reason] > _TOLD_OF_A_REASON:
+            return
         if self._file is None:
             self._file = self._stack.enter_context(replacing(self.path))
         self._file.write(json.dumps(row._asdict(), default=str).encode() + b"\n")
-        self.count += 1
 
     def __enter__(self) -> Self:
         return self
@@ -107,8 +150,13 @@ class RejectedRows:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.__exit__(kind, error, trace)
-        if error is None and not self.count:
-            self.path.unlink(missing_ok=True)
+        if error is None and not self.count and self.path.exists():
+            try:
+                self.path.unlink()
+            except OSError as refused:
+                raise InputError(
+                    f"{self.path} tells of an earlier import and cannot be removed: {refused.strerror}; remove it"
+                ) from refused
 
 
 class _StoppedError(Exception):
@@ -126,13 +174,13 @@ def _insert(
     for block in _read_ahead(source.blocks(LINES_A_COMMIT)):
         if stop():
             raise _StoppedError
-        result = _stored(db, block)
+        result = _stored(db, block, source, report)
+        report.inserted += result.inserted
+        report.skipped += result.skipped
         for row in block.rejected:
             rejected.add(row)
         for row in result.errors:
             rejected.add(RejectedRow(block.line_of(row.position), row.reason, row.row))
-        report.inserted += result.inserted
-        report.skipped += result.skipped
         watch(source.bytes_read, report.inserted + report.skipped)
 
 
@@ -153,11 +201,40 @@ def _read_ahead(blocks: Iterator[Block]) -> Iterator[Block]:
         sys.setswitchinterval(usual)
 
 
-def _stored(db: DatabaseFactory, block: Block) -> BulkResult:
+def _stored(db: DatabaseFactory, block: Block, source: BlockReader, report: FileReport) -> BulkResult:
     """Write a block in one transaction. Only if a row does not fit, do it again in the slower way that tells which."""
     try:
         with db.get_session() as session:
+            _note_and_compare(session, block, source, report)
             return PublicTradeRepository(session).bulk_create(block.rows, batch_size=len(block.rows) or 1)
     except InvalidValueError:
         with db.get_session() as session:
             return PublicTradeRepository(session).bulk_create(block.rows, errors="collect")
+
+
+def _note_and_compare(session: Session, block: Block, source: BlockReader, report: FileReport) -> None:
+    """Note what the rows are. `InputError` if trades of another source, with other ids, are stored among them."""
+    if not len(block.rows):
+        return
+    rows_of = block.rows.by_symbol() if isinstance(block.rows, TradeColumns) else _by_symbol(block.rows)
+    for symbol, (times, ids) in rows_of.items():
+        report.note([symbol], min(times), max(times))
+        other = incomparable(session, symbol, times, ids, numbered_by_file=source.numbered_by_file)
+        if other is not None:
+            raise InputError(
+                f"{report.file}: among its trades of {symbol} ({min(times)} to {max(times)}) stand trades of {other}, "
+                "whose ids are others for the same trades: they would be counted twice. Nothing from there on is "
+                "stored. Leave out the files of times that are covered, or keep the spot trades under a symbol of "
+                f"their own (--symbol {symbol}.SPOT)"
+            )
+
+
+def _by_symbol(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[list[datetime], list[str]]]:
+    found: dict[str, tuple[list[datetime], list[str]]] = {}
+    for row in rows:
+        if not isinstance(row["symbol"], str) or not isinstance(row["trade_id"], str):
+            continue  # the database's turn to refuse it
+        times, ids = found.setdefault(row["symbol"], ([], []))
+        times.append(row["exchange_ts"])
+        ids.append(row["trade_id"])
+    return found

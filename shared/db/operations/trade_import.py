@@ -9,11 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from shared.db.bulk.trade_sources import sources_of
 from shared.db.bybit import Category
 from shared.db.database import DatabaseFactory
 from shared.db.errors import InputError
 from shared.db.operations.import_workers import import_in_parallel
-from shared.db.operations.trade_file import FileReport, import_file
+from shared.db.operations.trade_file import FileReport, ImportOptions, import_file, read_trades
 
 
 @dataclass
@@ -62,6 +63,7 @@ def import_trades(
     symbol: str | None = None,
     category: Category | None = None,
     workers: int = 1,
+    rejected: str | Path | None = None,
     watch: Callable[[int, int], None] = lambda done, rows: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> ImportReport:
@@ -69,8 +71,12 @@ def import_trades(
 
     Files stream through transactions of a few thousand rows, so that an import which is interrupted, or killed,
     goes on where it was when it is run again: nothing is lost, nothing doubled. Rows that are not taken go to
-    FILE.rejected.jsonl, with the reason. A file that cannot be read does not keep the others from being imported; a
-    failure of the database ends everything and is raised, and so is `SchemaVersionError`.
+    FILE.rejected.jsonl, beside the file or in the folder `rejected`, with the reason. A file that cannot be read does
+    not keep the others from being imported, and nothing of a damaged one is stored; a failure of the database ends
+    everything and is raised, and so is `SchemaVersionError`.
+
+    A file whose trades lie among stored ones of another source (spot and derivatives of one symbol, a live spot stream
+    and an archive, monthly and daily spot files) ends there with an error: their ids are others for the same trades.
 
     `symbol` and `category` are those of `read_archive`. `workers` processes take files in turn on PostgreSQL; SQLite
     has one writer at a time, and gets one. `watch` is told bytes and rows done so far, and `stop` asked now and then
@@ -82,9 +88,11 @@ def import_trades(
     started = time.monotonic()
     # A file given twice would only wait for itself.
     paths = list({Path(file).absolute(): Path(file) for file in files}.values())
+    options = ImportOptions(symbol, category, _folder(rejected, paths))
     workers = 1 if db.settings.is_sqlite else min(workers, len(paths))
     if workers > 1:
-        reports = import_in_parallel(db.settings, paths, symbol, category, workers, watch, stop)
+        turns = _taken_together(paths, options)
+        reports = import_in_parallel(db.settings, paths, turns, options, workers, watch, stop)
     else:
         bytes_done, rows_done = [0] * len(paths), [0] * len(paths)
 
@@ -92,7 +100,43 @@ def import_trades(
             bytes_done[index], rows_done[index] = done, rows
             watch(sum(bytes_done), sum(rows_done))
 
-        reports = [
-            import_file(db, path, symbol, category, partial(note, index), stop) for index, path in enumerate(paths)
-        ]
+        reports = [import_file(db, path, options, partial(note, index), stop) for index, path in enumerate(paths)]
     return ImportReport(reports, time.monotonic() - started, workers)
+
+
+def _folder(rejected: str | Path | None, paths: Sequence[Path]) -> Path | None:
+    if rejected is None:
+        return None
+    names = [path.name for path in paths]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"two files are called {twice}, and so would be their rejected rows; import them one by one")
+    folder = Path(rejected)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be a folder for rejected rows: {error.strerror}; name another") from error
+    return folder
+
+
+def _taken_together(paths: Sequence[Path], options: ImportOptions) -> list[list[int]]:
+    """The places of the files, those together that one worker has to take one after the other.
+
+    Two workers would not see that the other one's trades of the same symbol have ids that cannot be compared.
+    """
+    sources: dict[str, set[Any]] = {}
+    symbols: dict[int, str] = {}
+    for place, path in enumerate(paths):
+        try:
+            first = next(iter(read_trades(path, options.symbol, options.category)), None)
+        except InputError:
+            continue  # told when its turn comes
+        if first is not None:
+            symbols[place] = first["symbol"]
+            sources.setdefault(first["symbol"], set()).update(sources_of([first["trade_id"]]))
+    together: dict[Any, list[int]] = {}
+    for place in range(len(paths)):
+        symbol = symbols.get(place)
+        mixed = symbol is not None and len(sources[symbol]) > 1
+        together.setdefault(symbol if mixed else place, []).append(place)
+    return list(together.values())

@@ -596,17 +596,23 @@ class TestArchives:
         with pytest.raises(InputError, match="linear, inverse or spot"):
             read_archive(tmp_path / "a.csv", category="option")  # type: ignore[arg-type] # what a caller may try
 
+    @pytest.mark.parametrize("content", [b"", b"\n"], ids=["empty", "blank"])
+    def test_an_empty_file_is_said_to_be_empty(self, tmp_path: Path, content: bytes) -> None:
+        """A download that never began is told from one of another kind."""
+        path = tmp_path / "BTCUSDT_2025-05-19.csv"
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="is empty"):
+            list(read_archive(path))
+
     @pytest.mark.parametrize(
         "content",
         [
-            b"",
-            b"\n",
             b"open,high,low,close\n1,2,3,4\n",
             b"1,1741600800000,0.2,3,buy,0\n",
             bytes(range(256)) * 100,
             b"x" * 1_000_000,
         ],
-        ids=["empty", "blank", "candles", "no header", "binary", "one long line"],
+        ids=["candles", "no header", "binary", "one long line"],
     )
     def test_a_file_of_another_kind_is_an_error(self, tmp_path: Path, content: bytes) -> None:
         """It is told what its first line is, and where archives are."""
@@ -622,7 +628,7 @@ class TestArchives:
     @pytest.mark.parametrize("name", ["missing.csv", "."])
     def test_a_file_that_cannot_be_opened_is_an_error(self, tmp_path: Path, name: str) -> None:
         """A folder cannot be either."""
-        with pytest.raises(InputError, match="cannot be opened"):
+        with pytest.raises(InputError, match=r"cannot be opened|is a folder"):
             list(read_archive(tmp_path / name))
 
     def test_half_a_download_is_an_error_after_its_rows(self, tmp_path: Path) -> None:
