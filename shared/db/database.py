@@ -5,7 +5,6 @@ Nothing is opened before it is needed, and nothing at import.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import os
 import threading
@@ -13,6 +12,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -21,10 +21,12 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import StaticPool
 
 from shared.db import audit, forking, retry, schema_version
+from shared.db.async_door import AsyncDoor
 from shared.db.encryption import encryption_from, use_encryption
 from shared.db.engine import as_read_only, make_engine
-from shared.db.errors import InvalidValueError, RowSecurityError, SettingsError
+from shared.db.errors import InvalidValueError, RowSecurityError, SettingsError, TransactionAbandonedError
 from shared.db.health.look import look
+from shared.db.health.postgresql import encoding_problem
 from shared.db.health.report import Health
 from shared.db.models import Base
 from shared.db.settings import DatabaseSettings, settings_from
@@ -50,6 +52,9 @@ class DatabaseFactory:
         self.settings = settings_from(settings)
         self._encryption = encryption_from(self.settings)
         self._lock = threading.Lock()
+        self._async_door = AsyncDoor(
+            1 if self.settings.is_memory else self.settings.pool_size + self.settings.max_overflow
+        )
         self._engine: Engine | None = None
         self._read_only_engine: Engine | None = None
         self._folder: str | None = None
@@ -166,18 +171,7 @@ class DatabaseFactory:
         what was read holds until COMMIT, without a lock in any statement. `user_id` and `read_only` as in
         `get_session()`.
         """
-        if inspect.iscoroutinefunction(work):
-            raise InvalidValueError("work must be a plain function: nobody would await a coroutine")
-
-        def transaction() -> T:
-            with self.get_session(user_id=user_id, read_only=read_only) as session, session.begin():
-                if serializable and self.engine.dialect.name == "postgresql":
-                    Session.connection(session, execution_options={"isolation_level": "SERIALIZABLE"})
-                return work(session)
-
-        return retry.until_done(
-            transaction, idempotent=idempotent or read_only, attempts=attempts, max_seconds=max_seconds
-        )
+        return self._transaction(work, user_id, read_only, serializable, idempotent, attempts, max_seconds)
 
     async def arun_in_transaction(
         self,
@@ -192,27 +186,48 @@ class DatabaseFactory:
     ) -> T:
         """`run_in_transaction` for asyncio: in a thread, so that the event loop goes on meanwhile.
 
-        `work` is a plain function all the same, and has the caller's context variables. A task that is cancelled waits
-        for the transaction to end, and is cancelled then: nothing is left running, and what it was given to do is
-        stored, or failed with the error that is the cancellation's cause.
+        `work` is a plain function all the same, and has the caller's context variables. As many run at once as this
+        factory may open connections, in threads of its own.
+
+        A task that is cancelled waits for the transaction to end, and is cancelled then: what it was given to do is
+        stored, or failed with the error that is the cancellation's cause. After 10 seconds it waits no longer, and the
+        cause is a `TransactionAbandonedError`: the transaction is undone, unless its COMMIT was on its way, which the
+        log of `shared.db` tells.
         """
-        running = asyncio.ensure_future(
-            asyncio.to_thread(
-                self.run_in_transaction,
-                work,
-                user_id=user_id,
-                read_only=read_only,
-                serializable=serializable,
-                idempotent=idempotent,
-                attempts=attempts,
-                max_seconds=max_seconds,
-            )
+        return await self._async_door.run(
+            partial(self._transaction, work, user_id, read_only, serializable, idempotent, attempts, max_seconds)
         )
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError as cancelled:
-            await asyncio.wait([running])
-            raise cancelled from (None if running.cancelled() else running.exception())
+
+    def _transaction(
+        self,
+        work: Callable[[Session], T],
+        user_id: UserId,
+        read_only: bool,
+        serializable: bool,
+        idempotent: bool,
+        attempts: int,
+        max_seconds: float,
+        caller: retry.Caller | None = None,
+    ) -> T:
+        if inspect.iscoroutinefunction(work):
+            raise InvalidValueError("work must be a plain function: nobody would await a coroutine")
+
+        def transaction() -> T:
+            with self.get_session(user_id=user_id, read_only=read_only) as session, session.begin():
+                if serializable and self.engine.dialect.name == "postgresql":
+                    Session.connection(session, execution_options={"isolation_level": "SERIALIZABLE"})
+                result = work(session)
+                if caller is not None and caller.has_gone.is_set():
+                    raise TransactionAbandonedError("the task that asked for this transaction was cancelled")
+                return result
+
+        return retry.until_done(
+            transaction,
+            idempotent=idempotent or read_only,
+            attempts=attempts,
+            max_seconds=max_seconds,
+            caller=caller,
+        )
 
     def _new_session(self, user_id: UserId, read_only: bool) -> Session:
         factory = self.session_factory
@@ -290,11 +305,15 @@ class DatabaseFactory:
     def create_tables(self) -> bool:
         """Create what is missing of the schema; True if anything was. Any number of processes may call it at once.
 
-        Raises `SchemaVersionError` for a database with the tables of an older, newer or unknown schema.
+        Raises `SchemaVersionError` for a database with the tables of an older, newer or unknown schema. Warns of a
+        server that stores text in another encoding than UTF-8.
         """
         with self._schema_transaction() as connection:
             if not schema_version.must_create(connection):
                 return False
+            problem = encoding_problem(connection) if connection.dialect.name == "postgresql" else None
+            if problem is not None:
+                warnings.warn(problem, stacklevel=2)
             Base.metadata.create_all(connection)
             schema_version.stamp(connection, schema_version.SCHEMA_REVISION)
             return True
@@ -323,6 +342,7 @@ class DatabaseFactory:
         with self._lock:
             engine, self._engine, self._session_factory = self._engine, None, None
             self._policies_installed = None
+        self._async_door.close()
         if engine is not None:
             engine.dispose()
 
@@ -347,6 +367,7 @@ def _renew_locks() -> None:
     _default_lock = threading.Lock()
     for factory in list(_factories):
         factory._lock = threading.Lock()
+        factory._async_door.renew()
 
 
 forking.in_child(_renew_locks)

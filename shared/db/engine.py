@@ -31,6 +31,9 @@ from shared.db.transactions import note_failure, refuse_aborted, refuse_aborted_
 _READ_ONLY = "shared_db_read_only"
 _COMMITTING = "shared_db_committing"
 _CONNECT_TIMEOUT = 10
+# A server that is silent is given up after half a minute, between questions (keepalives) and in the midst of one (what
+# was sent is not acknowledged). The system's own two hours are longer than anybody watches a bot.
+_SILENCE = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000}
 
 
 def make_engine(settings: DatabaseSettings, folder: str, url: URL | None = None) -> Engine:
@@ -56,7 +59,12 @@ def make_engine(settings: DatabaseSettings, folder: str, url: URL | None = None)
             pool_recycle=settings.pool_recycle,
             pool_pre_ping=settings.pool_pre_ping,
             connect_args={
-                **_unless_in_url(url, application_name=settings.application_name, connect_timeout=_CONNECT_TIMEOUT),
+                **_unless_in_url(
+                    url, application_name=settings.application_name, connect_timeout=_CONNECT_TIMEOUT, **_SILENCE
+                ),
+                # Whatever the URL, the environment or the database prefers: COPY writes UTF-8, and what a session in
+                # another encoding cannot decode it cannot read back.
+                "client_encoding": "utf8",
                 "connection_factory": _PostgreSQLConnection,
                 "cursor_factory": transaction_control.Cursor,
                 # Out of the URL, which the engine's repr shows, or in place of its part, which a traceback with its

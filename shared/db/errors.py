@@ -160,6 +160,13 @@ class ForkError(SharedDBError, DontWrapMixin):
     """A connection, or an SQLite file or SQLite itself, in use when this process was forked was asked for in it."""
 
 
+class TransactionAbandonedError(SharedDBError):
+    """A task was cancelled and did not wait for its transaction any more: it is undone, unless COMMIT was on its way.
+
+    The cause of the task's `CancelledError`. How the transaction ended is in the log of `shared.db`.
+    """
+
+
 class PoolExhaustedError(SharedDBError, exc.TimeoutError):
     """Every connection that this process may open was in use for as long as we may wait. SQLAlchemy's is chained."""
 

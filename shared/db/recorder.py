@@ -13,8 +13,9 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -55,6 +56,8 @@ SPOOL_LIMIT = 2**30
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _CONFLICTS_IN_A_ROW = 5
 _REMINDER = 60.0
+# A batch takes a fraction of a second, and a connection that cannot be made fails after 10.
+_SILENCE = 15.0
 # What passes by itself, or once somebody has seen to it. Anything else needs a person, and is logged as an error.
 _PASSING = (
     AuthenticationError,
@@ -64,6 +67,7 @@ _PASSING = (
     DatabaseReadOnlyError,
     DatabaseUnreachableError,
     PoolTimeoutError,
+    RecorderError,
     TransactionConflictError,
 )
 
@@ -142,6 +146,7 @@ class Recorder:
         self._reminded: float | None = None  # when the log last said so
         self._unlucky = 0  # failed attempts in a row
         self._retry_at: float | None = None
+        self._begun: float | None = None  # when the batch that is under way was
         self._deadline: float | None = None  # set by close()
         self._failures_at_close = 0
         self._closed = False
@@ -151,9 +156,12 @@ class Recorder:
         if self._recovered:
             _log.warning("%s: writing %d rows that an earlier recorder left in the spool", self._name, self._recovered)
         self._thread = threading.Thread(target=self._run, name=f"shared.db recorder of {self._name}", daemon=True)
+        self._threads = self._new_threads()
+        self._over = threading.Event()
         self._open = processes.Open(self._close_at_exit, self._leave_to_parent)
         processes.note_open(self._open)
         self._thread.start()
+        threading.Thread(target=self._watch, name=f"{self._thread.name}, watch", daemon=True).start()
 
     def __repr__(self) -> str:
         return f"<Recorder of {self._name}, {self._buffer.waiting} rows waiting>"
@@ -202,8 +210,8 @@ class Recorder:
     def flush(self, timeout: float | None = None) -> None:
         """Return when all rows accepted so far are in the database, or refused.
 
-        Raises the database's own error as soon as an attempt fails, and `RecorderError` after `timeout` seconds; the
-        rows are kept either way, and written later.
+        Raises the database's own error as soon as an attempt fails, and `RecorderError` after `timeout` seconds or when
+        the database has not answered for 15; the rows are kept either way, and written later.
         """
         self._require_not_own_thread()
         self._require_usable()
@@ -213,7 +221,7 @@ class Recorder:
             target = self._accepted + self._recovered
             while self._done < target:
                 self._require_alive()
-                if self._failure is not None and self._failures > failures:
+                if self._failure is not None and (self._failures > failures or self._is_silent()):
                     raise self._failure.with_traceback(None)
                 if deadline is not None and time.monotonic() >= deadline:
                     raise RecorderError(
@@ -265,6 +273,7 @@ class Recorder:
         self._thread.join(timeout + 1)
         with self._changed:
             self._closed = True
+            self._over.set()
             processes.note_closed(self._open)
             ended = not self._thread.is_alive()
             left, failure = self._buffer.waiting, self._ended_by or self._failure
@@ -285,15 +294,23 @@ class Recorder:
         if self._keeps_in == "memory":
             self.add(rows)
         else:
-            await asyncio.to_thread(self.add, rows)
+            await self._in_thread(self.add, rows)
 
     async def aflush(self, timeout: float | None = None) -> None:
         """`flush` for asyncio, in a thread."""
-        await asyncio.to_thread(self.flush, timeout)
+        await self._in_thread(self.flush, timeout)
 
     async def aclose(self, timeout: float = 30.0) -> None:
         """`close` for asyncio, in a thread."""
-        await asyncio.to_thread(self.close, timeout)
+        await self._in_thread(self.close, timeout)
+
+    async def _in_thread(self, call: Callable[..., None], *arguments: Any) -> None:
+        forking.notice_fork()
+        await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
+
+    def _new_threads(self) -> ThreadPoolExecutor:
+        # Not the event loop's: a flush that waits must not hold up what everybody shares.
+        return ThreadPoolExecutor(4, f"shared.db recorder of {self._name}, asyncio")
 
     def _close_at_exit(self) -> None:
         """The program ends: close, and tell what went wrong in the log."""
@@ -306,7 +323,23 @@ class Recorder:
     def _leave_to_parent(self) -> None:
         """In a forked child: the rows, the thread and the spool are the parent's."""
         self._forked = True
+        self._threads = self._new_threads()
         self._buffer.abandon()
+
+    def _watch(self) -> None:
+        """In a thread of its own: tell of a database that does not answer, which no attempt that fails ever would."""
+        while not self._over.wait(_SILENCE / 3):
+            with self._changed:
+                if not self._is_silent():
+                    continue
+                failure = RecorderError(f"the database has not answered for more than {_SILENCE:.0f} s")
+                self._last_error = shown(failure)
+                telling = self._note_away(failure)
+            self._tell_away(failure, telling)
+
+    def _is_silent(self) -> bool:
+        begun = self._begun
+        return begun is not None and time.monotonic() - begun > _SILENCE
 
     @property
     def _done(self) -> int:
@@ -352,6 +385,8 @@ class Recorder:
                 self._last_error = shown(error)
                 self._buffer.close()
                 self._changed.notify_all()
+        finally:
+            self._over.set()
 
     def _work_comes(self) -> bool:
         """Wait until there is something to write; False if the recorder is to end."""
@@ -379,7 +414,11 @@ class Recorder:
         try:
             batch = self._buffer.next_batch(self._changed)
             rows = [row for part in batch for row in part.rows]
-            stored = self._storing.store(rows)
+            self._begun = time.monotonic()
+            try:
+                stored = self._storing.store(rows)
+            finally:
+                self._begun = None
             if stored.rejected:
                 self._report(stored.rejected)
             newest = _newest(rows, stored)
@@ -417,23 +456,35 @@ class Recorder:
             # Two writers met, and the server had one of them give way: that is no failure of the database.
             if isinstance(error, TransactionConflictError) and self._unlucky <= _CONFLICTS_IN_A_ROW:
                 return
-            self._away_since = self._away_since or datetime.now(UTC)
-            self._failure = error
-            self._wanted = 0
-            self._changed.notify_all()
-            waiting = self._buffer.waiting
-            if self._reminded is not None and now - self._reminded < _REMINDER:
-                return
-            self._reminded = now
-        _log.log(
-            logging.WARNING if isinstance(error, _PASSING) else logging.ERROR,
-            "%s: NOTHING IS RECORDED since %s: %s; %d rows wait in %s, and are written when it works again",
-            self._name,
-            self._away_since,
-            shown(error),
-            waiting,
-            self._keeps_in,
-        )
+            telling = self._note_away(error)
+        self._tell_away(error, telling)
+
+    def _note_away(self, error: Exception) -> int | None:
+        """Nothing can be written, for whatever reason. Under the lock; how many rows wait, if it is time to say so."""
+        if self._away_since is None:
+            begun = self._begun
+            under_way = 0.0 if begun is None else time.monotonic() - begun
+            self._away_since = datetime.now(UTC) - timedelta(seconds=under_way)
+        self._failure = error
+        self._wanted = 0
+        self._changed.notify_all()
+        now = time.monotonic()
+        if self._reminded is not None and now - self._reminded < _REMINDER:
+            return None
+        self._reminded = now
+        return self._buffer.waiting
+
+    def _tell_away(self, error: Exception, waiting: int | None) -> None:
+        if waiting is not None:
+            _log.log(
+                logging.WARNING if isinstance(error, _PASSING) else logging.ERROR,
+                "%s: NOTHING IS RECORDED since %s: %s; %d rows wait in %s, and are written when it works again",
+                self._name,
+                self._away_since,
+                shown(error),
+                waiting,
+                self._keeps_in,
+            )
 
     def _report(self, refused: Sequence[RejectedRow]) -> None:
         """Keep and tell the rows that were refused, before the batch counts as done: twice rather than never."""

@@ -35,12 +35,26 @@ def look(connection: Connection, health: Health, settings: DatabaseSettings) -> 
     remedy = "lower GRIDBOT_DB_POOL_SIZE and GRIDBOT_DB_MAX_OVERFLOW, or raise max_connections"
     if used >= limit * _NEARLY_ALL:
         health = health.with_problem(f"{used} of the {what}'s {limit} connections are in use; {remedy}")
+    encoding = encoding_problem(connection)
+    if encoding is not None:
+        health = health.with_problem(encoding)
     if processes * each > limit:
         health = health.with_problem(
             f"{processes} processes or more may open up to {each} connections each, {processes * each} in all, and the "
             f"{what} allows {limit}; {remedy}"
         )
     return health
+
+
+def encoding_problem(connection: Connection) -> str | None:
+    """What is wrong with the encoding in which the server stores text; None if it is UTF-8."""
+    encoding = connection.scalar(text("SHOW server_encoding"))
+    if encoding == "UTF8":
+        return None
+    return (
+        f"the database stores text as {encoding}, which cannot hold or does not check every text; make a new one "
+        "(createdb --template=template0 --encoding=UTF8), and bring over what there is: python -m shared.db copy"
+    )
 
 
 # Of pg_stat_activity a login sees the whole of its own sessions alone; the numbers of pg_stat_database are for all.

@@ -36,7 +36,7 @@ class RecorderStats:
     callback_errors: int
     """Exceptions that `on_error` raised."""
     away_since: datetime | None
-    """Since when nothing can be written, UTC; None while all is well."""
+    """Since when nothing can be written, UTC: an attempt failed, or has not ended for 15 seconds. None: all is well."""
     last_error: str | None
     """What went wrong last, now or earlier: a refused row, a failed attempt to write, or `on_error`."""
     newest_written: datetime | None

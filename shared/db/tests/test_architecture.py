@@ -40,6 +40,7 @@ ROOMS = (
     "engine",
     "health",
     "retry",
+    "async_door",
     "database",
     "repositories",
     "recording",

@@ -32,6 +32,8 @@ from shared.db import (
     DatabaseSettings,
     DatabaseUnreachableError,
     NotADatabaseError,
+    PublicTrade,
+    PublicTradeRepository,
     SettingsError,
     User,
     database,
@@ -44,6 +46,7 @@ from shared.db.tests.support import (
     run_on_server,
     run_script,
     stored,
+    trade_values,
     usernames,
     usernames_elsewhere,
 )
@@ -316,6 +319,32 @@ def test_the_application_name_is_seen_by_the_server(postgresql_url: URL) -> None
         settings = DatabaseSettings(database_url=text_url, application_name="recorder 7", _env_file=None)
         with DatabaseFactory(settings) as db, db.get_session() as session:
             assert session.scalar(query) == name
+
+
+def test_a_silent_server_is_noticed_by_the_connection(postgresql_url: URL) -> None:
+    """In half a minute, unless the URL says otherwise; the system's own limit is two hours."""
+    with DatabaseFactory(postgresql_url) as db, db.engine.connect() as connection:
+        driver: Any = connection.connection.dbapi_connection
+        told = driver.info.dsn_parameters
+    assert (told["keepalives_idle"], told["keepalives_interval"], told["keepalives_count"]) == ("15", "5", "3")
+    assert told["tcp_user_timeout"] == "30000"
+    slow = postgresql_url.update_query_dict({"tcp_user_timeout": "90000"})
+    with DatabaseFactory(slow) as db, db.engine.connect() as connection:
+        other: Any = connection.connection.dbapi_connection
+        assert other.info.dsn_parameters["tcp_user_timeout"] == "90000"
+
+
+def test_every_session_speaks_utf_8(postgresql_url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever environment, database and URL prefer: what COPY stores can be read back."""
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    run_on_server(postgresql_url, f"ALTER DATABASE {postgresql_url.database} SET client_encoding = 'LATIN1'")
+    with DatabaseFactory(postgresql_url.update_query_dict({"client_encoding": "LATIN1"})) as db:
+        with db.get_session() as session:
+            session.add(User(username="日本"))
+            PublicTradeRepository(session).bulk_create([trade_values(trade_id="日本")])
+        assert usernames(db) == ["日本"]
+        with db.get_session(read_only=True) as session:
+            assert session.scalars(select(PublicTrade.trade_id)).all() == ["日本"]
 
 
 def test_connecting_does_not_wait_for_ever(postgresql_url: URL) -> None:

@@ -475,3 +475,19 @@ def test_no_secret_is_in_a_report(server: DatabaseFactory, postgresql_url: URL) 
         health = db.health()
     assert health.reachable
     assert "canary" not in json.dumps(health.as_dict()) + repr(health)
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_a_server_encoding_that_is_not_utf_8_is_named(postgresql_server: URL, encoding: str) -> None:
+    """Where the tables are made, and in every report."""
+    name = f"shared_db_{encoding.lower()}_{os.getpid()}"
+    create = f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'"
+    run_on_server(postgresql_server, create)
+    try:
+        with DatabaseFactory(postgresql_server.set(database=name)) as db:
+            with pytest.warns(UserWarning, match=f"stores text as {encoding}.*--encoding=UTF8"):
+                db.create_tables()
+            (problem,) = db.health().problems
+            assert f"stores text as {encoding}" in problem
+    finally:
+        run_on_server(postgresql_server, f"DROP DATABASE {name} WITH (FORCE)")

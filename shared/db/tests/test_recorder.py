@@ -46,6 +46,7 @@ from shared.db import (
     TransactionConflictError,
     User,
 )
+from shared.db import recorder as recorder_module
 from shared.db.tests.support import execution_values, in_children, in_threads, run_on_server, trade_values
 
 NEVER = 3600.0
@@ -476,6 +477,29 @@ def test_closed_while_the_database_is_away_and_without_a_spool_it_says_what_is_m
         with pytest.raises(RecorderError, match="LOST with this process") as lost:
             recorder.close(timeout=0.2)
         assert isinstance(lost.value.__cause__, DatabaseLockedError)
+
+
+def test_a_database_that_does_not_answer_is_told_like_one_that_is_away(
+    patient_db: DatabaseFactory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An attempt that never ends never fails: the statistics, flush and the log tell of it all the same."""
+    monkeypatch.setattr(recorder_module, "_SILENCE", 0.05)
+    with Recorder(patient_db, PublicTrade, max_rows=1) as recorder, locked(patient_db):
+        before = datetime.now(UTC)
+        recorder.add(trades(0, 2))
+        with pytest.raises(RecorderError, match="has not answered for more than"):
+            recorder.flush()
+        stats = recorder.stats()
+        assert stats.failures == 0
+        assert stats.away_since is not None
+        assert before <= stats.away_since <= datetime.now(UTC)
+        assert "has not answered" in str(stats.last_error)
+    assert recorder.stats().away_since is None
+    assert stored_ids(patient_db) == ids(0, 2)
+    said = [record.getMessage() for record in caplog.records if record.name == "shared.db.recorder"]
+    assert len(said) == 2
+    assert "NOTHING IS RECORDED since" in said[0]
+    assert "recording again" in said[1]
 
 
 def test_closing_does_not_wait_for_good(patient_db: DatabaseFactory) -> None:

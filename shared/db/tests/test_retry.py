@@ -9,14 +9,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
-from sqlalchemy import URL, func, select, text, update
+from sqlalchemy import URL, event, func, select, text, update
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session
 
@@ -41,12 +43,15 @@ from shared.db import (
     Strategy,
     TenantScopeError,
     TooManyConnectionsError,
+    TransactionAbandonedError,
     TransactionConflictError,
     User,
     UserSession,
+    async_door,
 )
+from shared.db.retry import Caller, until_done
 from shared.db.tests.cutting_proxy import CuttingProxy, When
-from shared.db.tests.support import in_children, in_threads, run_on_server, trade_values, two_runs
+from shared.db.tests.support import in_children, in_threads, run_on_server, trade_values, two_runs, usernames
 
 
 @pytest.fixture
@@ -542,3 +547,107 @@ def test_a_cancelled_task_leaves_no_transaction_running(lasting: DatabaseFactory
     assert isinstance(cause, RuntimeError) is fails
     with lasting.get_session() as session:
         assert session.scalars(select(User.username)).all() == ([] if fails else ["alice"])
+
+
+@pytest.mark.parametrize("committing", [False, True])
+def test_a_cancelled_task_is_answered_within_a_bound(
+    lasting: DatabaseFactory, committing: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What has not ended by then is undone, unless its COMMIT is on its way, and the log tells which."""
+    monkeypatch.setattr(async_door, "_CANCELLED_WAITS", 0.01)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold(_: object) -> None:
+        begun.set()
+        assert go_on.wait(30)
+
+    def work(session: Session) -> None:
+        session.add(User(username="alice"))
+        session.flush()
+        if not committing:
+            hold(session)
+
+    if committing:
+        event.listen(lasting.engine, "commit", hold)
+
+    async def main() -> BaseException | None:
+        task = asyncio.create_task(lasting.arun_in_transaction(work))
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError) as cancelled:
+            await task
+        return cancelled.value.__cause__
+
+    assert isinstance(asyncio.run(main()), TransactionAbandonedError)
+    go_on.set()
+    lasting._async_door._executor.shutdown()  # type: ignore[union-attr] # it was used
+    assert [record.getMessage() for record in caplog.records if record.name == "shared.db"] == [
+        "the transaction of a cancelled task " + ("has been committed after all" if committing else "was undone")
+    ]
+    lasting.close()
+    assert usernames(lasting) == (["alice"] if committing else [])
+
+
+def test_a_transaction_that_never_began_is_left_undone(lasting: DatabaseFactory) -> None:
+    """A task that is cancelled while it waits for a thread ends at once, and as many run as may have a connection."""
+    settings = lasting.settings.model_copy(update={"pool_size": 1, "max_overflow": 0})
+    go_on, worked = threading.Event(), []
+
+    def work(session: Session, name: str) -> None:
+        worked.append(name)
+        assert go_on.wait(30)
+
+    async def main() -> None:
+        with DatabaseFactory(settings) as db:
+            first = asyncio.create_task(db.arun_in_transaction(partial(work, name="first")))
+            while not worked:
+                await asyncio.sleep(0.001)
+            second = asyncio.create_task(db.arun_in_transaction(partial(work, name="second")))
+            await asyncio.sleep(0)
+            second.cancel()
+            with pytest.raises(asyncio.CancelledError) as cancelled:
+                await second
+            assert cancelled.value.__cause__ is None
+            go_on.set()
+            await first
+
+    asyncio.run(main())
+    assert worked == ["first"]
+
+
+def test_a_cancelled_task_has_its_transaction_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for a repetition."""
+    caller, error = Caller(), ConnectionLostError(psycopg2.OperationalError("gone"))
+    attempts = []
+
+    def transaction() -> None:
+        attempts.append(1)
+        caller.is_cancelled.set()
+        raise error
+
+    with pytest.raises(ConnectionLostError):
+        until_done(transaction, idempotent=False, caller=caller)
+    assert len(attempts) == 1
+
+
+def test_slow_transactions_leave_the_loops_own_threads_alone(lasting: DatabaseFactory) -> None:
+    """As many as may have a connection are under way, and the event loop still resolves names."""
+    count = lasting.settings.pool_size + lasting.settings.max_overflow
+    all_there, go_on = threading.Barrier(count + 1), threading.Event()
+
+    def work(session: Session) -> str:
+        all_there.wait(30)
+        assert go_on.wait(30)
+        return threading.current_thread().name
+
+    async def main() -> list[str]:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        tasks = [asyncio.create_task(lasting.arun_in_transaction(work, read_only=True)) for _ in range(count)]
+        await asyncio.to_thread(all_there.wait, 30)
+        go_on.set()
+        return await asyncio.gather(*tasks)
+
+    assert all(name.startswith("shared.db transaction") for name in asyncio.run(main()))
+    # A forked child has threads of its own, too.
+    assert in_children(1, lambda number: asyncio.run(lasting.arun_in_transaction(lambda session: number))) == [0]
