@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from shared.db.errors import TransactionAbandonedError
 from shared.db.retry import Caller
+from shared.db.settings import DatabaseSettings
 
 T = TypeVar("T")
 
@@ -22,13 +23,13 @@ _log = logging.getLogger("shared.db")
 
 
 class AsyncDoor:
-    """At most `connections` transactions at once: more threads would only wait for a connection.
+    """As many transactions at once as there may be connections: more threads would only wait for one.
 
     Not in the event loop's default executor, which resolves host names and serves everybody else.
     """
 
-    def __init__(self, connections: int) -> None:
-        self._connections = connections
+    def __init__(self, settings: DatabaseSettings) -> None:
+        self._settings = settings
         self._lock = threading.Lock()
         self._executor: ThreadPoolExecutor | None = None
 
@@ -77,7 +78,9 @@ class AsyncDoor:
     def _submit(self, *work: Any) -> Future[Any]:
         with self._lock:
             if self._executor is None:
-                self._executor = ThreadPoolExecutor(self._connections, "shared.db transaction")
+                settings = self._settings
+                connections = 1 if settings.is_memory else settings.pool_size + settings.max_overflow
+                self._executor = ThreadPoolExecutor(connections, "shared.db transaction")
             return self._executor.submit(*work)
 
 

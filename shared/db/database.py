@@ -52,9 +52,7 @@ class DatabaseFactory:
         self.settings = settings_from(settings)
         self._encryption = encryption_from(self.settings)
         self._lock = threading.Lock()
-        self._async_door = AsyncDoor(
-            1 if self.settings.is_memory else self.settings.pool_size + self.settings.max_overflow
-        )
+        self._async_door = AsyncDoor(self.settings)
         self._engine: Engine | None = None
         self._read_only_engine: Engine | None = None
         self._folder: str | None = None
