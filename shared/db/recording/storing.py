@@ -16,6 +16,7 @@ from shared.db.bulk.rows import Row
 from shared.db.database import DatabaseFactory
 from shared.db.errors import InvalidValueError, SharedDBError, TenantScopeError, TenantViolation
 from shared.db.models import Base, PrivateExecution, PublicTrade
+from shared.db.recording.source_watch import SourceWatch
 from shared.db.repositories import PrivateExecutionRepository, PublicTradeRepository
 from shared.db.tables import ownership_of
 from shared.db.tenancy.guard import UNSET, UserId, checked_user_id
@@ -70,6 +71,7 @@ class Storing:
         self._db = db
         self._repository = repository
         self._across_users = across_users
+        self._watch = SourceWatch() if model is PublicTrade else None
         # The columns that say whose a row is: rows that have them in common are refused or taken together.
         self._owners = [] if ownership is None else sorted(ownership.columns)
 
@@ -112,6 +114,8 @@ class Storing:
     def _bulk_create(self, session: Session, rows: list[Row], **how: Any) -> BulkResult:
         repository = self._repository
         where = repository.across_users(session) if self._across_users else repository(session)
+        if self._watch is not None:
+            self._watch.look(session, rows)
         return where.bulk_create(rows, batch_size=len(rows), **how)
 
     def _session(self) -> AbstractContextManager[Session]:
