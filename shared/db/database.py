@@ -29,6 +29,7 @@ from shared.db.health.look import look
 from shared.db.health.postgresql import encoding_problem
 from shared.db.health.report import Health
 from shared.db.models import Base
+from shared.db.sessions import NamingSession
 from shared.db.settings import DatabaseSettings, settings_from
 from shared.db.tenancy import row_security, row_security_check
 from shared.db.tenancy.guard import UNSET, UserId, checked_user_id
@@ -99,7 +100,7 @@ class DatabaseFactory:
             engine = self.engine
             with self._lock:
                 if self._session_factory is None:
-                    kind = TenantRequiredSession if self.settings.require_tenant else Session
+                    kind: type[Session] = TenantRequiredSession if self.settings.require_tenant else NamingSession
                     sessions = sessionmaker(engine, class_=kind, expire_on_commit=False)
                     audit.watch(sessions)
                     self._session_factory = sessions

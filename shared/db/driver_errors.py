@@ -28,9 +28,15 @@ from shared.db.errors import (
     DatabaseUnreachableError,
     NotADatabaseError,
     PermissionDeniedError,
+    StatementCanceledError,
+    StatementRefusedError,
+    TextEncodingError,
     TooManyConnectionsError,
     TransactionAbortedError,
     TransactionConflictError,
+    UnnamedFailure,
+    UnsupportedError,
+    ValueRefusedError,
 )
 
 # SQLite's extended result codes, longest match first, and PostgreSQL's SQLSTATEs, class or whole.
@@ -47,7 +53,10 @@ _SQLITE_FAILURES: tuple[tuple[str, type[DatabaseFailure]], ...] = (
     ("SQLITE_PROTOCOL", DatabaseLockedError),
     ("SQLITE_PERM", DatabaseFileError),
     ("SQLITE_CONSTRAINT", ConstraintError),
+    ("SQLITE_MISMATCH", ConstraintError),
     ("SQLITE_ABORT_ROLLBACK", TransactionAbortedError),
+    ("SQLITE_INTERRUPT", StatementCanceledError),
+    ("SQLITE_ERROR", StatementRefusedError),
 )
 _POSTGRESQL_FAILURES: tuple[tuple[str, type[DatabaseFailure]], ...] = (
     ("55P03", DatabaseLockedError),
@@ -56,6 +65,9 @@ _POSTGRESQL_FAILURES: tuple[tuple[str, type[DatabaseFailure]], ...] = (
     ("53100", DatabaseFullError),
     ("25006", DatabaseReadOnlyError),
     ("25P02", TransactionAbortedError),
+    ("57014", StatementCanceledError),
+    ("22P05", TextEncodingError),
+    ("22021", TextEncodingError),
     ("XX001", DatabaseCorruptError),
     ("XX002", DatabaseCorruptError),
     ("28", AuthenticationError),
@@ -65,6 +77,13 @@ _POSTGRESQL_FAILURES: tuple[tuple[str, type[DatabaseFailure]], ...] = (
     ("08", DatabaseUnreachableError),
     ("58030", DatabaseDiskError),
     ("23", ConstraintError),
+)
+# What neither has an entry above: by the driver's own class.
+_OTHER_FAILURES: tuple[tuple[tuple[type[Exception], ...], type[DatabaseFailure]], ...] = (
+    ((sqlite3.IntegrityError, psycopg2.IntegrityError), ConstraintError),
+    ((sqlite3.DataError, psycopg2.DataError), ValueRefusedError),
+    ((sqlite3.NotSupportedError, psycopg2.NotSupportedError), UnsupportedError),
+    ((sqlite3.ProgrammingError, psycopg2.ProgrammingError), StatementRefusedError),
 )
 # Text that is no UTF-8, and no number in an exact sum: nothing of this library can have stored them.
 _NO_VALUES_OF_OURS = ("Could not decode to UTF-8", "user-defined aggregate's 'step' method raised error")
@@ -91,7 +110,7 @@ def typed_failure(
     connection_lost: bool = False,
     committing: bool = False,
 ) -> DatabaseFailure | None:
-    """The named failure for a driver's exception, or None if it is none of them.
+    """The named failure for a driver's exception; None for any other.
 
     `connection_lost` says that the connection was there and is gone; `committing`, that COMMIT was on its way.
     """
@@ -116,7 +135,9 @@ def _kind_of(driver_error: BaseException) -> type[DatabaseFailure] | None:
             return next(failure for words, failure in _CONNECT_FAILURES if words.search(said))
     else:
         return None
-    return next((failure for prefix, failure in table if code.startswith(prefix)), None)
+    by_code = (failure for prefix, failure in table if code.startswith(prefix))
+    by_class = (failure for kinds, failure in _OTHER_FAILURES if isinstance(driver_error, kinds))
+    return next(by_code, None) or next(by_class, UnnamedFailure)
 
 
 def hide_row(driver_error: BaseException | None, wrapped: SQLAlchemyError | None) -> None:

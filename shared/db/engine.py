@@ -237,7 +237,10 @@ def _name_failure(context: ExceptionContext) -> BaseException | None:
         return typed_failure(error)
     transaction = connection.get_transaction()
     committing = connection.info.get(_COMMITTING, lambda: None)() is transaction is not None
-    failure = typed_failure(error, context.statement, connection_lost=context.is_disconnect, committing=committing)
+    writing = not connection.get_execution_options().get(_READ_ONLY)
+    failure = typed_failure(
+        error, context.statement, connection_lost=context.is_disconnect, committing=committing and writing
+    )
     if not committing and not context.is_disconnect:
         note_failure(connection, failure, error)
     return row_security.violation_of(context) or failure

@@ -10,14 +10,17 @@ from typing import Any, ClassVar
 from sqlalchemy import exc
 from sqlalchemy.exc import (
     DatabaseError,
+    DataError,
     DBAPIError,
     DontWrapMixin,
     IntegrityError,
     InterfaceError,
     InternalError,
+    NotSupportedError,
     OperationalError,
     ProgrammingError,
 )
+from sqlalchemy.orm.exc import StaleDataError
 
 
 class SharedDBError(Exception):
@@ -123,6 +126,16 @@ class RowNotFoundError(SharedDBError, LookupError):
         )
         self.entity = entity
         self.key = key
+
+
+class StaleRowError(SharedDBError, StaleDataError):
+    """A row that was to be changed or deleted is gone: somebody deleted it since it was read. Nothing was written."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__(
+            f"a row to change is not there any more ({said}); nothing was written: roll back, read the row again, "
+            "and decide anew"
+        )
 
 
 class DeclarationError(SharedDBError, TypeError):
@@ -348,12 +361,31 @@ class ConstraintError(DatabaseFailure, IntegrityError):
     problem = "a rule of the schema refuses the row"
     remedy = "correct the values; for a key that is stored already, look the row up and update() it"
 
+    def __init__(
+        self, driver_error: BaseException, statement: str | None = None, connection_invalidated: bool = False
+    ) -> None:
+        super().__init__(driver_error, statement, connection_invalidated)
+        if _NOT_NULL.search(str(driver_error)) and (statement or "").startswith("UPDATE"):
+            self.remedy = f"give the column a value; {HOW_TO_DELETE}"
+
+
+HOW_TO_DELETE = "to delete a row that was taken out of its parent's collection, call session.delete(row)"
+_NOT_NULL = re.compile("not[- ]null", re.IGNORECASE)
+
 
 class DatabaseLockedError(DatabaseFailure, OperationalError):
     """Another connection holds a lock for longer than we may wait."""
 
     problem = "the database is locked by another connection"
     remedy = "keep transactions short, or raise GRIDBOT_DB_SQLITE_BUSY_TIMEOUT"
+
+    def __init__(
+        self, driver_error: BaseException, statement: str | None = None, connection_invalidated: bool = False
+    ) -> None:
+        super().__init__(driver_error, statement, connection_invalidated)
+        if hasattr(driver_error, "pgcode"):
+            self.problem = "another transaction holds the lock on a row or table"
+            self.remedy = "keep transactions short, or allow more time (SET LOCAL lock_timeout = '10s')"
 
     @property
     def transient(self) -> bool:
@@ -371,6 +403,48 @@ class TransactionConflictError(DatabaseFailure, OperationalError):
     def transient(self) -> bool:
         """Always."""
         return True
+
+
+class StatementCanceledError(DatabaseFailure, OperationalError):
+    """The server ended the statement: it took longer than statement_timeout allows, or somebody canceled it."""
+
+    problem = "the statement was canceled"
+    remedy = "ask for less at once, or with an index; or allow more time (SET LOCAL statement_timeout = '60s')"
+
+
+class StatementRefusedError(DatabaseFailure, ProgrammingError, OperationalError):
+    """The database does not understand a statement, or there is no such table, column or function in it."""
+
+    problem = "the database cannot run this statement"
+    remedy = "correct it; where a table or column is missing, python -m shared.db status says what the schema lacks"
+
+
+class ValueRefusedError(DatabaseFailure, DataError):
+    """The database cannot work with a value: a division by zero, a number out of range, text that is no number."""
+
+    problem = "the database refuses a value"
+    remedy = "correct the value, or the condition or expression that it stands in"
+
+
+class TextEncodingError(DatabaseFailure, DataError):
+    """Text has no form in the encoding of the server's database, or bytes are no text in it."""
+
+    problem = "the database's encoding has no form for this text"
+    remedy = "move to a database whose encoding is UTF8 (CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0)"
+
+
+class UnsupportedError(DatabaseFailure, NotSupportedError):
+    """The database has no such feature, as a standby has no serializable transactions."""
+
+    problem = "the database does not support this"
+    remedy = "ask in another way; on a standby leave out serializable=True, or connect to the primary"
+
+
+class UnnamedFailure(DatabaseFailure, OperationalError, InternalError, InterfaceError):
+    """The database or its driver failed in a way that is rare enough to have no name here; the text has its words."""
+
+    problem = "the database failed in an unusual way"
+    remedy = "look for these words in the database's documentation, and in the server's log"
 
 
 class TransactionAbortedError(DatabaseFailure, OperationalError, InternalError):

@@ -20,7 +20,7 @@ from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 
 from shared.db.driver_errors import named_errors
-from shared.db.errors import DatabaseLockedError, RowSecurityError, TenantViolation
+from shared.db.errors import HOW_TO_DELETE, DatabaseLockedError, RowSecurityError, TenantViolation
 from shared.db.models import Base, OptionalBase
 from shared.db.tables import OWNERSHIP, Ownership, Reference, primary_key
 
@@ -168,7 +168,10 @@ def violation_of(context: ExceptionContext) -> TenantViolation | None:
         return None
     table = str(error).partition('"')[2].partition('"')[0]
     user_id = context.connection.info.get(_ADOPTED) if context.connection is not None else None
-    return TenantViolation("write", table, user_id, "the database's own policy allows no such row to this user")
+    reason = "the database's own policy allows no such row to this user"
+    if (context.statement or "").startswith("UPDATE"):
+        reason += f"; {HOW_TO_DELETE}"
+    return TenantViolation("write", table, user_id, reason)
 
 
 def create_role(connection: Connection, role: str) -> None:

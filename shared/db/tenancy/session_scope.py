@@ -11,6 +11,7 @@ from sqlalchemy.sql.dml import UpdateBase
 
 from shared.db.errors import TenantScopeError, TenantViolation
 from shared.db.models import User
+from shared.db.sessions import NamingSession
 from shared.db.tables import ownership_of, primary_key
 from shared.db.tenancy import row_security
 from shared.db.tenancy.confined_sql import ALONE, NoUsersRows, is_confined, own_rows_of
@@ -23,7 +24,7 @@ _POSTPONED = "shared_db_postponed"
 _CONFINABLE = (Select, CompoundSelect, UpdateBase, FromStatement)
 
 
-class UserSession(Session):
+class UserSession(NamingSession):
     """A session in which nothing of another user can be read or written.
 
     Made by `DatabaseFactory.get_session(user_id=...)`. Every statement is written out with the user's own rows only;
@@ -141,7 +142,7 @@ def adopt_now(connection: Connection) -> None:
         session._adopt_role(connection)
 
 
-class TenantRequiredSession(Session):
+class TenantRequiredSession(NamingSession):
     """The plain session under `require_tenant`: users' tables, and SQL that may hide them, are out of its reach."""
 
     no_users_rows = NoUsersRows()

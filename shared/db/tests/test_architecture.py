@@ -31,6 +31,7 @@ ROOMS = (
     "tables",
     "models",
     "schema_version",
+    "sessions",
     "tenancy",
     "audit",
     "bulk",

@@ -22,13 +22,16 @@ import psycopg2
 import psycopg2.errorcodes
 import psycopg2.errors
 import pytest
-from sqlalchemy import URL, make_url, text
+from sqlalchemy import URL, delete, make_url, text, update
 from sqlalchemy import exc as stock
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+from sqlalchemy.orm.exc import StaleDataError
 
 import shared.db
 from shared.db import (
     AuthenticationError,
+    CommitUnknownError,
     ConnectionLostError,
     ConstraintError,
     DatabaseCorruptError,
@@ -46,16 +49,25 @@ from shared.db import (
     PermissionDeniedError,
     PoolExhaustedError,
     RowNotFoundError,
+    Run,
     RunEndedError,
     SettingsError,
     SharedDBError,
+    StaleRowError,
+    StatementCanceledError,
+    StatementRefusedError,
     TenantScopeError,
     TenantViolation,
+    TextEncodingError,
     TooManyConnectionsError,
     TransactionConflictError,
+    UnnamedFailure,
+    UnsupportedError,
+    User,
+    ValueRefusedError,
 )
 from shared.db.driver_errors import typed_failure
-from shared.db.tests.support import in_children, run_on_server
+from shared.db.tests.support import in_children, run_on_server, two_runs, with_and_without_policies
 
 
 def named(kind: type[DatabaseFailure], fail: Callable[[], object]) -> DatabaseFailure:
@@ -464,7 +476,9 @@ def test_a_lock_that_is_not_waited_for_is_named(server: DatabaseFactory) -> None
     query(server, "CREATE TABLE t AS SELECT 0 AS n")
     with server.get_session() as session:
         session.execute(text("UPDATE t SET n = 1"))
-        named(DatabaseLockedError, lambda: query(server, "SELECT n FROM t FOR UPDATE NOWAIT"))
+        error = named(DatabaseLockedError, lambda: query(server, "SELECT n FROM t FOR UPDATE NOWAIT"))
+    assert "lock_timeout" in str(error)
+    assert "SQLITE" not in str(error)
 
 
 def test_a_connection_that_the_server_ended_is_named(server: DatabaseFactory, postgresql_server: URL) -> None:
@@ -523,6 +537,14 @@ def test_a_session_left_idle_too_long_has_lost_its_connection(server: DatabaseFa
         ("57P02", DatabaseUnreachableError),
         ("57P03", DatabaseUnreachableError),
         ("55P03", DatabaseLockedError),
+        ("57014", StatementCanceledError),
+        ("22P05", TextEncodingError),
+        ("22021", TextEncodingError),
+        ("22012", ValueRefusedError),
+        ("0A000", UnsupportedError),  # "cannot use serializable mode in a hot standby"
+        ("42601", StatementRefusedError),
+        ("XX000", UnnamedFailure),
+        ("P0001", UnnamedFailure),
     ],
 )
 def test_what_a_server_says_rarely_is_named_by_its_code(
@@ -530,6 +552,36 @@ def test_what_a_server_says_rarely_is_named_by_its_code(
 ) -> None:
     """A full disk, damage and the like, raised by the server itself under their code."""
     named(kind, lambda: query(server, f"DO $$ BEGIN RAISE EXCEPTION 'said' USING ERRCODE = '{sqlstate}'; END $$"))
+
+
+def test_a_statement_that_takes_too_long_is_named(server: DatabaseFactory) -> None:
+    """The server's statement_timeout, which is not waited for again."""
+    error = named(StatementCanceledError, lambda: query(server, "SET LOCAL statement_timeout = 1; SELECT pg_sleep(30)"))
+    assert "statement_timeout" in str(error)
+    assert not error.transient
+
+
+def test_a_statement_that_is_interrupted_is_named(tmp_path: Path) -> None:
+    """SQLite's own way to end one."""
+    with file_database(tmp_path / "a.db") as db, db.engine.connect() as connection:
+        driver: Any = connection.connection.dbapi_connection
+        driver.set_progress_handler(lambda: 1, 1)
+        named(StatementCanceledError, lambda: connection.execute(text("SELECT count(*) FROM json_each('[1, 2]')")))
+        driver.set_progress_handler(None, 1)
+
+
+def test_a_read_only_session_that_was_cut_has_no_unknown_commit(
+    server: DatabaseFactory, postgresql_server: URL
+) -> None:
+    """It wrote nothing, so that nothing is to be looked up, and the same work can be done again."""
+
+    def be_cut(*, read_only: bool) -> None:
+        with server.get_session(read_only=read_only) as session:
+            pid = session.execute(text("SELECT pg_backend_pid()")).scalar_one()
+            run_on_server(postgresql_server, f"SELECT pg_terminate_backend({pid}, 10000)")
+
+    assert named(ConnectionLostError, lambda: be_cut(read_only=True)).transient
+    named(CommitUnknownError, lambda: be_cut(read_only=False))
 
 
 # --- what is not a failure of the database -----------------------------------------------------------------------
@@ -545,10 +597,10 @@ def test_every_failure_of_a_driver_is_caught_as_stock_sqlalchemy_raises_it() -> 
             continue  # a class of codes, or no code at all
         driver_error.__setstate__({"pgcode": code, "pgerror": "said"})  # type: ignore[no-untyped-call] # as unpickling does
         failure = typed_failure(driver_error)
-        if failure is not None:
-            named_codes.add(code)
-            keeps_its_promises(failure)
-    assert {"40001", "40P01", "53100", "25006", "42501", "28P01", "08006", "57P01"} <= named_codes
+        assert failure is not None
+        named_codes.add(code)
+        keeps_its_promises(failure)
+    assert len(named_codes) > 200
 
 
 def test_a_failure_has_the_statement_and_not_its_values(db: DatabaseFactory) -> None:
@@ -587,14 +639,69 @@ def test_a_broken_rule_of_the_schema_is_named_without_the_row(db: DatabaseFactor
     assert "canary" not in str(error) + repr(error)
 
 
-def test_mistakes_in_a_statement_keep_the_stock_error(db: DatabaseFactory) -> None:
-    """Wrong SQL is no failure of the database: SQLAlchemy's own errors stay."""
-    with pytest.raises((stock.ProgrammingError, stock.OperationalError)) as wrong:
-        query(db, "SELECT no_such_column FROM users")
-    assert not isinstance(wrong.value, SharedDBError)
+def test_a_mistake_in_a_statement_is_named(db: DatabaseFactory) -> None:
+    """Wrong SQL, and a name that the database does not know, on every database alike."""
+    error = named(StatementRefusedError, lambda: query(db, "SELECT no_such_column FROM users"))
+    assert "no_such_column" in str(error)
+    named(StatementRefusedError, lambda: query(db, "SELEKT 1"))
+    named(StatementRefusedError, lambda: query(db, "SELECT * FROM no_such_table"))
+
+
+def test_what_is_no_driver_s_error_is_left_as_it_is() -> None:
+    """A bug in Python code keeps its own name."""
     assert typed_failure(ValueError("not a driver's")) is None
     assert typed_failure(None) is None
-    assert typed_failure(sqlite3.IntegrityError("constructed, without a code")) is None
+
+
+def test_a_driver_s_error_without_a_code_has_a_name_too() -> None:
+    """What a driver raises of itself is named by its class."""
+    for driver in (sqlite3, psycopg2):
+        kinds = [kind for kind in vars(driver).values() if isinstance(kind, type) and issubclass(kind, driver.Error)]
+        for kind in kinds:
+            failure = typed_failure(kind("constructed, without a code"))
+            assert failure is not None
+            keeps_its_promises(failure)
+
+
+def test_a_row_that_is_gone_is_named(db: DatabaseFactory) -> None:
+    """Whether objects are flushed or rows are given by their keys; it is SQLAlchemy's StaleDataError still."""
+    with db.get_session() as session:
+        session.add(User(user_id="ann", username="ann"))
+
+    def change_by_object() -> None:
+        with db.get_session() as session:
+            user = session.get_one(User, "ann")
+            session.execute(delete(User).execution_options(synchronize_session=False))
+            user.username = "other"
+
+    def change_by_key() -> None:
+        with db.get_session() as session:
+            session.execute(update(User), [{"user_id": "nobody", "username": "other"}])
+
+    for change in (change_by_object, change_by_key):
+        with pytest.raises(StaleRowError, match="read the row again") as caught:
+            change()
+        assert isinstance(caught.value, StaleDataError)
+
+
+def test_a_row_taken_out_of_its_collection_is_told_how_to_be_deleted(db: DatabaseFactory) -> None:
+    """SQLAlchemy would write NULL for its parent, which the schema refuses, and so do the server's policies."""
+    two_runs(db, executions=2)
+
+    def remove_account(session: Session) -> None:
+        user = session.get_one(User, "ann")
+        user.accounts.remove(user.accounts[0])
+
+    def empty_executions(session: Session) -> None:
+        session.get_one(Run, "run-ann").executions = []
+
+    for _ in with_and_without_policies(db):
+        for who in ({}, {"user_id": "ann"}):
+            for change in (remove_account, empty_executions):
+                with pytest.raises((ConstraintError, TenantViolation), match=r"session\.delete\(row\)"):
+                    db.run_in_transaction(change, **who)  # type: ignore[arg-type] # only user_id
+    duplicate = "INSERT INTO users (user_id, username) VALUES ('x', 'ann')"
+    assert "delete" not in str(named(ConstraintError, lambda: query(db, duplicate)))
 
 
 @pytest.mark.parametrize(
