@@ -13,21 +13,24 @@ statement that is not itself an ORM one (LIMIT, CASE, window functions, ON, VALU
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property, lru_cache
 from typing import Any, Final
 
+import sqlalchemy
 from sqlalchemy import (
     ARRAY,
     ColumnElement,
     Engine,
+    Executable,
     FromClause,
+    Insert,
     Join,
     String,
     TableClause,
     any_,
     bindparam,
+    event,
     func,
     select,
 )
@@ -40,7 +43,10 @@ from sqlalchemy.sql.visitors import InternalTraversal
 
 from shared.db.errors import TenantError, TenantScopeError, TenantViolation
 from shared.db.tables import is_shared, is_table_name, model_of, ownership_of, primary_key
+from shared.db.tenancy.functions import is_allowed, writes_its_own_text
+from shared.db.tenancy.written_text import check_types, checking_names, is_operator, writing
 
+ON_SQLALCHEMY_2_0: Final = sqlalchemy.__version__.startswith("2.0.")
 USER_PARAMETER: Final = "shared_db_user_id"
 _REMEDY = "use mapped classes (select(Run)), or a plain session from db.get_session() for raw SQL"
 _TENANT_REQUIRED = (
@@ -50,23 +56,15 @@ _TENANT_REQUIRED = (
 
 # count(*), EXISTS (SELECT 1 ...): what SQLAlchemy itself writes as a literal column.
 _HARMLESS_LITERALS = frozenset({"*", "1"})
-# An operator given as text may be made of operator characters only, and begin no comment.
-_OPERATOR = re.compile(r"(?!.*(--|/\*))[-+*/<>=~!@#%^&|?]+")
-# A type given as text may hold no parentheses but those around its numbers: it could close the CAST it stands in.
-_TYPE_NAME = re.compile(r"\w+( \w+)*(\(\d+(, ?\d+)*\))?( \w+)*(\[\])*")
-# PostgreSQL's functions that run SQL given as text, or leave the role of the session.
-_FUNCTIONS_THAT_RUN_SQL = re.compile(
-    r"(query|table|cursor|schema|database)_to_xml(schema|_and_xmlschema)?|ts_stat|ts_rewrite|set_config|dblink\w*|"
-    r"crosstab\w*|connectby|load_extension|lo_\w+|pg_read_\w+",
-    re.IGNORECASE,
-)
-
 
 LASTING: Final = "shared_db_lasting"
 """Execution option of a statement that is made once, without values, and asked again and again."""
 
 ALONE: Final = "shared_db_alone"
 """Execution option of a SELECT without raw SQL that calls nothing: in a read-only session it may be a transaction."""
+
+CONFINED_TO: Final = "shared_db_confined_to"
+"""Execution option with the `Confinement` of a session: what is sent for it must have been written out with that."""
 
 
 class Confinement(HasCacheKey, UserDefinedOption):
@@ -84,6 +82,10 @@ class Confinement(HasCacheKey, UserDefinedOption):
 
     def check(self, statement: Any) -> None:
         """Raise for what a statement as a whole may not be."""
+
+    def binds(self, compiled: ConfinedCompiler, values: Iterable[Mapping[str, Any]]) -> bool:
+        """Whether text and values that are about to be sent are confined to these rows."""
+        return type(compiled.confinement) is type(self)
 
 
 class OwnRows(Confinement):
@@ -155,6 +157,13 @@ class OwnRows(Confinement):
             for table in unmapped_tables(statement):
                 raise self.refusal(f"the table {table.name}")
 
+    def binds(self, compiled: ConfinedCompiler, values: Iterable[Mapping[str, Any]]) -> bool:
+        """Also whether the user among the values is this one: the text may have been made for another."""
+        names = compiled.user_parameters
+        return super().binds(compiled, values) and (
+            not names or all(row[name] == self.user_id for row in values for name in names)
+        )
+
 
 @lru_cache(maxsize=1024)
 def own_rows_of(user_id: str, *, policed: bool) -> OwnRows:
@@ -189,6 +198,19 @@ def confine(engine: Engine) -> None:
     compiler: Any = engine.dialect.statement_compiler
     # Each engine has a dialect of its own.
     engine.dialect.statement_compiler = _confined(compiler)
+    check_types(engine.dialect)
+    event.listen(engine, "before_cursor_execute", _refuse_unconfined)
+
+
+def _refuse_unconfined(
+    connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
+) -> None:
+    """A statement that a session confined is not sent in another's place, whoever put that there."""
+    required: Confinement | None = None if context is None else context.execution_options.get(CONFINED_TO)
+    if required is not None:
+        compiled = context.compiled
+        if not isinstance(compiled, ConfinedCompiler) or not required.binds(compiled, context.compiled_parameters):
+            raise required.refusal("a statement in place of the one that was confined")
 
 
 def is_confined(engine: Any) -> bool:
@@ -207,47 +229,66 @@ _Untyped: Any = SQLCompiler
 class ConfinedCompiler(_Untyped):  # type: ignore[misc] # SQLAlchemy's compilers have no types
     """A dialect's compiler that obeys a `Confinement`."""
 
-    _confinement: Confinement | None
+    confinement: Confinement | None = None
     # The FROM elements of the SELECT being written whose condition stands in its WHERE.
     _conditioned: frozenset[int] = frozenset()
 
     def __init__(self, dialect: Any, statement: Any, *args: Any, **options: Any) -> None:
-        given = [option for option in getattr(statement, "_with_options", ()) if isinstance(option, Confinement)]
+        given: list[Confinement] = []
+        if isinstance(statement, Executable):
+            given = [option for option in statement._with_options if isinstance(option, Confinement)]
+        if not given:
+            super().__init__(dialect, statement, *args, **options)
+            return
         # The last one: it is the session's, which adds it to what the caller gave.
-        self._confinement = given[-1] if given else None
-        if self._confinement is not None:
-            self._confinement.check(statement)
-        super().__init__(dialect, statement, *args, **options)
+        self.confinement = given[-1]
+        self.confinement.check(statement)
+        self._check_constructs(statement)
+        with writing(self):
+            super().__init__(dialect, statement, *args, **options)
+
+    @property
+    def preparer(self) -> Any:
+        """What quotes names, also when a schema is filled in later."""
+        return self._preparer
+
+    @preparer.setter
+    def preparer(self, given: Any) -> None:
+        self._preparer = given if self.confinement is None else checking_names(given, self)
+
+    @cached_property
+    def user_parameters(self) -> list[str]:
+        """The names of the parameters that hold the session's user."""
+        return [name for bind, name in self.bind_names.items() if USER_PARAMETER in bind.key]
 
     def construct_params(self, params: Any = None, extracted_parameters: Any = None, *args: Any, **options: Any) -> Any:
         """The values of one execution. Whatever the caller calls his parameters, the session's user is himself."""
-        collected = options.get("_collected_params") or getattr(self, "_collected_params", None)
-        if collected and self.isinsert:
-            # They would take the place of values that the session has checked.
-            self._refuse("params() of an INSERT")
+        if not ON_SQLALCHEMY_2_0 and self.isinsert:
+            if options.get("_collected_params") or (self._collect_params and self._collected_params):
+                # They would take the place of values that the session has checked.
+                self.refuse("params() of an INSERT")
         found = super().construct_params(params, extracted_parameters, *args, **options)
-        if isinstance(self._confinement, OwnRows):
-            user = self._confinement.user
+        if isinstance(self.confinement, OwnRows):
+            user = self.confinement.user
             if extracted_parameters:
                 # This text was made for another execution, perhaps of another user: take the bound parameter of
                 # this one that stands where that one's stood.
                 pairs = zip(self.cache_key.bindparams, extracted_parameters, strict=True)
                 user = next(here for there, here in pairs if there is user)
-            for bind, name in self.bind_names.items():
-                if USER_PARAMETER in bind.key:
-                    found[name] = user.value
+            for name in self.user_parameters:
+                found[name] = user.value
         return found
 
     def visit_table(self, table: Any, asfrom: bool = False, iscrud: bool = False, **options: Any) -> Any:
         """A table in FROM. The target of an UPDATE or DELETE has its condition in WHERE."""
         text = super().visit_table(table, asfrom=asfrom, iscrud=iscrud, **options)
-        if self._confinement is None or not asfrom or iscrud:
+        if self.confinement is None or not asfrom or iscrud:
             return text
         alias = options.get("enclosing_alias")
         source = alias if alias is not None and alias.element is table else table
         if id(source) in self._conditioned:
             return text
-        condition = self._confinement.condition(table, table)
+        condition = self.confinement.condition(table, table)
         if condition is None:
             return text
         name = self.preparer.quote(table.name)
@@ -260,13 +301,15 @@ class ConfinedCompiler(_Untyped):  # type: ignore[misc] # SQLAlchemy's compilers
         # Without this method the result would be as safe, since visit_table() would confine every table. But a
         # condition in WHERE is what the databases' planners know best, and PostgreSQL lets a query group by the
         # key of a table, not of a subselect.
-        if self._confinement is None:
+        if self.confinement is None:
             return super()._compose_select_body(text, select, compile_state, inner_columns, froms, *rest)
+        # What the ORM put in: criteria of options and relationships, properties made of expressions.
+        self._check_constructs(select)
         enclosing, conditions = self._conditioned, []
         here = set()
         for source in _rows_needed(froms):
             table = source.element if isinstance(source, AliasedReturnsRows) else source
-            condition = self._confinement.condition(table, source)
+            condition = self.confinement.condition(table, source)
             here.add(id(source))
             if condition is not None:
                 conditions.append(condition)
@@ -295,37 +338,37 @@ class ConfinedCompiler(_Untyped):  # type: ignore[misc] # SQLAlchemy's compilers
         return super().visit_delete(own, visiting_cte=visiting_cte, **options)
 
     def _condition_of_target(self, statement: Any, visiting_cte: Any) -> ColumnElement[bool] | None:
-        if self._confinement is None:
+        if self.confinement is None:
             return None
         if visiting_cte is not None:
-            self._refuse("a data-changing CTE")
-        return self._confinement.condition(statement.table, statement.table)
+            self.refuse("a data-changing CTE")
+        return self.confinement.condition(statement.table, statement.table)
 
     def visit_cte(self, cte: Any, *args: Any, **options: Any) -> Any:
         """A CTE hides the table of the same name, also from the conditions that look up the user's parents there."""
-        if self._confinement is not None and is_table_name(cte.name):
-            raise self._confinement.refusal(f"a CTE named {cte.name}")
+        if self.confinement is not None and is_table_name(cte.name):
+            raise self.confinement.refusal(f"a CTE named {cte.name}")
         return super().visit_cte(cte, *args, **options)
 
     def visit_textclause(self, textclause: Any, **options: Any) -> Any:
         """Raw SQL; prefixes, suffixes and text with declared columns come this way too."""
-        self._refuse("text()")
+        self.refuse("text()")
         return super().visit_textclause(textclause, **options)
 
     def visit_tstring(self, tstring: Any, **options: Any) -> Any:
         """Raw SQL from a template string (SQLAlchemy 2.1 on Python 3.14)."""
-        self._refuse("tstring()")
+        self.refuse("tstring()")
         return super().visit_tstring(tstring, **options)
 
     def visit_column(self, column: Any, *args: Any, **options: Any) -> Any:
         """Literal columns are raw SQL."""
         if column.is_literal and column.name not in _HARMLESS_LITERALS:
-            self._refuse("literal_column()")
+            self.refuse("literal_column()")
         return super().visit_column(column, *args, **options)
 
     def get_statement_hint_text(self, hint_texts: Any) -> Any:
         """Hints are raw SQL."""
-        self._refuse("a hint")
+        self.refuse("a hint")
         return super().get_statement_hint_text(hint_texts)
 
     def visit_custom_op_binary(self, element: Any, operator: Any, **options: Any) -> Any:
@@ -346,29 +389,34 @@ class ConfinedCompiler(_Untyped):  # type: ignore[misc] # SQLAlchemy's compilers
     def visit_extract(self, extract: Any, **options: Any) -> Any:
         """The field of EXTRACT is written as it was given."""
         if not str(extract.field).isidentifier():
-            self._refuse("extract() of what is no field")
+            self.refuse("extract() of what is no field")
         return super().visit_extract(extract, **options)
 
-    def visit_typeclause(self, typeclause: Any, **options: Any) -> Any:
-        """The type of a CAST may be any text."""
-        text = super().visit_typeclause(typeclause, **options)
-        if not _TYPE_NAME.fullmatch(text):
-            self._refuse("a type that is more than a name")
-        return text
+    def visit_sequence(self, sequence: Any, **options: Any) -> Any:
+        """A sequence counts for all users; that of a mapped column is drawn from by its own INSERT."""
+        if sequence.column is None or model_of(sequence.column.table) is None:
+            self.refuse("a sequence")
+        return super().visit_sequence(sequence, **options)
 
     def visit_function(self, func: Any, *args: Any, **options: Any) -> Any:
-        """A few functions run SQL that they are given as text."""
-        if _FUNCTIONS_THAT_RUN_SQL.fullmatch(func.name):
-            self._refuse(f"the function {func.name}")
+        """Functions may run SQL that they are given as text, and show or change what is not the user's."""
+        if not is_allowed(func):
+            self.refuse(f"the function {func.name}, which is not among those that allow_functions() knows")
         return super().visit_function(func, *args, **options)
 
     def _check_operator(self, operator: Any) -> None:
-        if not _OPERATOR.fullmatch(operator.opstring):
-            self._refuse("an operator made of text")
+        if not is_operator(operator.opstring):
+            self.refuse("an operator made of text")
 
-    def _refuse(self, what: str) -> None:
-        if self._confinement is not None and not self._confinement.raw_sql:
-            raise self._confinement.refusal(what)
+    def _check_constructs(self, statement: Any) -> None:
+        for element in _elements(statement):
+            if writes_its_own_text(element):
+                self.refuse(f"{type(element).__name__}, which a @compiles function writes out")
+
+    def refuse(self, what: str) -> None:
+        """Raise, unless raw SQL passes."""
+        if self.confinement is not None and not self.confinement.raw_sql:
+            raise self.confinement.refusal(what)
 
 
 def _rows_needed(froms: Iterable[FromClause]) -> Iterator[Any]:
@@ -389,19 +437,29 @@ def unmapped_tables(statement: Any) -> set[Any]:
     """The tables of users that a statement names without their mapped class: Core tables."""
     mapped: set[Any] = set()
     named: set[Any] = set()
-    seen: set[int] = set()
-    to_visit = [statement.element if isinstance(statement, FromStatement) else statement]
-    while to_visit:
-        element = to_visit.pop()
-        if id(element) in seen:
-            continue
-        seen.add(id(element))
+    for element in _elements(statement):
         table = element.table if isinstance(element, ColumnClause) else element
         if isinstance(table, AliasedReturnsRows):
             table = table.element
         if isinstance(table, TableClause) and not is_shared(table):
             # Whatever the ORM has had in its hands it has annotated.
             (mapped if element._annotations else named).add(table)
+    return named - mapped
+
+
+def _elements(statement: Any) -> Iterator[Any]:
+    """A statement and all that it is made of."""
+    seen: dict[int, Any] = {}  # with the elements, so that none is gone and its number another's
+    to_visit = [statement.element if isinstance(statement, FromStatement) else statement]
+    while to_visit:
+        element = to_visit.pop()
+        if id(element) in seen:
+            continue
+        seen[id(element)] = element
+        yield element
         # A Select's own get_children() leaves out a mapped class whose table it has met in a column.
         to_visit.extend(ClauseElement.get_children(element))
-    return named - mapped
+        if isinstance(element, Insert):
+            for row in (row for rows in element._multi_values for row in rows):
+                values = row.values() if isinstance(row, Mapping) else row
+                to_visit.extend(value for value in values if isinstance(value, ClauseElement))

@@ -27,10 +27,8 @@ def check_identity(guard: OwnershipGuard, state: InstanceState[Any]) -> None:
         raise guard.violation("flush", state.mapper.class_, "its key is not the one it was loaded with")
 
 
-def check_expressions(
-    guard: OwnershipGuard, state: InstanceState[Any], confinement: Confinement, dialect: Dialect
-) -> None:
-    """`TenantViolation` if an attribute is an SQL expression that reads other rows or is raw SQL.
+def check_expressions(state: InstanceState[Any], confinement: Confinement, dialect: Dialect) -> None:
+    """The confinement's refusal if an attribute is an SQL expression that reads other rows or is raw SQL.
 
     The flush writes such expressions out by itself, and nothing confines what they read.
     """
@@ -43,7 +41,7 @@ def check_expressions(
             if isinstance(element, SelectBase) or (
                 isinstance(element, ColumnClause) and element.table not in {None, state.mapper.local_table}
             ):
-                raise guard.violation("flush", state.mapper.class_, f"{name} is set to what another row holds")
+                raise confinement.refusal(f"the value of {state.mapper.class_.__name__}.{name}, which reads other rows")
         # Compiling is what refuses raw SQL.
         column: Any = expression
         select(column).options(confinement).compile(dialect=dialect)

@@ -14,9 +14,10 @@ from shared.db.models import User
 from shared.db.sessions import NamingSession
 from shared.db.tables import ownership_of, primary_key
 from shared.db.tenancy import row_security
-from shared.db.tenancy.confined_sql import ALONE, NoUsersRows, is_confined, own_rows_of
+from shared.db.tenancy.confined_sql import ALONE, CONFINED_TO, NoUsersRows, is_confined, own_rows_of
 from shared.db.tenancy.flush_guard import check_expressions, check_flushed, check_identity
 from shared.db.tenancy.guard import OwnershipGuard
+from shared.db.tenancy.self_check import prove
 from shared.db.tenancy.statement_guard import check_written
 
 _T = TypeVar("_T")
@@ -171,6 +172,7 @@ def _require_tenant(state: ORMExecuteState) -> None:
     if not isinstance(state.statement, _CONFINABLE):
         raise session.no_users_rows.refusal(type(state.statement).__name__)
     state.statement = state.statement.options(session.no_users_rows)
+    state.update_execution_options(**{CONFINED_TO: session.no_users_rows})
 
 
 def connection_for(session: Session, statement: Executable) -> Connection:
@@ -188,8 +190,23 @@ def connection_for(session: Session, statement: Executable) -> Connection:
 
 @event.listens_for(TenantRequiredSession, "before_flush")
 def _require_tenant_to_write(session: TenantRequiredSession, context: UOWTransaction, instances: Any) -> None:
-    if any(ownership_of(type(entity)) is not None for entity in (*session.new, *session.dirty, *session.deleted)):
-        raise session.no_users_rows.refusal("flush")
+    for entity in (*session.new, *session.dirty, *session.deleted):
+        if ownership_of(type(entity)) is not None:
+            raise session.no_users_rows.refusal("flush")
+        check_expressions(inspect(entity), session.no_users_rows, session.get_bind().dialect)
+
+
+def _require_confined(connection: Connection) -> None:
+    if not is_confined(connection):
+        raise TenantScopeError("a user's session works on a DatabaseFactory's own engine only")
+    prove(connection.dialect)
+
+
+@event.listens_for(TenantRequiredSession, "after_begin")
+def _enter_without_users(
+    session: TenantRequiredSession, transaction: SessionTransaction, connection: Connection
+) -> None:
+    _require_confined(connection)
 
 
 @event.listens_for(UserSession, "after_begin")
@@ -198,8 +215,7 @@ def _enter(session: UserSession, transaction: SessionTransaction, connection: Co
         raise TenantScopeError(
             "a user's session needs transactions: what confines it ends with each one; do not use AUTOCOMMIT"
         )
-    if not is_confined(connection):
-        raise TenantScopeError("a user's session works on a DatabaseFactory's own engine only")
+    _require_confined(connection)
     if not transaction.nested:
         session._begin(connection)
 
@@ -220,6 +236,9 @@ def _confine(state: ORMExecuteState) -> None:
         check_written(session.guard, state)
     own_rows = session.own_rows.alone if alone else session.own_rows
     state.statement = (own_rows.to_load if loading else own_rows).on(state.statement)
+    if not own_rows.raw_sql:
+        # Whoever listens after this may put another statement in its place.
+        state.update_execution_options(**{CONFINED_TO: own_rows})
 
 
 @event.listens_for(UserSession, "before_attach")
@@ -240,7 +259,7 @@ def _before_flush(session: UserSession, context: UOWTransaction, instances: Any)
     for entity in (*session.new, *session.dirty, *session.deleted):
         check_identity(session.guard, inspect(entity))
         if not confined:
-            check_expressions(session.guard, inspect(entity), session.own_rows, session.get_bind().dialect)
+            check_expressions(inspect(entity), session.own_rows, session.get_bind().dialect)
     check_flushed(session.guard, session, complete=False)
 
 
