@@ -114,6 +114,7 @@ from shared.db.repositories import (
 )
 from shared.db.settings import DatabaseSettings
 from shared.db.tables import SHARED_BY_ALL, Ownership, Reference
+from shared.db.tenancy.functions import allow_functions
 from shared.db.tenancy.row_security_check import RowSecurityStatus
 from shared.db.tenancy.session_scope import UserSession
 
@@ -229,6 +230,7 @@ __all__ = [
     "UserStatus",
     "ValueRefusedError",
     "Vocabulary",
+    "allow_functions",
     "cursor_of",
     "exact_sum",
     "get_db",

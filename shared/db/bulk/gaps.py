@@ -17,6 +17,7 @@ from shared.db.bulk.ranges import EXECUTIONS, RowRange
 from shared.db.bulk.streams import read
 from shared.db.errors import InvalidValueError
 from shared.db.models import Run
+from shared.db.tenancy.functions import allow_functions
 
 _FETCHED = 1_000
 _LONGEST = timedelta(days=3_660_000).total_seconds()
@@ -52,6 +53,9 @@ class micros_between(FunctionElement[int]):
 
     def __init__(self, earlier: Any, later: Any) -> None:
         super().__init__(earlier, later)
+
+
+allow_functions(micros_between)
 
 
 @compiles(micros_between)

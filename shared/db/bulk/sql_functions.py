@@ -14,6 +14,7 @@ from sqlalchemy.sql.expression import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from shared.db.column_types import MONEY_PLACES, money_units
+from shared.db.tenancy.functions import allow_functions
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EARLIEST = datetime(1, 1, 1, tzinfo=UTC)
@@ -62,6 +63,9 @@ class time_bucket(FunctionElement[datetime]):
         micros = length // timedelta(microseconds=1)
         before_1970 = (_EPOCH - _EARLIEST) // length + 1
         super().__init__(column, literal(micros, BigInteger()), literal(micros * before_1970, BigInteger()))
+
+
+allow_functions(exact_product_sum, time_bucket)
 
 
 @compiles(exact_product_sum)

@@ -263,10 +263,9 @@ class ConfinedCompiler(_Untyped):  # type: ignore[misc] # SQLAlchemy's compilers
 
     def construct_params(self, params: Any = None, extracted_parameters: Any = None, *args: Any, **options: Any) -> Any:
         """The values of one execution. Whatever the caller calls his parameters, the session's user is himself."""
-        if not ON_SQLALCHEMY_2_0 and self.isinsert:
-            if options.get("_collected_params") or (self._collect_params and self._collected_params):
-                # They would take the place of values that the session has checked.
-                self.refuse("params() of an INSERT")
+        if self.isinsert and self._has_params_of_its_own(options):
+            # They would take the place of values that the session has checked.
+            self.refuse("params() of an INSERT")
         found = super().construct_params(params, extracted_parameters, *args, **options)
         if isinstance(self.confinement, OwnRows):
             user = self.confinement.user
@@ -278,6 +277,11 @@ class ConfinedCompiler(_Untyped):  # type: ignore[misc] # SQLAlchemy's compilers
             for name in self.user_parameters:
                 found[name] = user.value
         return found
+
+    def _has_params_of_its_own(self, options: Mapping[str, Any]) -> bool:
+        if ON_SQLALCHEMY_2_0:
+            return False  # there params() are for the statement they are called on
+        return bool(options.get("_collected_params") or (self._collect_params and self._collected_params))
 
     def visit_table(self, table: Any, asfrom: bool = False, iscrud: bool = False, **options: Any) -> Any:
         """A table in FROM. The target of an UPDATE or DELETE has its condition in WHERE."""
@@ -391,12 +395,6 @@ class ConfinedCompiler(_Untyped):  # type: ignore[misc] # SQLAlchemy's compilers
         if not str(extract.field).isidentifier():
             self.refuse("extract() of what is no field")
         return super().visit_extract(extract, **options)
-
-    def visit_sequence(self, sequence: Any, **options: Any) -> Any:
-        """A sequence counts for all users; that of a mapped column is drawn from by its own INSERT."""
-        if sequence.column is None or model_of(sequence.column.table) is None:
-            self.refuse("a sequence")
-        return super().visit_sequence(sequence, **options)
 
     def visit_function(self, func: Any, *args: Any, **options: Any) -> Any:
         """Functions may run SQL that they are given as text, and show or change what is not the user's."""

@@ -12,7 +12,7 @@ from sqlalchemy.sql.selectable import SelectBase
 
 from shared.db.tables import ownership_of, primary_key
 from shared.db.tenancy.confined_sql import Confinement
-from shared.db.tenancy.guard import OwnershipGuard, column_values, written_values
+from shared.db.tenancy.guard import OwnershipGuard, as_bound, column_values, written_values
 
 
 def check_identity(guard: OwnershipGuard, state: InstanceState[Any]) -> None:
@@ -23,7 +23,8 @@ def check_identity(guard: OwnershipGuard, state: InstanceState[Any]) -> None:
     if state.identity is None:
         return
     name = state.mapper.get_property_by_column(state.mapper.primary_key[0]).key
-    if state.committed_state.get(name, state.dict.get(name, state.identity[0])) != state.identity[0]:
+    key = state.committed_state.get(name, state.dict.get(name, state.identity[0]))
+    if as_bound(key) != as_bound(state.identity[0]):
         raise guard.violation("flush", state.mapper.class_, "its key is not the one it was loaded with")
 
 

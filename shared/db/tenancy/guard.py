@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
 from enum import Enum
@@ -46,6 +46,28 @@ def checked_user_id(user_id: object) -> str:
         f"{shown} is not a user id; pass the user's user_id (1 to {ID_LENGTH} characters), "
         "or leave user_id out where no single user is meant"
     )
+
+
+# What a key may be that is judged here: nothing, text, or a number.
+_PLAIN = frozenset({str, int, type(None)})
+_NOBODYS: Final = object()
+
+
+def as_bound(value: object) -> Any:
+    """A key as the driver will have it: of a subclass its content, whatever its own methods say that it equals.
+
+    What is neither text nor a number is nobody's.
+    """
+    if type(value) in _PLAIN:
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    return int.__int__(value) if isinstance(value, int) else _NOBODYS
+
+
+def all_as_bound(values: Sequence[Any]) -> Sequence[Any]:
+    """Many of them."""
+    return values if _PLAIN.issuperset(map(type, values)) else [as_bound(value) for value in values]
 
 
 def agreed_user(*given: object) -> str | None:
@@ -93,7 +115,8 @@ class OwnershipGuard:
         ownership = ownership_of(model)
         if ownership is None:
             return
-        rows = list(rows)
+        judged = ownership.columns.union(*(reference.agrees for reference in ownership.parents))
+        rows = [{name: as_bound(row[name]) for name in judged if name in row} for row in rows]
         if ownership.parent is None:
             for row in rows:
                 owner = row.get(ownership.column)
@@ -114,11 +137,13 @@ class OwnershipGuard:
 
     def owns(self, session: Session, model: type[Any], key: Any) -> bool:
         """Whether the row with this primary key exists and is the user's."""
+        key = as_bound(key)
         self._prove(session, model, {key})
         return (model, key) in self._proved
 
-    def require_owned(self, session: Session, operation: str, model: type[Any], keys: set[Any]) -> None:
+    def require_owned(self, session: Session, operation: str, model: type[Any], keys: Iterable[Any]) -> None:
         """`TenantViolation` unless every one of these primary keys is a row of the user's."""
+        keys = {as_bound(key) for key in keys}
         self._prove(session, model, keys)
         if any((model, key) not in self._proved for key in keys):
             raise self.violation(operation, model, "its key names no row of the user")
@@ -167,7 +192,7 @@ class OwnershipGuard:
                     self._proved[parent, key] = dict(zip(columns, values, strict=True))
 
     def _unknown(self, parent: type[Any], keys: Iterable[Any]) -> list[Any]:
-        return sorted(key for key in keys if (parent, key) not in self._proved and isinstance(key, (str, int)))
+        return sorted(key for key in keys if (parent, key) not in self._proved and type(key) in (str, int))
 
 
 _USER: Final = "user"

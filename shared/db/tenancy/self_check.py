@@ -1,8 +1,8 @@
 """A proof, once a process and dialect, that the compiler confines: another SQLAlchemy may ask for text by other names.
 
-What `ConfinedCompiler` overrides it overrides by name. If a release writes tables, text or names out by a method that is
-called differently, its statements would be those of everybody, and nothing else would say so. So before the first user's
-session a few statements are written out, none is sent, and their text is looked at.
+What `ConfinedCompiler` overrides it overrides by name. If a release writes tables, text or names out by a method that
+is called differently, its statements would be those of everybody, and nothing else would say so. So before the first
+user's session a few statements are written out, none of which is sent, and their text is looked at.
 """
 
 from __future__ import annotations

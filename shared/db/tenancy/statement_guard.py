@@ -10,15 +10,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from sqlalchemy import Table, inspect
+from sqlalchemy import BigInteger, Integer, String, Table, Text, Unicode, inspect
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import ORMExecuteState
 from sqlalchemy.sql.dml import Insert, UpdateBase
 from sqlalchemy.sql.elements import BindParameter, ColumnClause
+from sqlalchemy.types import NullType
 
+from shared.db.column_types import BoundedString, CheckedInteger
 from shared.db.models import Base
 from shared.db.tables import Ownership, model_of, ownership_of, primary_key
+from shared.db.tenancy.confined_sql import ON_SQLALCHEMY_2_0
 from shared.db.tenancy.guard import OwnershipGuard
+
+# The types that keys and owners have, and those that SQLAlchemy finds for a plain value.
+_BOUND_AS_GIVEN = frozenset({BoundedString, CheckedInteger, String, Text, Unicode, Integer, BigInteger, NullType})
 
 
 def check_written(guard: OwnershipGuard, state: ORMExecuteState) -> None:
@@ -47,14 +53,15 @@ def _check_insert(
     _check_spelling(guard, model, statement, state.parameters)
     guard.check_rows(state.session, "INSERT", model, list(inserted_rows(statement, state.parameters)))
     upsert = statement._post_values_clause
-    if upsert is not None and not isinstance(
-        upsert, (postgresql.dml.OnConflictDoNothing, sqlite.dml.OnConflictDoNothing)
-    ):
-        if ownership.column not in _conflict_columns(model, upsert):
-            raise guard.violation(
-                "upsert", model, f"its conflict columns lack {ownership.column}, so it could change another user's row"
-            )
-        _check_assigned(guard, "upsert", model, ownership, dict(upsert.update_values_to_set))
+    if upsert is None or isinstance(upsert, (postgresql.dml.OnConflictDoNothing, sqlite.dml.OnConflictDoNothing)):
+        return
+    if not isinstance(upsert, (postgresql.dml.OnConflictDoUpdate, sqlite.dml.OnConflictDoUpdate)):
+        raise guard.violation("upsert", model, "it has more than one ON CONFLICT; give one")
+    if ownership.column not in _conflict_columns(model, upsert):
+        raise guard.violation(
+            "upsert", model, f"its conflict columns lack {ownership.column}, so it could change another user's row"
+        )
+    _check_assigned(guard, "upsert", model, ownership, dict(upsert.update_values_to_set))
 
 
 def _check_update(
@@ -62,11 +69,12 @@ def _check_update(
 ) -> None:
     parameters: Any = state.parameters
     assigned = [*(statement._values or {})]
-    assigned += [column for column, _ in getattr(statement, "_ordered_values", None) or ()]
+    if ON_SQLALCHEMY_2_0:
+        assigned += [column for column, _ in statement._ordered_values or ()]
     if isinstance(parameters, list):
         # Bulk UPDATE by primary key: of a foreign key it would find no row, and say so in words of its own.
         key = primary_key(model)
-        guard.require_owned(state.session, "bulk UPDATE", model, {row.get(key) for row in parameters})
+        guard.require_owned(state.session, "bulk UPDATE", model, (row.get(key) for row in parameters))
         assigned += [name for row in parameters for name in row if name != key]
     else:
         assigned += list(parameters or ())
@@ -116,8 +124,8 @@ def _plain(values: Mapping[Any, Any]) -> dict[str, Any]:
 def _value(value: Any) -> Any:
     """What will be stored, as far as the statement tells; of any other SQL expression, the expression."""
     # Any other bindparam() may get its value later, from the caller's parameters; of one whose value comes from a
-    # function this is None, which is nobody's.
-    if isinstance(value, BindParameter) and value.unique:
+    # function this is None, which is nobody's. A type may bind something else than it was given.
+    if isinstance(value, BindParameter) and value.unique and type(value.type) in _BOUND_AS_GIVEN:
         return value.value
     return value
 

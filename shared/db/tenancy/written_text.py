@@ -75,17 +75,21 @@ class CheckedTypes:
 
 def checking_names(preparer: Any, refusing: Refusing) -> Any:
     """A copy of a dialect's preparer for one statement."""
+    if isinstance(preparer, CheckedNames):  # made of one for this statement, to fill in schemas
+        return preparer
     checking = copy.copy(preparer)
-    checking.__class__ = _mixed(CheckedNames, type(preparer))
+    kind: Any = type(preparer)
+    checking.__class__ = _mixed(CheckedNames, kind)
     checking.refusing = refusing
     return checking
 
 
 def check_types(dialect: Any) -> None:
     """Have a dialect's type compiler check."""
-    dialect.type_compiler_instance = _mixed(CheckedTypes, type(dialect.type_compiler_instance))(dialect)
+    kind: Any = type(dialect.type_compiler_instance)
+    dialect.type_compiler_instance = _mixed(CheckedTypes, kind)(dialect)
 
 
 @lru_cache
-def _mixed(checked: type[Any], kind: type[Any]) -> type[Any]:
+def _mixed(checked: Any, kind: Any) -> Any:
     return type(f"{checked.__name__}Of{kind.__name__}", (checked, kind), {})

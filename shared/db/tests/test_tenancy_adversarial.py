@@ -8,12 +8,16 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from contextlib import suppress
+from enum import StrEnum
 from functools import partial
 from typing import Any
 
 import pytest
 from sqlalchemy import (
     DDL,
+    ColumnElement,
+    Insert,
+    Sequence,
     String,
     bindparam,
     case,
@@ -32,6 +36,7 @@ from sqlalchemy import (
     not_,
     or_,
     select,
+    table,
     text,
     true,
     tuple_,
@@ -39,7 +44,10 @@ from sqlalchemy import (
     update,
     values,
 )
+from sqlalchemy import Enum as SqlEnum
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import (
     Bundle,
     Session,
@@ -54,22 +62,30 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.schema import DropTable
-from sqlalchemy.sql.elements import UnaryExpression
+from sqlalchemy.sql.elements import UnaryExpression, quoted_name
+from sqlalchemy.sql.expression import Function, FunctionElement
 from sqlalchemy.sql.operators import custom_op
+from sqlalchemy.types import TypeDecorator
 
 from shared.db import (
     ApiCredential,
     BybitAccount,
     DatabaseFactory,
+    InvalidValueError,
     PrivateExecution,
     PublicTrade,
     Run,
+    RunRepository,
     Strategy,
     TenantScopeError,
     TenantViolation,
     User,
     UserSession,
+    allow_functions,
 )
+from shared.db.bulk import bulk_create
+from shared.db.column_types import exact_sum, new_uuid, utc_now
+from shared.db.tenancy import functions
 from shared.db.tenancy.confined_sql import OwnRows
 from shared.db.tests.fleet import detached, everything_of, refused_and_unwritten, run_values
 from shared.db.tests.support import execution_values, trade_values
@@ -315,7 +331,8 @@ def test_a_loaded_object_can_be_pickled(fleet: DatabaseFactory) -> None:
 
 INJECTED = "(SELECT max(api_key_id) FROM api_credentials)"
 
-FUNCTIONS_THAT_RUN_SQL = (
+# That run SQL given as text, leave the role, show or change what is not the user's, or end another one's session.
+FUNCTIONS_NOT_ALLOWED = (
     "query_to_xml",
     "QUERY_TO_XML",
     "table_to_xmlschema",
@@ -335,11 +352,104 @@ FUNCTIONS_THAT_RUN_SQL = (
     "lo_get",
     "pg_read_file",
     "pg_read_binary_file",
+    "pg_stat_get_activity",
+    "pg_stat_get_backend_activity",
+    "setval",
+    "nextval",
+    "currval",
+    "lastval",
+    "pg_terminate_backend",
+    "pg_cancel_backend",
+    "pg_reload_conf",
+    "pg_ls_dir",
+    "pg_hba_file_rules",
+    "pg_show_all_file_settings",
+    "pg_switch_wal",
+    "pg_promote",
+    "pg_advisory_lock",
+    "pg_sleep",
+    "pg_notify",
+    "current_setting",
+    "dbstat",
+    "pragma_database_list",
+    "fts3_tokenizer",
+    "sqlite_compileoption_get",
+    "a_function_of_somebodys_own",
 )
 
 
-def _runs_sql(name: str) -> Any:
+def _calls(name: str) -> Any:
     return select(getattr(func, name)("SELECT 1"), Run.run_id)
+
+
+class _Recipe(ColumnElement[str]):
+    """A construct of the application's, after SQLAlchemy's own recipe."""
+
+    inherit_cache = False
+
+
+@compiles(_Recipe)
+def _recipe(element: _Recipe, compiler: Any, **how: Any) -> str:
+    return INJECTED
+
+
+class _RecipeOfFunction(FunctionElement[str]):
+    type = String()
+    name = "lower"
+    inherit_cache = True
+
+
+@compiles(_RecipeOfFunction, "sqlite")
+@compiles(_RecipeOfFunction, "postgresql")
+def _recipe_of_function(element: _RecipeOfFunction, compiler: Any, **how: Any) -> str:
+    return INJECTED
+
+
+class _RecipeOfStatement(Insert):
+    inherit_cache = False
+
+
+@compiles(_RecipeOfStatement)
+def _recipe_of_statement(element: _RecipeOfStatement, compiler: Any, **how: Any) -> str:
+    return "UPDATE runs SET gridcore_version = 'x'"
+
+
+def _unquoted(text: str) -> Any:
+    return quoted_name(text, False)
+
+
+# Names that SQLAlchemy is told not to quote, wherever one is written, in a statement about a text column.
+UNQUOTED: dict[str, Callable[[Any], Any]] = {
+    "column": lambda key: select(key, column(_unquoted(INJECTED))),
+    "quotes that close": lambda key: select(key, column(_unquoted(f'"symbol", {INJECTED}, "symbol"'))),
+    "label": lambda key: select(key.label(_unquoted(f"x, {INJECTED}"))),
+    "alias": lambda key: select(getattr(aliased(key.class_, name=_unquoted("runs, api_credentials")), key.key)),
+    "alias of a subquery": lambda key: select(select(key.label("x")).subquery(_unquoted("x, api_credentials")).c.x),
+    "CTE": lambda key: select(select(key.label("x")).cte(_unquoted(f"x AS {INJECTED}, y")).c.x),
+    "VALUES": lambda key: select(
+        key, values(column("x", String), name="v").data([("x",)]).alias(_unquoted("v, runs")).c.x
+    ),
+    "column of VALUES": lambda key: select(
+        key, values(column(_unquoted(f"x), (SELECT {INJECTED}"), String), name="v").data([("x",)]).c[0]
+    ),
+    "function": lambda key: select(Function(_unquoted(f"coalesce({INJECTED},'') || lower"), "x"), key),
+    "package of a function": lambda key: select(
+        Function("lower", "x", packagenames=(_unquoted(f"coalesce({INJECTED},'') || pg_catalog"),)), key
+    ),
+    "table function": lambda key: select(
+        key, func.json_each("{}").table_valued(column(_unquoted(f"key, {INJECTED}")), name=_unquoted("x, runs")).c[0]
+    ),
+    "collation": lambda key: select(key.collate(_unquoted(f"BINARY || {INJECTED}"))),
+    "sequence": lambda key: select(key, Sequence(_unquoted("x') || (SELECT 'y")).next_value()),
+    "UPDATE": lambda key: update(key.class_).values({key: column(_unquoted(INJECTED))}),
+    "DELETE": lambda key: delete(key.class_).where(column(_unquoted(f"1=1 OR {INJECTED}")) == "x"),
+    "RETURNING": lambda key: delete(key.class_).returning(column(_unquoted(INJECTED))),
+    "INSERT": lambda key: insert(PublicTrade).values(**trade_values(7, symbol=column(_unquoted(INJECTED)))),
+    "INSERT of several": lambda key: insert(PublicTrade).values([trade_values(7, symbol=column(_unquoted(INJECTED)))]),
+    "stacked statements": lambda key: select(
+        key, column(_unquoted("1; UPDATE runs SET gridcore_version = 'x' WHERE user_id = 'bob'; SELECT 'x' AS x"))
+    ),
+}
 
 
 RAW_SQL: dict[str, Callable[[], Any]] = {
@@ -379,7 +489,31 @@ RAW_SQL: dict[str, Callable[[], Any]] = {
     "DROP TABLE": lambda: DropTable(RUNS),
     "a suffix": lambda: select(Run.run_id).suffix_with("LIMIT 1"),
     "a hint": lambda: select(Run.run_id).with_statement_hint("/* */"),
-    **{f"{name}()": partial(_runs_sql, name) for name in FUNCTIONS_THAT_RUN_SQL},
+    "a Core table with a name of its own": lambda: select(table(_unquoted("api_credentials"), column("api_key_id"))),
+    "a Core table's schema": lambda: select(table("runs", column("run_id"), schema=_unquoted("public"))),
+    "a sequence": lambda: select(Run.run_id, Sequence("private_executions_id_seq").next_value()),
+    "a type of a table function's column": lambda: select(
+        func.json_to_recordset("[]")
+        .table_valued(column("a", String(collation=f'C"), api_credentials, {INJECTED}, ("x')))
+        .render_derived(with_types=True)
+        .c.a
+    ),
+    "a function of another schema": lambda: select(func.somebodys.lower("x"), Run.run_id),
+    "a construct": lambda: select(Run.run_id, _Recipe()),
+    "a construct in WHERE": lambda: select(Run.run_id).where(_Recipe() == "x"),
+    "a construct from a lambda": lambda: select(Run.run_id).where(lambda: _Recipe() == "x"),
+    "a construct in a subquery": lambda: select(Run.run_id).where(select(_Recipe()).exists()),
+    "a construct in ORDER BY": lambda: select(Run.run_id).order_by(_Recipe()),
+    "a construct in a relationship's criteria": lambda: select(User.user_id).join(User.runs.and_(_Recipe() == "x")),
+    "a construct in a loader's criteria": lambda: select(Run.run_id).options(
+        with_loader_criteria(Run, _Recipe() == "x")
+    ),
+    "a construct of a function": lambda: select(Run.run_id, _RecipeOfFunction()),
+    "a construct in an UPDATE": lambda: update(Run).values(gridcore_version=_Recipe()),
+    "a construct in an INSERT of several": lambda: insert(PublicTrade).values([trade_values(7, symbol=_Recipe())]),
+    "a construct for a statement": lambda: _RecipeOfStatement(RUNS).values(**run_values("ann")),
+    **{f"{name}()": partial(_calls, name) for name in FUNCTIONS_NOT_ALLOWED},
+    **{f"an unquoted name: {what}": partial(make, Run.gridcore_version) for what, make in UNQUOTED.items()},
 }
 
 
@@ -390,8 +524,149 @@ def _forged(name: str) -> Any:
 @pytest.mark.parametrize("what", RAW_SQL)
 def test_raw_sql_in_disguise_is_refused(unpoliced_fleet: DatabaseFactory, what: str) -> None:
     """Text that reaches the database unseen could read everything."""
+    before = everything_of(unpoliced_fleet, "bob")
     with unpoliced_fleet.get_session(user_id="ann") as session, pytest.raises(TenantViolation):
-        session.execute(RAW_SQL[what]()).all()
+        session.execute(RAW_SQL[what](), execution_options=NO_SYNC).all()
+    assert everything_of(unpoliced_fleet, "bob") == before
+
+
+@pytest.mark.parametrize("what", [*UNQUOTED, "a construct", "a function"])
+def test_nor_is_it_a_way_round_require_tenant(unpoliced_fleet: DatabaseFactory, what: str) -> None:
+    """A plain session that must not touch users' tables refuses the same disguises, of what is shared by all."""
+    others = {"a construct": lambda key: select(key, _Recipe()), "a function": lambda key: select(func.dbstat(), key)}
+    settings = unpoliced_fleet.settings.model_copy(update={"require_tenant": True})
+    with DatabaseFactory(settings) as closed:
+        if settings.is_memory:
+            closed.create_tables()  # another factory's database in memory is another one
+        with closed.get_session() as session, pytest.raises(TenantScopeError):
+            session.execute((UNQUOTED | others)[what](PublicTrade.symbol), execution_options=NO_SYNC).all()
+
+
+@pytest.mark.parametrize(
+    "expression", [_secret, lambda: column(_unquoted(INJECTED)), lambda: text(INJECTED), lambda: _Recipe()]
+)
+def test_nor_are_attributes(unpoliced_fleet: DatabaseFactory, expression: Callable[[], Any]) -> None:
+    """What is shared by all may be written there, and no expression that reads."""
+    settings = unpoliced_fleet.settings.model_copy(update={"require_tenant": True})
+    with DatabaseFactory(settings) as closed:
+        if settings.is_memory:
+            closed.create_tables()
+        with pytest.raises(TenantScopeError), closed.get_session() as session:
+            session.add(PublicTrade(**trade_values(5, symbol=expression())))
+
+
+def test_a_schema_is_quoted_when_it_is_filled_in(unpoliced_fleet: DatabaseFactory) -> None:
+    """A map of schemas puts its names into text that was made before."""
+    names = _unquoted("api_credentials, main") if unpoliced_fleet.settings.is_sqlite else _unquoted("runs r, public")
+    with unpoliced_fleet.get_session(user_id="ann") as session, pytest.raises(TenantViolation):
+        session.execute(select(PublicTrade.id), execution_options={"schema_translate_map": {None: names}}).all()
+
+
+def test_a_type_of_an_array_is_a_name(unpoliced_fleet: DatabaseFactory) -> None:
+    """PostgreSQL's ARRAY writes its type out by itself."""
+    evil = postgresql.VARCHAR(length=f"1)[] || ARRAY{INJECTED}::VARCHAR(9")  # type: ignore[arg-type] # that is the point
+    if unpoliced_fleet.engine.dialect.name == "postgresql":
+        with unpoliced_fleet.get_session(user_id="ann") as session:
+            with pytest.raises(TenantViolation):
+                session.execute(select(Run.run_id, postgresql.array([], type_=evil))).all()
+            with pytest.raises(TenantViolation):
+                session.execute(select(cast(Run.run_id, postgresql.ARRAY(evil)))).all()
+            assert session.scalar(select(postgresql.array([], type_=String(9)))) == []
+
+
+@pytest.mark.filterwarnings("ignore:Additional column names:sqlalchemy.exc.SAWarning")
+def test_a_constraint_of_an_upsert_is_quoted(unpoliced_fleet: DatabaseFactory) -> None:
+    """As are the columns that it assigns."""
+    trades = _insert(unpoliced_fleet)(PublicTrade).values(**trade_values(0))
+    key = ["symbol", "exchange_ts", "trade_id"]
+    upserts = [trades.on_conflict_do_update(index_elements=key, set_={_unquoted(f"symbol = {INJECTED}, side"): "Buy"})]
+    upserts += [trades.on_conflict_do_nothing(index_elements=[_unquoted("symbol) DO NOTHING; --")])]
+    if unpoliced_fleet.engine.dialect.name == "postgresql":
+        upserts += [trades.on_conflict_do_nothing(constraint=_unquoted("x DO NOTHING; --"))]
+    for upsert in upserts:
+        with unpoliced_fleet.get_session(user_id="ann") as session, pytest.raises(TenantViolation):
+            session.execute(upsert)
+
+
+def test_what_quoting_would_not_change_need_not_be_quoted(fleet: DatabaseFactory) -> None:
+    """A name that is told not to be quoted passes where it is a name."""
+    with fleet.get_session(user_id="ann") as session:
+        assert session.scalar(select(Run.run_id.label(_unquoted("Key")))) == "run-ann"
+        assert session.scalar(select(Run.run_id.label('a "quoted" name; --'))) == "run-ann"
+        assert session.scalar(select(cast(Run.run_id, String(30, collation="C" if _is_pg(fleet) else "BINARY"))))
+
+
+def _is_pg(db: DatabaseFactory) -> bool:
+    return db.engine.dialect.name == "postgresql"
+
+
+ORDINARY: dict[str, Callable[[], Any]] = {
+    "aggregates": lambda: select(func.count(), func.max(Run.run_id), func.min(Run.run_id), func.avg(1), func.sum(1)),
+    "string": lambda: select(
+        func.lower("X"), func.substr("abc", 2), func.replace("a", "a", "b"), func.trim(" x "), func.length("abc")
+    ),
+    "math": lambda: select(func.abs(-1), func.round(1.5), func.floor(1.5), func.sqrt(4.0), func.mod(7, 2)),
+    "choice": lambda: select(func.coalesce(None, "x"), func.nullif("a", "b")),
+    "time": lambda: select(func.now(), func.current_timestamp(), func.current_date()),
+    "windows": lambda: select(
+        func.row_number().over(order_by=Run.run_id),
+        func.lag(Run.run_id).over(order_by=Run.run_id),
+        func.first_value(Run.run_id).over(order_by=Run.run_id),
+        func.rank().over(order_by=Run.run_id),
+    ),
+    "our own sum": lambda: select(exact_sum(PrivateExecution.exec_fee)),
+    "our own clock and keys": lambda: select(utc_now(), new_uuid()),
+}
+ORDINARY_ON: dict[str, dict[str, Callable[[], Any]]] = {
+    "sqlite": {
+        "time": lambda: select(func.strftime("%Y", Run.start_ts), func.julianday(Run.start_ts)),
+        "json": lambda: select(func.json_extract(Strategy.config_json, "$.x"), func.json_array_length("[1]")),
+        "tables": lambda: select(func.json_each("[1]").table_valued("key", "value").c.value),
+        "groups": lambda: select(func.group_concat(Run.run_id), func.total(1)),
+    },
+    "postgresql": {
+        "time": lambda: select(func.date_trunc("hour", Run.start_ts), func.timezone("UTC", Run.start_ts)),
+        "json": lambda: select(
+            func.jsonb_extract_path_text(Strategy.config_json, "x"), func.jsonb_build_object("a", 1)
+        ),
+        "tables": lambda: select(func.generate_series(1, 2).column_valued("n")),
+        "groups": lambda: select(
+            func.string_agg(Run.run_id, ","),
+            func.array_agg(Run.run_id),
+            func.percentile_cont(0.5).within_group(literal(1.5)),
+        ),
+        "by its schema": lambda: select(func.pg_catalog.lower("X")),
+    },
+}
+
+
+def test_the_functions_that_people_call_are_allowed(fleet: DatabaseFactory) -> None:
+    """On each database those that it has, in users' sessions and where a tenant is required."""
+    statements = ORDINARY | {f"{what} here": make for what, make in ORDINARY_ON[fleet.engine.dialect.name].items()}
+    with fleet.get_session(user_id="ann") as session:
+        for make in statements.values():
+            assert session.execute(make()).all()
+
+
+def test_an_application_adds_functions(unpoliced_fleet: DatabaseFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By name, or the class of a construct; what is neither is refused."""
+    monkeypatch.setattr(functions, "_ALLOWED", set(functions._ALLOWED))
+    monkeypatch.setattr(functions, "_CONSTRUCTS", set(functions._CONSTRUCTS))
+    ours = "sqlite_version" if unpoliced_fleet.settings.is_sqlite else "pg_catalog.version"
+    call = func.pg_catalog.version if "." in ours else getattr(func, ours)
+    with unpoliced_fleet.get_session(user_id="ann") as session:
+        with pytest.raises(TenantViolation, match="allow_functions"):
+            session.scalar(select(call()))
+        allow_functions(ours.removeprefix("pg_catalog.").upper(), _Recipe)
+        assert session.scalar(select(call()))
+        assert session.execute(select(_Recipe())).all()
+        with pytest.raises(TenantViolation):
+            session.scalar(select(_RecipeOfFunction()))
+    wrong: Any
+    for wrong in ("", "a b", "lower(x)", "x;", 3, int, None, "a..b"):
+        with pytest.raises(InvalidValueError, match="neither"):
+            allow_functions("fine", wrong)
+    assert "fine" not in functions._ALLOWED
 
 
 def test_a_field_of_extract_is_a_word(unpoliced_fleet: DatabaseFactory) -> None:
@@ -498,6 +773,160 @@ INSERTS: dict[str, Callable[[Session], object]] = {
 def test_an_insert_is_checked_for_what_it_stores(fleet: DatabaseFactory, what: str) -> None:
     """Not for what it seems to say."""
     refused_and_unwritten(fleet, INSERTS[what])
+
+
+class _Chameleon(str):
+    """Text that says it equals whatever it is compared with."""
+
+    __slots__ = ("like",)
+    like: str
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    def __hash__(self) -> int:
+        return hash(self.like)
+
+
+def _seeming(key: str) -> str:
+    """Bob's key, which seems to be ann's."""
+    chameleon = _Chameleon(key.replace("ann", "bob"))
+    chameleon.like = key
+    return chameleon
+
+
+class _NamedAfterHer(StrEnum):
+    """A member whose text is one user's id and whose name, which such a type stores, another's."""
+
+    bob = "ann"
+
+
+class _Turning(TypeDecorator[str]):
+    """A type that binds another value than it is given."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Any) -> str:
+        return "bob"
+
+
+class _TurningString(String):
+    """The same without a decorator."""
+
+    def bind_processor(self, dialect: Any) -> Any:
+        return lambda value: "bob"
+
+
+class _Anything:
+    """No text at all, which says it equals whatever it is compared with."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    __hash__ = None  # type: ignore[assignment] # as of a class that says when it is equal
+
+
+def _seeming_values(**names: str) -> dict[str, Any]:
+    return run_values("ann") | {name: _seeming(key) for name, key in names.items()}
+
+
+SEEMING: dict[str, Callable[[Session], object]] = {
+    "an object's owner": lambda session: session.add(Run(**_seeming_values(user_id="ann"))),
+    "an object's owner that is no text": lambda session: session.add(Run(**run_values("ann", user_id=_Anything()))),
+    "an object's parent": lambda session: session.add(Run(**_seeming_values(account_id="acc-ann"))),
+    "an object's parent that was proved": lambda session: session.add_all(
+        [Run(**run_values("ann")), Run(**_seeming_values(strategy_id="str-ann"))]
+    ),
+    "a changed parent": lambda session: setattr(session.get_one(Run, "run-ann"), "account_id", _seeming("acc-ann")),
+    "a key that was loaded": lambda session: _seeming_key(session),
+    "a merged key": lambda session: session.merge(Run(run_id=_seeming("run-ann"), **run_values("ann"))),
+    "an INSERT's owner": lambda session: session.execute(insert(Run).values(**_seeming_values(user_id="ann"))),
+    "an INSERT's list": lambda session: session.execute(insert(Run), [_seeming_values(user_id="ann")]),
+    "a key of a bulk UPDATE": lambda session: (
+        session.get_one(Run, "run-ann"),
+        session.execute(update(Run), [{"run_id": _seeming("run-ann"), "gridcore_version": "x"}]),
+    ),
+    "a key among own ones": lambda session: session.execute(
+        update(Run),
+        [
+            {"run_id": "run-ann", "gridcore_version": "x"},
+            {"run_id": _seeming("run-ann"), "gridcore_version": "x"},
+        ],
+    ),
+    "bulk_create": lambda session: bulk_create(session, Run, [_seeming_values(user_id="ann")]),
+    "bulk_create's parent": lambda session: bulk_create(
+        session, Run, [run_values("ann"), _seeming_values(strategy_id="str-ann")]
+    ),
+    "bulk_update's parent": lambda session: RunRepository(session).bulk_update(
+        [{"run_id": "run-ann", "strategy_id": _seeming("str-ann")}]
+    ),
+    "a member of an enumeration": lambda session: session.execute(
+        insert(Run).values(**run_values("ann", user_id=literal(_NamedAfterHer.bob, SqlEnum(_NamedAfterHer))))
+    ),
+    "a type that binds another value": lambda session: session.execute(
+        insert(Run).values(**run_values("ann", user_id=literal("ann", _Turning())))
+    ),
+    "a text type that binds another value": lambda session: session.execute(
+        insert(Run).values(**run_values("ann", user_id=literal("ann", _TurningString())))
+    ),
+    "such a type in a list": lambda session: session.execute(
+        insert(Run), [run_values("ann", user_id=literal("ann", _Turning()))]
+    ),
+    "such a type in a flush": lambda session: session.add(Run(**run_values("ann", user_id=literal("ann", _Turning())))),
+}
+
+
+def _seeming_key(session: Session) -> None:
+    run = session.get_one(Run, "run-ann")
+    set_committed_value(run, "run_id", _seeming("run-ann"))
+    run.gridcore_version = "x"
+
+
+@pytest.mark.parametrize("what", SEEMING)
+def test_a_value_is_judged_as_what_is_stored(fleet: DatabaseFactory, what: str) -> None:
+    """Not as what it says that it equals, nor before its type has made something else of it."""
+    refused_and_unwritten(fleet, SEEMING[what])
+
+
+def test_own_values_may_come_in_any_spelling(fleet: DatabaseFactory) -> None:
+    """A member of an enumeration is its text, a literal its value."""
+
+    class Ids(StrEnum):
+        ME = "ann"
+
+    with fleet.get_session(user_id="ann") as session:
+        session.add(Run(run_id="run-1", **run_values("ann", user_id=Ids.ME)))
+        session.execute(insert(Run).values(run_id="run-2", **run_values("ann", user_id=Ids.ME)))
+        session.execute(insert(Run).values(run_id="run-3", **run_values("ann", user_id=literal("ann"))))
+        session.execute(
+            insert(Run).values(run_id="run-4", **run_values("ann", user_id=literal("ann", Run.user_id.type)))
+        )
+        bulk_create(session, Run, [{"run_id": "run-5", **run_values("ann", user_id=Ids.ME)}])
+    with fleet.get_session(user_id="ann") as session:
+        assert session.scalar(select(func.count(Run.run_id))) == 6
+
+
+def test_an_upsert_has_one_conflict(fleet: DatabaseFactory) -> None:
+    """SQLite takes several, of which each may assign: refused by name, or by SQLAlchemy."""
+    statement = _insert(fleet)(Run).values(**run_values("ann", run_id="run-bob"))
+
+    def upsert() -> Any:
+        for key in ("run_id", "user_id"):
+            nonlocal statement
+            statement = statement.on_conflict_do_update(index_elements=[key], set_={"gridcore_version": "x"})
+        return statement
+
+    before = everything_of(fleet, "bob")
+    with fleet.get_session(user_id="ann") as session, pytest.raises((TenantViolation, InvalidRequestError)):
+        session.execute(upsert())
+    assert everything_of(fleet, "bob") == before
 
 
 def test_params_of_a_subquery_do_not_reach_the_insert(fleet: DatabaseFactory) -> None:
@@ -685,6 +1114,12 @@ def test_a_flush_writes_the_row_that_was_proved(fleet: DatabaseFactory, attempt:
         lambda: select(func.max(Run.run_id)).scalar_subquery(),
         lambda: func.max(CREDENTIALS.table_valued()),
         lambda: func.max(CREDENTIALS.alias().table_valued()),
+        lambda: column(_unquoted(INJECTED)),
+        lambda: column(_unquoted("1; UPDATE runs SET gridcore_version = 'x' WHERE user_id = 'bob'; SELECT 'x' AS x")),
+        lambda: Function(_unquoted(f"coalesce({INJECTED},'') || lower"), "x"),
+        lambda: literal("x").collate(_unquoted(f"BINARY || {INJECTED}")),
+        lambda: func.query_to_xml("SELECT 1"),
+        _Recipe,
     ],
 )
 def test_an_attribute_cannot_be_an_expression_that_reads(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
-from sqlalchemy import select, text, update
+from sqlalchemy import ColumnElement, select, text, type_coerce, update
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import StaleDataError
+from sqlalchemy.types import UserDefinedType
 
 from shared.db import (
+    ApiCredential,
     Base,
     BybitAccount,
     DatabaseFactory,
@@ -195,3 +199,46 @@ def test_an_open_session_does_not_cross_a_fork(busy_fleet: DatabaseFactory) -> N
         assert session.scalars(select(Run.user_id)).all() == ["ann"]
         assert in_children(2, lambda number: read(session)) == ["ForkError"] * 2
         assert session.scalars(select(Run.user_id)).all() == ["ann"]
+
+
+class _WritesSQL(ColumnElement[str]):
+    inherit_cache = False
+
+
+@compiles(_WritesSQL)
+def _writes_sql(element: _WritesSQL, compiler: Any, **how: Any) -> str:
+    return "(SELECT max(api_key_id) FROM api_credentials)"
+
+
+class _TypeOfSQL(UserDefinedType[str]):
+    cache_ok = True
+
+    def get_col_spec(self, **options: Any) -> str:
+        """Text."""
+        return "TEXT"
+
+    def column_expression(self, column: Any) -> Any:
+        """Another user's data in place of the column."""
+        return _WritesSQL()
+
+
+def test_a_type_makes_a_construct_that_is_not_seen(unpoliced_fleet: DatabaseFactory) -> None:
+    """A construct with a compile function is refused where a statement holds it, and not where a type makes it."""
+    with unpoliced_fleet.get_session(user_id="ann") as session:
+        with pytest.raises(TenantViolation):
+            session.execute(select(Run.run_id, _WritesSQL())).all()
+        assert session.execute(select(type_coerce(Run.run_id, _TypeOfSQL()))).all() == [("key-bob",)]
+
+
+def test_the_server_shows_statements_with_their_values(postgresql_fleet: DatabaseFactory) -> None:
+    """To the same login and to who may read all statistics; not to a user's session."""
+    running = text("SELECT query FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()")
+    with postgresql_fleet.get_session(user_id="bob") as writing:
+        writing.add(ApiCredential(account_id="acc-bob", api_key_id="key-2", api_secret="secret-2", is_active=False))
+        writing.flush()
+        with postgresql_fleet.get_session() as plain:
+            assert "secret-2" in str(plain.execute(running).all())
+        with postgresql_fleet.get_session(user_id="ann") as session:
+            assert isinstance(session, UserSession)
+            with nullcontext() if session.confined_by_server else pytest.raises(TenantViolation):
+                assert "secret-2" not in str(session.execute(running).all())

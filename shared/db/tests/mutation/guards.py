@@ -40,6 +40,9 @@ _WHOLLY = (
     "tenancy/statement_guard.py",
     "tenancy/guard.py",
     "tenancy/confined_sql.py",
+    "tenancy/written_text.py",
+    "tenancy/functions.py",
+    "tenancy/self_check.py",
 )
 # Modules of which only some are, by what the statement's text contains.
 _PARTLY = {
@@ -48,7 +51,16 @@ _PARTLY = {
     "repositories.py": ("TenantScopeError(", "agreed_user(", "discard_changes(", "raise RowNotFoundError(self.model"),
 }
 # Calls that are made for their effect and guard nothing.
-_NO_GUARDS = ("super().__init__", ".append(", ".extend(", ".add(", ".setdefault(", "to_visit.", "NotImplementedError")
+_NO_GUARDS = (
+    "super().__init__",
+    ".append(",
+    ".extend(",
+    ".add(",
+    ".setdefault(",
+    "to_visit.",
+    "NotImplementedError",
+    "_writing.reset",
+)
 
 
 def mutations() -> Iterator[Mutation]:
