@@ -73,7 +73,7 @@ def prove(dialect: Any) -> None:
 def _refusal(problem: str) -> TenantScopeError:
     return TenantScopeError(
         f"users' sessions are closed: SQLAlchemy {sqlalchemy.__version__} does not write statements out as they are "
-        f"confined here ({problem}); install a version that shared-db names in its dependencies"
+        f"confined here ({problem}); install a SQLAlchemy that this package's dependencies allow"
     )
 
 
