@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from typing import Any, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
 from sqlalchemy import URL, Connection, Engine, event
 
@@ -51,6 +51,14 @@ def prepared(url: URL, folder: str) -> URL:
 def absolute(path: str, folder: str) -> str:
     """The path of a database file, a relative one from `folder` on."""
     return os.path.abspath(os.path.join(folder, os.path.expanduser(path)))
+
+
+def path_of(url: URL) -> str:
+    """Where the file of a prepared URL is, also of a SQLite URI."""
+    assert url.database is not None
+    if url.database.startswith("file:"):
+        return os.path.abspath(unquote(urlsplit(url.database).path))
+    return url.database
 
 
 def as_uri(url: URL, folder: str) -> URL:

@@ -6,8 +6,6 @@ neither reads a row.
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from shared.db.operations import postgresql_backup, sqlite_backup
 from shared.db.operations.checksum import checksum, checksum_path, verify_checksum, write_checksum
 from shared.db.operations.postgresql_tools import tools_for
 from shared.db.operations.progress import WHOLE
+from shared.db.operations.replacing import refuse_database, refuse_to_replace, written_beside
 
 Watch = Callable[[int, int], None]
 
@@ -63,18 +62,21 @@ def back_up(
     once they are known.
 
     Raises `BackupError` if `path` is there already and `force` is not given, for a database without tables, and when
-    the tools are missing or older than the server; `InputError` if nothing can be written there. A failure leaves
-    no file, and what was there as it was.
+    the tools are missing or older than the server; `InputError` if nothing can be written there, and for anything but
+    an ordinary file, the database's own files, and those of any SQLite database in use. A failure leaves no file, and
+    what was there as it was.
     """
     started = time.monotonic()
     path = Path(path)
-    _refuse_existing(path, force)
+    refuse_to_replace(path, force)
     _refuse_open_sessions(db)
+    for file in (path, checksum_path(path)):
+        refuse_database(db, file)
     with db.engine.connect() as connection:
         revision, problem = schema_version.read_revision(connection), schema_version.difference(connection)
     if problem is not None and problem.state == "empty":
         raise BackupError(f"there is nothing to back up: {db.settings.safe_url} has no tables; is it the right one?")
-    with _written_beside(path, force) as part:
+    with _written_with_checksum(path, force) as part:
         if db.settings.is_sqlite:
             rows = sqlite_backup.back_up(db, part, lambda share: watch(int(WHOLE * share * 0.5), 0))
             contents = sqlite_backup.verified(part)
@@ -110,6 +112,7 @@ def restore(
     _refuse_other_kind(path, db.settings.is_sqlite)
     verify_checksum(path)
     _refuse_open_sessions(db)
+    refuse_database(db, path)
 
     def told(share: float) -> None:
         watch(int(WHOLE * share), 0)
@@ -132,45 +135,14 @@ def restore(
 
 
 @contextmanager
-def _written_beside(path: Path, force: bool) -> Iterator[Path]:
-    """A new file beside `path`, which takes its place when the block ends and leaves no trace if it raises."""
-    try:
-        # Mode 0600, and a name of its own: two backups at once do not write into each other.
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}; choose a folder you may write to") from error
-    part = Path(name)
-    try:
-        os.close(descriptor)
+def _written_with_checksum(path: Path, force: bool) -> Iterator[Path]:
+    """A new file beside `path`, which takes its place when the block ends, with its checksum beside it."""
+    with written_beside(path, force) as part:
         yield part
-        _sync(part)
-        _refuse_existing(path, force)
+        refuse_to_replace(path, force)
         found = checksum(part)
         checksum_path(path).unlink(missing_ok=True)  # first, so that an interruption leaves no wrong one
-        os.replace(part, path)
-        write_checksum(path, found)
-        _sync(path.parent)
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written: {error.strerror}; free disk space, or choose another folder"
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _refuse_existing(path: Path, force: bool) -> None:
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; name the file to write in it")
-    if not force and os.path.lexists(path):
-        raise BackupError(f"{path} is there already; choose another name, or give --force (force=True) to replace it")
+    write_checksum(path, found)
 
 
 def _refuse_other_kind(path: Path, is_sqlite: bool) -> None:

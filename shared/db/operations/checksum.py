@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from shared.db.errors import InputError
+from shared.db.operations.replacing import replacing
 
 
 def checksum_path(path: Path) -> Path:
@@ -26,18 +27,15 @@ def checksum(path: Path) -> str:
 
 def write_checksum(path: Path, found: str) -> None:
     """Put `found` beside `path`, readable by its owner alone."""
-    beside = checksum_path(path)
-    with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-        file.write(f"{found}  {path.name}\n")
-        file.flush()
-        os.fsync(file.fileno())
+    with replacing(checksum_path(path)) as file:
+        file.write(os.fsencode(f"{found}  {path.name}\n"))
 
 
 def verify_checksum(path: Path) -> None:
     """Raise `InputError` if a checksum stands beside the file and is another one's."""
     beside = checksum_path(path)
     try:
-        expected = beside.read_text(encoding="utf-8").split(maxsplit=1)[:1]
+        expected = [word.decode("ascii") for word in beside.read_bytes().split(maxsplit=1)[:1]]
     except FileNotFoundError:
         return
     except (OSError, UnicodeDecodeError) as error:

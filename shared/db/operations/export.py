@@ -13,6 +13,7 @@ from typing import Any
 from shared.db.database import DatabaseFactory
 from shared.db.errors import InputError
 from shared.db.operations.progress import WHOLE
+from shared.db.operations.replacing import refuse_database
 from shared.db.operations.row_files import writing
 from shared.db.operations.row_layout import EXECUTIONS, TRADES, Format, Layout
 from shared.db.repositories import PrivateExecutionRepository, PublicTradeRepository, RunRepository
@@ -38,6 +39,7 @@ def export_trades(
     written, `MissingExtraError` for Parquet without pyarrow.
     """
     _refuse_reversed(start, end)
+    refuse_database(db, Path(path))
     db.check_schema()
     with db.get_session(read_only=True) as session:
         asked = partial(PublicTradeRepository(session).iter_symbol_range, symbol, start, end)
@@ -59,6 +61,7 @@ def export_executions(
     Raises `InputError` if the user has no such run.
     """
     _refuse_reversed(start, end)
+    refuse_database(db, Path(path))
     db.check_schema()
     with db.get_session(user_id=user_id, read_only=True) as session:
         if RunRepository(session).get_by_id(run_id) is None:

@@ -35,7 +35,7 @@ from shared.db import (
 )
 from shared.db.cli import main
 from shared.db.migrations.runner import check
-from shared.db.operations import backup, postgresql_backup, sqlite_backup
+from shared.db.operations import postgresql_backup, replacing, sqlite_backup
 from shared.db.operations.backup import back_up, restore
 from shared.db.operations.contents import row_counts
 from shared.db.operations.copy_database import copy_database
@@ -182,7 +182,7 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(
     db: DatabaseFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is looked for again before the backup is put in place."""
-    monkeypatch.setattr(backup, "_sync", lambda path: (tmp_path / "backup").write_text("precious"))
+    monkeypatch.setattr(replacing, "_sync", lambda path: (tmp_path / "backup").write_text("precious"))
     with pytest.raises(BackupError, match="is there already"):
         back_up(db, tmp_path / "backup")
     assert (tmp_path / "backup").read_text() == "precious"

@@ -262,9 +262,9 @@ class TestImport:
 
     def test_bad_rows_that_cannot_be_told_are_an_error(self, db: DatabaseFactory, tmp_path: Path) -> None:
         """Rather than rows that vanish without a word."""
-        (tmp_path / "a.csv.rejected.jsonl.part").mkdir()
+        (tmp_path / "a.csv.rejected.jsonl").mkdir()
         report = import_trades(db, [written(tmp_path / "a.csv", DERIVATIVES_HEADER, ["bad"])])
-        assert "cannot be written" in str(report.failed[0].error)
+        assert "is a folder" in str(report.failed[0].error)
 
 
 # Run in the process of a command: small transactions, and a signal to itself in the middle of one.
