@@ -12,6 +12,7 @@ import weakref
 from typing import Any
 
 import psycopg2.extensions
+from psycopg2.errors import ReadOnlySqlTransaction
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -22,7 +23,7 @@ from shared.db.bulk import sql_functions
 from shared.db.column_types import register_sqlite_functions
 from shared.db.database_url import is_secret
 from shared.db.driver_errors import hide_row, typed_failure
-from shared.db.errors import PoolExhaustedError
+from shared.db.errors import PoolExhaustedError, ServerReadOnlyError
 from shared.db.hidden import HiddenText
 from shared.db.settings import DatabaseSettings
 from shared.db.tenancy import confined_sql, row_security
@@ -186,6 +187,11 @@ def _begin_postgresql(connection: Connection) -> None:
         driver.readonly = True  # psycopg2 sends BEGIN READ ONLY before the first statement
 
 
+def _is_read_only(connection: Connection) -> bool:
+    driver: Any = connection.connection.dbapi_connection
+    return bool(connection.get_execution_options().get(_READ_ONLY) or driver.readonly)
+
+
 def _write_again(connection: Any, record: Any) -> None:
     # Not one that was lost, nor one of the parent's after a fork.
     if isinstance(connection, psycopg2.extensions.connection) and not connection.closed and connection.readonly:
@@ -235,6 +241,9 @@ def _name_failure(context: ExceptionContext) -> BaseException | None:
     hide_row(error, context.sqlalchemy_exception)
     if connection is None:
         return typed_failure(error)
+    if isinstance(error, ReadOnlySqlTransaction) and not _is_read_only(connection):
+        context.is_disconnect = True  # and with it every connection that was made before now
+        return ServerReadOnlyError(error, context.statement, True)
     transaction = connection.get_transaction()
     committing = connection.info.get(_COMMITTING, lambda: None)() is transaction is not None
     writing = not connection.get_execution_options().get(_READ_ONLY)

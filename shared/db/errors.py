@@ -485,6 +485,25 @@ class DatabaseReadOnlyError(DatabaseFailure, OperationalError, InternalError):
     )
 
 
+class ServerReadOnlyError(DatabaseReadOnlyError):
+    """A write on a connection that leads to a read-only server, such as a standby, or one that was the primary once.
+
+    After a failover a pool is full of such connections. All of them are ended, so that the next transaction asks anew
+    who is behind the address.
+    """
+
+    problem = "the server at the other end of this connection is read-only"
+    remedy = (
+        "the connection was ended: run the whole transaction again, as db.run_in_transaction() does, and check that "
+        "GRIDBOT_DB_HOST leads to the primary"
+    )
+
+    @property
+    def transient(self) -> bool:
+        """Always: a failover passes."""
+        return True
+
+
 class DatabaseMovedError(DatabaseFailure, OperationalError):
     """The database file was deleted or replaced while it was open: what is written there would be lost.
 

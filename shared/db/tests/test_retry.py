@@ -40,6 +40,7 @@ from shared.db import (
     PublicTrade,
     PublicTradeRepository,
     Run,
+    ServerReadOnlyError,
     Strategy,
     TenantScopeError,
     TooManyConnectionsError,
@@ -51,7 +52,15 @@ from shared.db import (
 )
 from shared.db.retry import Caller, until_done
 from shared.db.tests.cutting_proxy import CuttingProxy, When
-from shared.db.tests.support import in_children, in_threads, run_on_server, trade_values, two_runs, usernames
+from shared.db.tests.support import (
+    backend_of,
+    in_children,
+    in_threads,
+    run_on_server,
+    trade_values,
+    two_runs,
+    usernames,
+)
 
 
 @pytest.fixture
@@ -651,3 +660,51 @@ def test_slow_transactions_leave_the_loops_own_threads_alone(lasting: DatabaseFa
     assert all(name.startswith("shared.db transaction") for name in asyncio.run(main()))
     # A forked child has threads of its own, too.
     assert in_children(1, lambda number: asyncio.run(lasting.arun_in_transaction(lambda session: number))) == [0]
+
+
+def test_connections_to_a_server_that_became_read_only_are_ended(postgresql_url: URL, postgresql_server: URL) -> None:
+    """After a failover the first write ends the whole pool, however it writes, and the next one reaches the primary."""
+
+    def by_statement(session: Session) -> None:
+        session.execute(text("UPDATE users SET username = username"))
+
+    def by_object(session: Session) -> None:
+        session.add(User(username="alice"))
+
+    def in_bulk(session: Session) -> None:
+        PublicTradeRepository(session).bulk_create([trade_values()])
+
+    for write in (by_statement, by_object, in_bulk):
+        # What makes a session read-only when it begins, and leaves it so: as a connection to a standby stays one to it.
+        run_on_server(
+            postgresql_server, f"ALTER DATABASE {postgresql_url.database} SET default_transaction_read_only = on"
+        )
+        with DatabaseFactory(postgresql_url) as db:
+            with db.get_session() as first, db.get_session() as second:
+                old = {backend_of(first), backend_of(second)}
+            run_on_server(
+                postgresql_server, f"ALTER DATABASE {postgresql_url.database} SET default_transaction_read_only = off"
+            )
+            with pytest.raises(ServerReadOnlyError) as refused, db.get_session() as session:
+                write(session)
+            assert refused.value.transient
+            with db.get_session() as first, db.get_session() as second:
+                assert not old & {backend_of(first), backend_of(second)}
+                write(first)
+
+
+def test_a_failover_is_waited_for(postgresql_url: URL, postgresql_server: URL) -> None:
+    """run_in_transaction goes on by itself; a session that asked for no more than reading loses no connection."""
+    setting = f"ALTER DATABASE {postgresql_url.database} SET default_transaction_read_only = "
+    run_on_server(postgresql_server, setting + "on")
+    with DatabaseFactory(postgresql_url) as db:
+        with db.get_session(read_only=True) as session:
+            backend = backend_of(session)
+        run_on_server(postgresql_server, setting + "off")
+        with pytest.raises(DatabaseReadOnlyError) as refused, db.get_session(read_only=True) as session:
+            session.add(User(username="alice"))
+        assert not isinstance(refused.value, ServerReadOnlyError)
+        with db.get_session(read_only=True) as session:
+            assert backend_of(session) == backend
+        db.run_in_transaction(lambda session: session.add(User(username="alice")))
+        assert usernames(db) == ["alice"]
