@@ -46,6 +46,8 @@ from shared.db.tables import SHARED_BY_ALL, Ownership, Reference, declare
 
 # UUIDs as text, since the two databases share no UUID type.
 ID_LENGTH = 36
+# The specification's 20 is a minimum: options have up to 25 characters, such as BTC-25JUN27-106000-C-USDT.
+SYMBOL_LENGTH = 32
 
 
 class UserStatus(StrEnum):
@@ -77,6 +79,7 @@ class RunType(StrEnum):
     LIVE = "live"
     BACKTEST = "backtest"
     SHADOW = "shadow"
+    RECORDING = "recording"
 
 
 class RunStatus(StrEnum):
@@ -314,7 +317,7 @@ class Strategy(Base):
     strategy_id: Mapped[str] = _id_column()
     account_id: Mapped[str] = mapped_column(BoundedString(ID_LENGTH), _parent("bybit_accounts.account_id"))
     strategy_type: Mapped[str] = mapped_column(BoundedString(50), comment="Such as GridStrategy")
-    symbol: Mapped[str] = mapped_column(BoundedString(20), comment="Trading pair, such as BTCUSDT")
+    symbol: Mapped[str] = mapped_column(BoundedString(SYMBOL_LENGTH), comment="Trading pair, such as BTCUSDT")
     config_json: Mapped[dict[str, Any]] = mapped_column(Json().tracked(), comment="GridConfig")
     is_enabled: Mapped[bool] = mapped_column(CheckedBoolean(), default=True, server_default=true())
     created_at: Mapped[datetime] = _created_column("Creation, UTC")
@@ -326,7 +329,7 @@ class Strategy(Base):
 
 
 class Run(Base):
-    """One execution of a strategy: live, backtest or shadow.
+    """One execution of a strategy: live, backtest, shadow, or one that only records.
 
     It names its user beside its account, so that every query can filter by `user_id` alone.
     """
@@ -391,7 +394,7 @@ class PublicTrade(Base):
     _repr_names = ("symbol", "trade_id", "exchange_ts")
 
     id: Mapped[int] = mapped_column(CheckedInteger(), primary_key=True, autoincrement=True)
-    symbol: Mapped[str] = mapped_column(BoundedString(20))
+    symbol: Mapped[str] = mapped_column(BoundedString(SYMBOL_LENGTH))
     trade_id: Mapped[str] = mapped_column(BoundedString(50), comment="Exchange trade ID")
     exchange_ts: Mapped[datetime] = mapped_column(UTCDateTime(), comment="Exchange time, UTC")
     local_ts: Mapped[datetime] = mapped_column(UTCDateTime(), comment="Local receive time, UTC")
@@ -419,7 +422,7 @@ class PrivateExecution(Base):
     id: Mapped[int] = mapped_column(CheckedInteger(), primary_key=True, autoincrement=True)
     run_id: Mapped[str] = mapped_column(BoundedString(ID_LENGTH), _parent("runs.run_id"))
     account_id: Mapped[str] = mapped_column(BoundedString(ID_LENGTH), comment="Account that traded")
-    symbol: Mapped[str] = mapped_column(BoundedString(20))
+    symbol: Mapped[str] = mapped_column(BoundedString(SYMBOL_LENGTH))
     exec_id: Mapped[str] = mapped_column(BoundedString(50), comment="Exchange execution ID")
     order_id: Mapped[str] = mapped_column(BoundedString(50), comment="Exchange order ID")
     order_link_id: Mapped[str | None] = mapped_column(BoundedString(50), comment="Client order ID, for matching")

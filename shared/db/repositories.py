@@ -305,7 +305,7 @@ class RunRepository(BaseRepository[Run]):
         return self._all(self._newest(user_id).where(Run.account_id == account_id))
 
     def get_by_run_type(self, run_type: str, *, user_id: UserId = UNSET) -> list[Run]:
-        """The runs of one type ("live", "backtest", "shadow"), newest first."""
+        """The runs of one type ("live", "backtest", "shadow", "recording"), newest first."""
         return self._all(self._newest(user_id).where(Run.run_type == run_type))
 
     def get_latest_by_type(

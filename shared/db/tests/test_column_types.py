@@ -983,7 +983,7 @@ def test_the_specifications_vocabularies_are_closed() -> None:
         "users.status": ["active", "suspended", "deleted"],
         "bybit_accounts.environment": ["mainnet", "testnet"],
         "bybit_accounts.status": ["enabled", "disabled", "error"],
-        "runs.run_type": ["live", "backtest", "shadow"],
+        "runs.run_type": ["live", "backtest", "shadow", "recording"],
         "runs.status": ["running", "completed", "failed"],
         "public_trades.side": ["Buy", "Sell"],
         "private_executions.side": ["Buy", "Sell"],

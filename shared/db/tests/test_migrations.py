@@ -15,7 +15,7 @@ from sqlalchemy import URL, Connection, text
 
 import shared.db.migrations as migrations
 from shared.db import DatabaseFactory
-from shared.db.errors import DataLossError
+from shared.db.errors import DataLossError, MigrationError
 from shared.db.migrations import catalog, runner
 from shared.db.migrations.revisions import Revisions
 from shared.db.models import Base
@@ -299,6 +299,36 @@ def test_only_the_newest_active_credential_of_an_account_stays_active(empty_db: 
         query = text("SELECT credential_id FROM api_credentials WHERE is_active ORDER BY 1")
         still_active = connection.scalars(query).all()
     assert still_active == ["c3", "c5"]
+
+
+@pytest.mark.parametrize(
+    ("revision", "change", "named"),
+    [
+        (
+            "0005_symbol_32",
+            "UPDATE public_trades SET symbol = 'BTC-25JUN27-106000-C-USDT' WHERE trade_id IN ('t0', 't1')",
+            "public_trades.symbol would have 20 characters, .* break it: BTC-25JUN27-106000-C-USDT; delete the rows",
+        ),
+        (
+            "0006_recording_runs",
+            "UPDATE runs SET run_type = 'recording' WHERE run_id <> 'r0'",
+            "these rows break it: r1, r2; give these runs another type, or delete them",
+        ),
+    ],
+)
+def test_going_back_names_the_rows_that_the_older_schema_cannot_hold(
+    empty_db: DatabaseFactory, revision: str, change: str, named: str
+) -> None:
+    """A step back that would need to change rows is refused, with the rows and what to do, and undoes nothing."""
+    runner.upgrade(empty_db, revision)
+    seed(empty_db)
+    with empty_db.engine.begin() as connection:
+        connection.execute(text(change))
+    schema, rows = schema_of(empty_db), contents(empty_db)
+    with pytest.raises(MigrationError, match=named):
+        runner.downgrade(empty_db, REVISIONS[REVISIONS.index(revision) - 1])
+    assert (schema_of(empty_db), contents(empty_db)) == (schema, rows)
+    assert runner.status(empty_db).database_revision == revision
 
 
 def test_an_audit_log_is_checked_where_it_is_there(empty_db: DatabaseFactory) -> None:

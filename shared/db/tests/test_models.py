@@ -24,7 +24,9 @@ from shared.db import (
     DatabaseFactory,
     Environment,
     PrivateExecution,
+    PrivateExecutionRepository,
     PublicTrade,
+    PublicTradeRepository,
     Run,
     RunStatus,
     RunType,
@@ -37,6 +39,7 @@ from shared.db.tests.support import execution_values, new_run, new_strategy, sto
 
 # The specification's section 3, table by table: column, type, and NULL, NOT NULL or its default (then NOT NULL too).
 ID, NAME, TIME, MONEY = "String(36)", "String(50)", "DateTime(tz)", "Numeric(20,8)"
+# Its widths are minima: a symbol has 20 there, and the exchange's options have 25.
 SPECIFICATION: dict[str, list[tuple[str, str, str]]] = {
     "users": [
         ("user_id", ID, "UUID"),
@@ -67,7 +70,7 @@ SPECIFICATION: dict[str, list[tuple[str, str, str]]] = {
         ("strategy_id", ID, "UUID"),
         ("account_id", ID, "NOT NULL"),
         ("strategy_type", NAME, "NOT NULL"),
-        ("symbol", "String(20)", "NOT NULL"),
+        ("symbol", "String(32)", "NOT NULL"),
         ("config_json", "JSON", "NOT NULL"),
         ("is_enabled", "Boolean", "TRUE"),
         ("created_at", TIME, "NOW"),
@@ -86,7 +89,7 @@ SPECIFICATION: dict[str, list[tuple[str, str, str]]] = {
     ],
     "public_trades": [
         ("id", "BigInteger", "COUNT"),
-        ("symbol", "String(20)", "NOT NULL"),
+        ("symbol", "String(32)", "NOT NULL"),
         ("trade_id", NAME, "NOT NULL"),
         ("exchange_ts", TIME, "NOT NULL"),
         ("local_ts", TIME, "NOT NULL"),
@@ -98,7 +101,7 @@ SPECIFICATION: dict[str, list[tuple[str, str, str]]] = {
         ("id", "BigInteger", "COUNT"),
         ("run_id", ID, "NOT NULL"),
         ("account_id", ID, "NOT NULL"),
-        ("symbol", "String(20)", "NOT NULL"),
+        ("symbol", "String(32)", "NOT NULL"),
         ("exec_id", NAME, "NOT NULL"),
         ("order_id", NAME, "NOT NULL"),
         ("order_link_id", NAME, "NULL"),
@@ -666,3 +669,15 @@ def test_rows_stay_readable_after_commit(db: DatabaseFactory) -> None:
         user = User(username="alice")
         session.add(user)
     assert (user.username, user.status) == ("alice", "active")
+
+
+def test_the_longest_symbols_of_the_exchange_fit(session: Session, sample_run: Run) -> None:
+    """An option's symbol is stored and read back in all three tables, by each way to write."""
+    option = "BTC-25JUN27-106000-C-USDT"
+    strategy = stored(session, new_strategy(sample_run.account, option))
+    PublicTradeRepository(session).bulk_create([trade_values(symbol=option)])
+    fills = PrivateExecutionRepository(session, user_id=sample_run.user_id)
+    fills.bulk_create([execution_values(sample_run, symbol=option)])
+    session.expire_all()
+    trade, fill = session.scalars(select(PublicTrade)).one(), session.scalars(select(PrivateExecution)).one()
+    assert [strategy.symbol, trade.symbol, fill.symbol] == [option] * 3
