@@ -855,7 +855,7 @@ def test_a_hundred_levels_come_back(db: DatabaseFactory) -> None:
 
 # --- one refusal on every path -----------------------------------------------------------------------------------
 
-BAD_TEXTS: list[object] = [5, b"bytes", None.__class__, "a\0b", "\ud800", "x" * 21, "é" * 21]
+BAD_TEXTS: list[object] = [5, b"bytes", None.__class__, "a\0b", "\ud800", "x" * 33, "é" * 33]
 # Values that PublicTrade's columns refuse.
 REFUSED_TRADES: list[tuple[str, object]] = [
     *(("symbol", value) for value in BAD_TEXTS),
