@@ -12,6 +12,7 @@ import sys
 import time
 
 from shared.db.benchmarks.fault_bench.backups import backups
+from shared.db.benchmarks.fault_bench.bad_files import bad_files
 from shared.db.benchmarks.fault_bench.bad_input import bad_input
 from shared.db.benchmarks.fault_bench.bit_flips import bit_flips
 from shared.db.benchmarks.fault_bench.contention import contention
@@ -25,7 +26,20 @@ from shared.db.benchmarks.fault_bench.kills import kills
 from shared.db.benchmarks.fault_bench.recording import recording
 from shared.db.benchmarks.fault_bench.restarts import restarts
 
-_ALL = (contention, kills, recording, restarts, forks, disk_full, damaged_files, bit_flips, bad_input, backups, copies)
+_ALL = (
+    contention,
+    kills,
+    recording,
+    restarts,
+    forks,
+    disk_full,
+    damaged_files,
+    bit_flips,
+    bad_files,
+    bad_input,
+    backups,
+    copies,
+)
 SCENARIOS = {scenario.__name__: scenario for scenario in _ALL}
 
 

@@ -7,7 +7,8 @@ sources has two ids, and would be stored and counted twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -20,6 +21,7 @@ from shared.db.models import PublicTrade
 _UUID_LENGTH = 36
 _LIVE_DIGITS = 16
 _LOOKED_AT = 100
+_NOISE = 20
 
 
 class TradeSource(StrEnum):
@@ -52,26 +54,34 @@ def incomparable(
     if not mine:
         return None
     if len(mine) > 1:
-        return max(mine)
+        return mine[1]
     first, last = min(times), max(times)
     found = _stored_between(session, symbol, first, last)
-    others = sources_of(row.trade_id for row in found) - mine
+    others = [source for source in sources_of([row.trade_id for row in found]) if source != mine[0]]
     if others:
-        return max(others)
+        return others[0]
     # Trades of the very first and last moment may be of the blocks before and after.
     inside = [(row.exchange_ts, row.trade_id) for row in found if first < row.exchange_ts < last]
-    if inside and numbered_by_file and mine == {TradeSource.SPOT_ARCHIVE}:
+    if inside and numbered_by_file and mine[0] is TradeSource.SPOT_ARCHIVE:
         known = set(zip(times, ids, strict=True))
         if sum(row not in known for row in inside) * 2 > len(inside):
             return TradeSource.SPOT_ARCHIVE
     return None
 
 
-def sources_of(ids: Iterable[str]) -> set[TradeSource]:
-    """Where trades with these ids come from; those that Bybit does not give are left out."""
+def sources_of(ids: Sequence[str]) -> list[TradeSource]:
+    """Where trades with these ids come from, most of them first; ids that Bybit does not give are left out.
+
+    A damaged row may have any id, and costs itself alone: a source of one row in twenty, or less, is none.
+    """
     # Nearly always all are of one length, and one of them tells.
-    lengths = {len(trade_id): trade_id for trade_id in ids}
-    return {source for trade_id in lengths.values() if (source := source_of(trade_id)) is not None}
+    examples = {len(trade_id): trade_id for trade_id in ids}
+    counts = Counter[TradeSource]()
+    for length, count in Counter(map(len, ids)).items():
+        source = source_of(examples[length])
+        if source is not None:
+            counts[source] += count
+    return [source for source, count in counts.most_common() if count * _NOISE > len(ids)]
 
 
 def _stored_between(session: Session, symbol: str, first: datetime, last: datetime) -> Sequence[Any]:
