@@ -140,9 +140,9 @@ class Archive(BlockReader):
 
     numbered_by_file = True
 
-    def check_whole(self, stop: Callable[[], bool]) -> None:
-        """`InputError` if a packed archive is damaged anywhere."""
-        check_whole(self.path, stop)
+    def check_whole(self, stop: Callable[[], bool]) -> bool:
+        """`InputError` if a packed archive is damaged anywhere; False if `stop()` ended it early."""
+        return check_whole(self.path, stop)
 
     def blocks(self, size: int) -> Iterator[Block]:
         """The rows by blocks of about `size` lines, as columns, which `bulk_create` takes fastest."""
@@ -214,15 +214,16 @@ def open_text(path: Path) -> Iterator[tuple[io.BufferedReader, io.TextIOWrapper]
             yield file, text
 
 
-def check_whole(path: Path, stop: Callable[[], bool]) -> None:
+def check_whole(path: Path, stop: Callable[[], bool]) -> bool:
     """`InputError` if a packed file is damaged anywhere: its check sum stands at its end, and the rows before it.
 
-    Ends early when `stop()` says so.
+    False if `stop()` ended it early.
     """
     with _opened(path) as (file, unpacked):
-        if unpacked is not file:
-            while not stop() and unpacked.read(_UNPACKED_AT_ONCE):
-                pass
+        while unpacked is not file and unpacked.read(_UNPACKED_AT_ONCE):
+            if stop():
+                return False
+    return True
 
 
 @contextmanager

@@ -52,8 +52,8 @@ class BlockReader(ABC, Iterable[Row]):
     """Whether the trade ids may count from 1 in this file, so that they mean nothing in another one."""
 
     @abstractmethod
-    def check_whole(self, stop: Callable[[], bool]) -> None:
-        """`InputError` if the file is damaged anywhere, as far as it can tell. Ends early when `stop()` says so."""
+    def check_whole(self, stop: Callable[[], bool]) -> bool:
+        """`InputError` if the file is damaged anywhere, as far as it can tell; False if `stop()` ended it early."""
 
     @abstractmethod
     def blocks(self, size: int) -> Iterator[Block]:

@@ -105,15 +105,15 @@ class ExportedFile(BlockReader):
         self._lines = {"csv": self._csv, "jsonl": self._jsonl, "parquet": self._parquet}[kind]
         self._decoders = [(name, decoder(layout.column(name), kind)) for name in layout.columns]
 
-    def check_whole(self, stop: Callable[[], bool]) -> None:
-        """`InputError` if the file is packed, or Parquet, and damaged anywhere."""
+    def check_whole(self, stop: Callable[[], bool]) -> bool:
+        """`InputError` if the file is packed, or Parquet, and damaged anywhere; False if `stop()` ended it early."""
         if self._kind != "parquet":
-            check_whole(self.path, stop)
-            return
+            return check_whole(self.path, stop)
         with _whole(self.path), pyarrow().parquet.ParquetFile(self.path) as file:
             for _ in file.iter_batches(_PARQUET_BATCH, columns=list(self.layout.columns)):
                 if stop():
-                    return
+                    return False
+        return True
 
     def blocks(self, size: int) -> Iterator[Block]:
         """The rows by blocks of about `size` lines, as mappings."""

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -29,6 +29,8 @@ from shared.db.repositories import PublicTradeRepository
 # A transaction of this size costs next to nothing beside its rows, and lets another SQLite writer in soon.
 LINES_A_COMMIT = 20_000
 _SWITCH_INTERVAL = 0.0005
+# Packed bytes that take about a second to unpack.
+_LONG_TO_CHECK = 50_000_000
 _TOLD_OF_A_REASON = 1_000
 _REASONS = 100
 # What differs between reasons of one kind: numbers, and what is quoted.
@@ -87,7 +89,6 @@ def import_file(
     report = FileReport(str(path))
     try:
         source = read_trades(path, options.symbol, options.category)
-        source.check_whole(stop)
         with RejectedRows(path, options.rejected) as rejected:
             try:
                 _insert(db, source, rejected, report, watch, stop)
@@ -171,10 +172,47 @@ def _insert(
     watch: Callable[[int, int], None],
     stop: Callable[[], bool],
 ) -> None:
+    with _checked_meanwhile(db, source, report, stop) as check:
+        _insert_blocks(db, source, rejected, report, watch, stop, check)
+
+
+@contextmanager
+def _checked_meanwhile(
+    db: DatabaseFactory, source: BlockReader, report: FileReport, stop: Callable[[], bool]
+) -> Iterator[Callable[[], None]]:
+    """What is called before each commit: it waits until the whole file is known to be sound, else nothing is committed.
+
+    The file is unpacked once more for that, by another core, while the first rows are on their way.
+    """
+    ended = False
+    with ThreadPoolExecutor(1) as executor:
+        sound = executor.submit(source.check_whole, lambda: ended or stop())
+        if db.settings.is_sqlite and Path(report.file).stat().st_size > _LONG_TO_CHECK:
+            sound.result()  # rather than to keep others from writing meanwhile
+
+        def check() -> None:
+            if not sound.result():
+                raise _StoppedError
+
+        try:
+            yield check
+        finally:
+            ended = True
+
+
+def _insert_blocks(
+    db: DatabaseFactory,
+    source: BlockReader,
+    rejected: RejectedRows,
+    report: FileReport,
+    watch: Callable[[int, int], None],
+    stop: Callable[[], bool],
+    check: Callable[[], None],
+) -> None:
     for block in _read_ahead(source.blocks(LINES_A_COMMIT)):
         if stop():
             raise _StoppedError
-        result = _stored(db, block, source, report)
+        result = _stored(db, block, source, report, check)
         report.inserted += result.inserted
         report.skipped += result.skipped
         for row in block.rejected:
@@ -201,15 +239,20 @@ def _read_ahead(blocks: Iterator[Block]) -> Iterator[Block]:
         sys.setswitchinterval(usual)
 
 
-def _stored(db: DatabaseFactory, block: Block, source: BlockReader, report: FileReport) -> BulkResult:
+def _stored(
+    db: DatabaseFactory, block: Block, source: BlockReader, report: FileReport, check: Callable[[], None]
+) -> BulkResult:
     """Write a block in one transaction. Only if a row does not fit, do it again in the slower way that tells which."""
     try:
         with db.get_session() as session:
             _note_and_compare(session, block, source, report)
-            return PublicTradeRepository(session).bulk_create(block.rows, batch_size=len(block.rows) or 1)
+            result = PublicTradeRepository(session).bulk_create(block.rows, batch_size=len(block.rows) or 1)
+            check()
     except InvalidValueError:
         with db.get_session() as session:
-            return PublicTradeRepository(session).bulk_create(block.rows, errors="collect")
+            result = PublicTradeRepository(session).bulk_create(block.rows, errors="collect")
+            check()
+    return result
 
 
 def _note_and_compare(session: Session, block: Block, source: BlockReader, report: FileReport) -> None:
