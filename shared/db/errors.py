@@ -440,6 +440,16 @@ class UnsupportedError(DatabaseFailure, NotSupportedError):
     remedy = "ask in another way; on a standby leave out serializable=True, or connect to the primary"
 
 
+class CopyUnsupportedError(UnsupportedError):
+    """COPY was asked for under a wait callback (gevent with psycogreen), where the driver has none.
+
+    Only whole databases are copied and restored by COPY alone: rows are written and read without it there.
+    """
+
+    problem = "the driver has no COPY while it waits for gevent"
+    remedy = "copy and restore databases in a process of its own, by python -m shared.db"
+
+
 class UnnamedFailure(DatabaseFailure, OperationalError, InternalError, InterfaceError):
     """The database or its driver failed in a way that is rare enough to have no name here; the text has its words."""
 

@@ -21,7 +21,7 @@ from sqlalchemy.engine.interfaces import ExecutionContext
 from sqlalchemy.pool import StaticPool
 from sqlalchemy.sql.elements import ReleaseSavepointClause, RollbackToSavepointClause, SavepointClause
 
-from shared.db.errors import TransactionControlError
+from shared.db.errors import CopyUnsupportedError, TransactionControlError
 from shared.db.transactions import TransactionStatus, transaction_status
 
 _SAVEPOINTS = (SavepointClause, RollbackToSavepointClause, ReleaseSavepointClause)
@@ -145,8 +145,10 @@ class Cursor(psycopg2.extensions.cursor):
         super().executemany(query, vars_list)
 
     def copy_expert(self, sql: Any, file: Any, size: int = 8192) -> None:
-        """As the driver's; `TransactionControlError` for a COMMIT or the like."""
+        """As the driver's; `TransactionControlError` for a COMMIT or the like, `CopyUnsupportedError` under gevent."""
         self._look_at(sql)
+        if psycopg2.extensions.get_wait_callback() is not None:
+            raise CopyUnsupportedError(psycopg2.NotSupportedError("a wait callback is set"))
         super().copy_expert(sql, file, size)
 
     def _look_at(self, query: Any) -> None:

@@ -1,7 +1,8 @@
 """A range as an Arrow table, a polars or a pandas frame, exact: decimal128(20, 8) and timestamp[us, UTC].
 
 Needs the extra `frames`. PostgreSQL sends the rows as CSV by COPY, in the session's own transaction and under its
-policies, and Arrow parses them; from SQLite the columns are built page by page from what the driver gives.
+policies, and Arrow parses them; from SQLite, and where the driver has no COPY, the columns are built page by page from
+what the driver gives.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import io
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, cast
 
+from psycopg2.extensions import get_wait_callback
 from sqlalchemy import Column, Select, func, select
 from sqlalchemy.orm import Session
 
@@ -33,7 +35,9 @@ def to_arrow(session: Session, rows: RowRange) -> pyarrow.Table:
     """The range as a pyarrow Table, with the columns of its plain rows. `MissingExtraError` without pyarrow."""
     arrow = _library("pyarrow")
     types = {column.name: _type_of(column.type, arrow) for column in rows.source.read_columns}
-    read = _read_copy if dialect_of(session) == "postgresql" else _read_pages
+    # Under a wait callback (gevent with psycogreen) the driver has no COPY.
+    copying = dialect_of(session) == "postgresql" and get_wait_callback() is None
+    read = _read_copy if copying else _read_pages
     table = read(session, rows, types, arrow)
     for place, name in enumerate(table.column_names):
         if arrow.types.is_timestamp(table.field(name).type):
@@ -121,7 +125,9 @@ def _read_pages(session: Session, rows: RowRange, types: dict[str, Any], arrow: 
 
 
 def _amounts(stored: tuple[Any, ...], kind: Any, dialect: str, arrow: Any) -> Any:
-    """Floats that SQLite stores, as exact decimals."""
+    """Texts, or the floats that SQLite stores, as exact decimals."""
+    if dialect == "postgresql":
+        return arrow.array(list(decode_amounts(stored, dialect)), kind)
     compute = _library("pyarrow.compute")
     floats = arrow.array(stored, arrow.float64())
     farthest = compute.max(compute.abs(floats)).as_py()

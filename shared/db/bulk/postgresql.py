@@ -4,7 +4,8 @@ Straight into the table as long as nothing collides, which the server finds out 
 batch, and it goes again through a temporary table and INSERT ... SELECT ... ON CONFLICT, which costs half as much
 again. As one batch collided or not, so probably will the next; that is remembered with the connection.
 
-INSERT ... SELECT FROM unnest(...) was measured for small batches: it is not faster than the temporary table.
+INSERT ... SELECT FROM unnest(...) was measured for small batches: it is not faster than the temporary table. It
+stands in for COPY where the driver has none: under a wait callback (gevent with psycogreen).
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import add
 from typing import Any
 
 import psycopg2.errors
+from psycopg2.extensions import get_wait_callback
 from sqlalchemy import Connection
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import IntegrityError
@@ -111,11 +114,27 @@ class PostgreSQLWriter(Writer):
         )
 
     def _copy(self, table: str, rows: CopyStream, *afterwards: str) -> None:
+        if get_wait_callback() is not None:
+            self._insert(table, rows, *afterwards)
+            return
         copy = f"COPY {table} ({self.names}) FROM STDIN WITH (ENCODING 'UTF8')"
         with self.named_errors(), self.driver.cursor() as cursor:
             cursor.copy_expert(self._with_unsent(copy, *afterwards), rows)
         if rows.failure is not None:
             raise rows.failure
+
+    def _insert(self, table: str, rows: CopyStream, *afterwards: str) -> None:
+        places = [f"c{number}" for number in range(len(self.layout.names))]
+        values = ", ".join(map(add, places, _casts(self.layout)))
+        arrays = ", ".join(["%s::text[]"] * len(places))
+        insert = (
+            f"INSERT INTO {table} ({self.names}) SELECT {values} FROM unnest({arrays}) AS given ({', '.join(places)})"
+        )
+        for columns in rows.chunks():
+            with self.named_errors(), self.driver.cursor() as cursor:
+                cursor.execute(self._with_unsent(insert), [list(cells) for cells in columns])
+        if self._unsent or afterwards:
+            self.run(*afterwards)
 
     def _with_unsent(self, *statements: str) -> str:
         together = "; ".join((*self._unsent, *statements))
@@ -131,6 +150,14 @@ def _shape(layout: Layout) -> str:
     return hashlib.sha256(described.encode()).hexdigest()[:8]
 
 
+@lru_cache(maxsize=64)
+def _casts(layout: Layout) -> list[str]:
+    """How cells become values. Text is assigned as it is: a cast to VARCHAR(n) would cut it short without a word."""
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call] # SQLAlchemy's dialects have no types
+    kinds = [layout.table.columns[name].type.compile(dialect) for name in layout.names]
+    return ["" if kind.startswith(("VARCHAR", "CHAR", "TEXT")) else f"::{kind}" for kind in kinds]
+
+
 class CopyStream:
     """The file that COPY reads: a chunk of rows a read, in its text format."""
 
@@ -139,6 +166,12 @@ class CopyStream:
         self.failure: BaseException | None = None
         self._chunks: Iterator[list[Cells]] = iter(chunks)
         self._columns = layout.columns
+
+    def chunks(self) -> Iterator[list[Cells]]:
+        """The rows as they are, for who cannot COPY."""
+        for columns in self._chunks:
+            self.count += len(columns[0])
+            yield columns
 
     def read(self, size: int = -1) -> bytes:
         """The next rows; nothing at the end, and after a failure, which must not pass through the driver."""
