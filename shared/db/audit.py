@@ -22,7 +22,8 @@ from shared.db.encryption import SecretText
 from shared.db.errors import AuditError
 from shared.db.models import AuditAction, AuditLog, PrivateExecution, PublicTrade
 from shared.db.tables import model_of, ownership_of, primary_key
-from shared.db.tenancy.guard import column_values
+from shared.db.tenancy.guard import UNSET, column_values
+from shared.db.tenancy.session_scope import user_of
 from shared.db.tenancy.statement_guard import inserted_rows
 
 _ATTRIBUTE = "shared_db_audited"
@@ -120,13 +121,13 @@ class _Trail:
         row_count: int = 1,
     ) -> None:
         """Add an entry. `row` is what is known of the row: it tells the key and the owner."""
-        info = self.session.info
+        info, user = self.session.info, user_of(self.session)
         key = row.get(primary_key(model))
         self._entries.append(
             {
                 "created_at": datetime.now(UTC),
                 "user_id": user_id or self._owner(model, row),
-                "actor": info.get("actor", info.get("user_id")),
+                "actor": info.get("actor", None if user is UNSET else user),
                 "action": action,
                 "entity": model.__name__,
                 "entity_id": None if key is None or isinstance(key, ClauseElement) else str(key),
@@ -144,10 +145,11 @@ class _Trail:
             Session.connection(self.session).execute(insert(_ENTRIES), self._entries)
 
     def _owner(self, model: type[Any], row: Mapping[str, Any]) -> str | None:
-        user_id: str | None = self.session.info.get("user_id")
-        ownership = ownership_of(model)
-        if user_id is not None or ownership is None:
-            return user_id
+        user, ownership = user_of(self.session), ownership_of(model)
+        if user is not UNSET:
+            return user
+        if ownership is None:
+            return None
         value = row.get(ownership.column)
         if ownership.parent is None or not isinstance(value, str):
             return value if isinstance(value, str) else None

@@ -26,7 +26,7 @@ from shared.db.driver_errors import hide_row, typed_failure
 from shared.db.errors import PoolExhaustedError, ServerReadOnlyError
 from shared.db.hidden import HiddenText
 from shared.db.settings import DatabaseSettings
-from shared.db.tenancy import confined_sql, row_security
+from shared.db.tenancy import confined_sql, leftovers, row_security
 from shared.db.transactions import note_failure, refuse_aborted, refuse_aborted_savepoint
 
 _READ_ONLY = "shared_db_read_only"
@@ -78,6 +78,7 @@ def make_engine(settings: DatabaseSettings, folder: str, url: URL | None = None)
         event.listen(engine, "begin", _begin_postgresql)
         event.listen(engine, "checkin", _write_again)
         round_trips.spare(engine)
+        leftovers.watch(engine)
         forking.protect(engine)
     elif settings.is_memory:
         engine = create_engine(url, **common, poolclass=_MemoryPool, connect_args={"check_same_thread": False})

@@ -45,7 +45,7 @@ from shared.db.tenancy.guard import (
     key_of,
 )
 from shared.db.tenancy.ownership import owned_by, owner_of
-from shared.db.tenancy.session_scope import UserSession
+from shared.db.tenancy.session_scope import UserSession, user_of
 
 T = TypeVar("T", bound=Base)
 Question = Callable[[Any], Select[Any]]
@@ -67,12 +67,12 @@ class BaseRepository(Generic[T]):
         self.session = session
         self._user_id = user_id
         self._every_user = False
-        agreed_user(session.info.get("user_id", UNSET), user_id)
+        agreed_user(user_of(session), user_id)
 
     @classmethod
     def across_users(cls, session: Session) -> Self:
         """A repository that sees every user's rows: for tools. Refused in a user's session."""
-        if "user_id" in session.info:
+        if user_of(session) is not UNSET:
             raise TenantScopeError(
                 "a user's session never looks across users; open a plain one with db.get_session() for that"
             )
@@ -140,7 +140,7 @@ class BaseRepository(Generic[T]):
 
     def _resolve(self, user_id: UserId) -> str | None:
         """The user to confine to; None where none is needed."""
-        user = agreed_user(self.session.info.get("user_id", UNSET), self._user_id, user_id)
+        user = agreed_user(user_of(self.session), self._user_id, user_id)
         if user is None and self._needs_user and not self._every_user:
             raise TenantScopeError(
                 f"{type(self).__name__} needs to know whose data is meant: open db.get_session(user_id=...), or pass "

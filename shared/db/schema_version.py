@@ -76,7 +76,8 @@ def lock_schema(connection: Connection, function: str = "pg_try_advisory_xact_lo
     """Wait until no other process changes the schema (PostgreSQL); a long wait is logged, with who is waited for.
 
     Asking again and again, since a blocking call would hold a snapshot, and CREATE INDEX CONCURRENTLY in the
-    process that has the lock waits until every older snapshot is gone.
+    process that has the lock waits until every older snapshot is gone. For as long as the lock is held, a temporary
+    table that is named like one of the schema's does not hide it.
     """
     started = time.monotonic()
     told = False
@@ -85,6 +86,17 @@ def lock_schema(connection: Connection, function: str = "pg_try_advisory_xact_lo
             _log.warning("waiting for %s, which is changing the schema", _lock_holder(connection))
             told = True
         time.sleep(_PAUSE)
+    look_past_temporary_tables(connection, transaction="xact" in function)
+
+
+def look_past_temporary_tables(connection: Connection, *, transaction: bool = True) -> None:
+    """Have the schema's own tables found first, which temporary ones of the same name would hide (PostgreSQL).
+
+    For the rest of the transaction, or of the server's session.
+    """
+    # Not where there is no other schema: then tables would be made there, and be gone with the connection.
+    look = "set_config('search_path', current_setting('search_path') || ', pg_temp', :transaction)"
+    connection.execute(text(f"SELECT {look} WHERE current_schema() IS NOT NULL"), {"transaction": transaction})
 
 
 def _lock_holder(connection: Connection) -> str:

@@ -20,6 +20,7 @@ from shared.db import (
     RunRepository,
     Strategy,
     User,
+    UserSession,
 )
 from shared.db.benchmarks.data import ExecutionStream, Rows
 from shared.db.benchmarks.harness import Contender, Outcome, Place, outcomes, print_table, take_turns
@@ -126,7 +127,7 @@ def _contests(db: DatabaseFactory) -> Iterator[tuple[str, str, list[Contender]]]
         session.commit()
 
     def bulk_create(session: Session, rows: Any) -> None:
-        own = "user_id" in session.info
+        own = isinstance(session, UserSession)
         repository = (PrivateExecutionRepository if own else PrivateExecutionRepository.across_users)(session)
         assert repository.bulk_create(rows).inserted == len(rows)
 

@@ -232,6 +232,8 @@ class ConfinedCompiler(_Untyped):  # type: ignore[misc] # SQLAlchemy's compilers
     confinement: Confinement | None = None
     # The FROM elements of the SELECT being written whose condition stands in its WHERE.
     _conditioned: frozenset[int] = frozenset()
+    # Whether it holds raw SQL, or what may be as much: then nobody knows what running it leaves behind.
+    passed_raw_sql = False
 
     def __init__(self, dialect: Any, statement: Any, *args: Any, **options: Any) -> None:
         given: list[Confinement] = []
@@ -415,6 +417,7 @@ class ConfinedCompiler(_Untyped):  # type: ignore[misc] # SQLAlchemy's compilers
         """Raise, unless raw SQL passes."""
         if self.confinement is not None and not self.confinement.raw_sql:
             raise self.confinement.refusal(what)
+        self.passed_raw_sql = True
 
 
 def _rows_needed(froms: Iterable[FromClause]) -> Iterator[Any]:

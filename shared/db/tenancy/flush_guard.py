@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from sqlalchemy import Dialect, inspect, select
@@ -33,11 +34,7 @@ def check_expressions(state: InstanceState[Any], confinement: Confinement, diale
 
     The flush writes such expressions out by itself, and nothing confines what they read.
     """
-    for name in state.dict if state.identity is None else state.committed_state:
-        value: Any = state.dict.get(name)
-        expression = value.__clause_element__() if hasattr(value, "__clause_element__") else value
-        if not isinstance(expression, ClauseElement):
-            continue
+    for name, expression in expressions(state):
         for element in visitors.iterate(expression):
             if isinstance(element, SelectBase) or (
                 isinstance(element, ColumnClause) and element.table not in {None, state.mapper.local_table}
@@ -46,6 +43,15 @@ def check_expressions(state: InstanceState[Any], confinement: Confinement, diale
         # Compiling is what refuses raw SQL.
         column: Any = expression
         select(column).options(confinement).compile(dialect=dialect)
+
+
+def expressions(state: InstanceState[Any]) -> Iterator[tuple[str, ClauseElement]]:
+    """The attributes that the flush would write out as SQL, by name."""
+    for name in state.dict if state.identity is None else state.committed_state:
+        value: Any = state.dict.get(name)
+        expression = value.__clause_element__() if hasattr(value, "__clause_element__") else value
+        if isinstance(expression, ClauseElement):
+            yield name, expression
 
 
 def check_flushed(guard: OwnershipGuard, session: Session, *, complete: bool) -> None:

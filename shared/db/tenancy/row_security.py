@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import psycopg2.errors
@@ -28,7 +29,8 @@ POLICY_NAME: Final = "shared_db_own_rows"
 PRIVILEGES: Final = ("SELECT", "INSERT", "UPDATE", "DELETE")
 # Wrapped in a SELECT it is evaluated once, not once a row. Unset it is NULL or '': no row matches either.
 _CURRENT_USER = "(SELECT current_setting('shared_db.user_id', true))"
-_ADOPTED = "shared_db_user_id"
+ADOPTED: Final = "shared_db_user_id"
+"""Where a connection's `info` has the user for whom it adopted the role, until it goes back to the pool."""
 # How long the tables of a busy fleet are waited for, and how long others may have to wait meanwhile (seconds).
 _PATIENCE = 30.0
 _TURN = 0.2
@@ -118,7 +120,8 @@ def adopt(connection: Connection, role: str, user_id: str) -> bool:
     try:
         # By the driver itself: each transaction of each user begins with it, and SQLAlchemy would double its time.
         with named_errors(connection), closing(connection.connection.cursor()) as cursor:
-            cursor.execute(_ADOPT, {"role": role, "user_id": user_id})
+            owned = tuple(model for model, entry in OWNERSHIP.items() if entry is not None)
+            cursor.execute(_adoption(owned), {"role": role, "user_id": user_id})
             ((confined,),) = cursor.fetchall()
     except DBAPIError as error:
         if not isinstance(error.orig, (psycopg2.errors.InsufficientPrivilege, psycopg2.errors.InvalidParameterValue)):
@@ -130,7 +133,7 @@ def adopt(connection: Connection, role: str, user_id: str) -> bool:
     if not confined:
         leave(connection)
         return False
-    connection.info[_ADOPTED] = user_id
+    connection.info[ADOPTED] = user_id
     return True
 
 
@@ -145,20 +148,28 @@ def adopting(cursor: Any, role: str, user_id: str) -> bytes:
 
 def leave(connection: Connection) -> None:
     """Go on with the transaction as the login itself."""
-    connection.exec_driver_sql("SELECT set_config('role', 'none', true)")
+    with named_errors(connection), closing(connection.connection.cursor()) as cursor:
+        cursor.execute("SELECT set_config('role', 'none', true)")
 
 
 _ADOPT_UNASKED = "SELECT set_config('role', %(role)s, true), set_config('shared_db.user_id', %(user_id)s, true); "
-# Evaluated from left to right: whether the policies hold is asked as the role they are for.
-_ADOPT = (
-    "SELECT set_config('role', %(role)s, true) IS NOT NULL AND "
-    "set_config('shared_db.user_id', %(user_id)s, true) IS NOT NULL AND "
-    + " AND ".join(
-        f"row_security_active('{model.__tablename__}')"
-        for model, entry in OWNERSHIP.items()
-        if entry is not None and not issubclass(model, OptionalBase)
-    )
-)
+
+
+@lru_cache(maxsize=8)
+def _adoption(owned: tuple[type[Any], ...]) -> str:
+    """The statement that adopts the role, and asks for the policies of the tables that hold users' rows."""
+    # Evaluated from left to right: whether the policies hold is asked as the role they are for, and by the full name,
+    # since a temporary table of the same name would come first.
+    conditions = [
+        "SELECT set_config('role', %(role)s, true) IS NOT NULL",
+        "set_config('shared_db.user_id', %(user_id)s, true) IS NOT NULL",
+    ]
+    for model in owned:
+        table = f"to_regclass(quote_ident(current_schema()) || '.{_quoted(model.__tablename__)}')"
+        # An optional table need not be there, and may have come since this process began.
+        absent = f"{table} IS NULL OR " if issubclass(model, OptionalBase) else ""
+        conditions.append(f"({absent}coalesce(row_security_active({table}), false))")
+    return " AND ".join(conditions)
 
 
 def violation_of(context: ExceptionContext) -> TenantViolation | None:
@@ -167,7 +178,7 @@ def violation_of(context: ExceptionContext) -> TenantViolation | None:
     if not isinstance(error, psycopg2.errors.InsufficientPrivilege) or "row-level security" not in str(error):
         return None
     table = str(error).partition('"')[2].partition('"')[0]
-    user_id = context.connection.info.get(_ADOPTED) if context.connection is not None else None
+    user_id = context.connection.info.get(ADOPTED) if context.connection is not None else None
     reason = "the database's own policy allows no such row to this user"
     if (context.statement or "").startswith("UPDATE"):
         reason += f"; {HOW_TO_DELETE}"

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from shared.db.schema_version import look_past_temporary_tables
 from shared.db.tables import OWNERSHIP
 from shared.db.tenancy.row_security import (
     POLICY_NAME,
@@ -40,6 +41,7 @@ class RowSecurityStatus:
 
 def status(connection: Connection, role: str) -> RowSecurityStatus:
     """Compare what is in the database with what the code would make."""
+    look_past_temporary_tables(connection)
     if not live_policies(connection) and not secured_tables(connection):
         return RowSecurityStatus(supported=True, enabled=False, role=role)
     problems = [*_policies(connection, role), *_other_policies(connection), *_role(connection, role)]

@@ -13,10 +13,10 @@ from shared.db.errors import TenantScopeError, TenantViolation
 from shared.db.models import User
 from shared.db.sessions import NamingSession
 from shared.db.tables import ownership_of, primary_key
-from shared.db.tenancy import row_security
+from shared.db.tenancy import leftovers, row_security
 from shared.db.tenancy.confined_sql import ALONE, CONFINED_TO, NoUsersRows, is_confined, own_rows_of
-from shared.db.tenancy.flush_guard import check_expressions, check_flushed, check_identity
-from shared.db.tenancy.guard import OwnershipGuard
+from shared.db.tenancy.flush_guard import check_expressions, check_flushed, check_identity, expressions
+from shared.db.tenancy.guard import UNSET, OwnershipGuard, UserId
 from shared.db.tenancy.self_check import prove
 from shared.db.tenancy.statement_guard import check_written
 
@@ -78,7 +78,9 @@ class UserSession(NamingSession):
             raise self.guard.violation(
                 "connection()", User, "a bare connection sees every user's rows; open a plain session for it"
             )
-        return super().connection(*args, **options)
+        connection = super().connection(*args, **options)
+        leftovers.soil(connection)
+        return connection
 
     def merge(self, instance: _T, *, load: bool = True, options: Any = None) -> _T:
         """As Session.merge(); `TenantViolation` for another user's key, also among the objects that go along."""
@@ -127,6 +129,11 @@ class UserSession(NamingSession):
             return connection.scalar(found) is not None
         finally:
             self._adopt_role(connection)
+
+
+def user_of(session: Session) -> UserId:
+    """The user whose session it is, UNSET for a plain one. What `session.info` says is for display."""
+    return session.guard.user_id if isinstance(session, UserSession) else UNSET
 
 
 def adoption_postponed(connection: Connection) -> tuple[str, str] | None:
@@ -224,6 +231,8 @@ def _enter(session: UserSession, transaction: SessionTransaction, connection: Co
 def _confine(state: ORMExecuteState) -> None:
     session = state.session
     assert isinstance(session, UserSession)
+    if state.execution_options.get("compiled_cache") is not None:
+        raise session.guard.violation("compiled_cache", User, "it may hold what another session compiled")
     alone = bool(state.execution_options.get(ALONE))
     # Asked first of all: what `own_rows` lets through depends on it.
     confined = not alone and session.is_confined_by_server(state.bind_arguments)
@@ -260,6 +269,8 @@ def _before_flush(session: UserSession, context: UOWTransaction, instances: Any)
         check_identity(session.guard, inspect(entity))
         if not confined:
             check_expressions(inspect(entity), session.own_rows, session.get_bind().dialect)
+        elif any(expressions(inspect(entity))):
+            leftovers.soil(Session.connection(session))
     check_flushed(session.guard, session, complete=False)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import delete, insert, select, text, update
@@ -30,7 +31,7 @@ from shared.db import (
 )
 from shared.db.encryption import Encryption, KeyRing, use_encryption
 from shared.db.tenancy.guard import UNSET, UserId
-from shared.db.tests.support import execution_values, trade_values
+from shared.db.tests.support import execution_values, trade_values, with_and_without_policies
 
 REQUEST = {"actor": "support", "ip_address": "203.0.113.9", "user_agent": "console/1"}
 
@@ -384,3 +385,16 @@ def test_what_repositories_do_is_recorded(audited: DatabaseFactory) -> None:
         RunRepository(session).finish("ann")
         StrategyRepository(session).delete(session.get_one(Strategy, "ann"))
     assert [row[1:4] for row in told(audited)] == [("update", "Run", "ann"), ("delete", "Strategy", "ann")]
+
+
+def test_what_info_says_does_not_file_an_entry_under_another_user(audited: DatabaseFactory) -> None:
+    """Whose an entry is, the session's guard says; without an actor the entry names the session's own user."""
+    for _ in with_and_without_policies(audited):
+        with audited.get_session(user_id="ann") as session:
+            session.info["user_id"] = "bob"
+            session.get_one(User, "ann").email = f"{uuid4()}@example.com"
+        with audited.get_session() as plain:
+            plain.info["user_id"] = "ann"
+            plain.get_one(User, "bob").email = f"{uuid4()}@example.com"
+        recorded = [(entry.user_id, entry.actor, entry.entity_id) for entry in entries(audited)]
+        assert recorded[-2:] == [("ann", "ann", "ann"), ("bob", None, "bob")]

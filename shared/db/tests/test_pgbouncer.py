@@ -187,6 +187,24 @@ def test_nothing_of_a_user_stays_on_the_servers_connection(policed: DatabaseFact
     assert len(backends) <= SERVER_CONNECTIONS
 
 
+def test_nothing_of_a_users_raw_sql_stays_on_the_servers_connection(policed: DatabaseFactory) -> None:
+    """What outlives a transaction is swept before its COMMIT: afterwards the connection is somebody else's."""
+    backends = set()
+    for turn in range(30):
+        with policed.get_session(user_id="bob") as session:
+            session.execute(text("CREATE TEMP TABLE report AS SELECT * FROM api_credentials"))
+            session.execute(text("PREPARE q AS SELECT 1"))
+            session.execute(text("SELECT pg_advisory_lock(42)"))
+            session.execute(text("SET search_path = pg_catalog"))
+        with policed.get_session(user_id=("ann", "bob")[turn % 2]) as session:
+            assert session.scalar(text("SELECT to_regclass('report')")) is None
+            assert session.scalar(text("SELECT count(*) FROM pg_prepared_statements")) == 0
+            assert session.scalar(text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")) == 0
+            assert len(session.scalars(select(Run)).all()) == 1
+            backends.add(session.scalar(text("SELECT pg_backend_pid()")))
+    assert len(backends) <= SERVER_CONNECTIONS
+
+
 def test_bulk_writes_of_many_sessions_do_not_meet(pooled: DatabaseFactory) -> None:
     """Temporary tables stay behind on the server's connections, where another user's session finds them empty."""
     runs = {user: Run(run_id=f"run-{user}", account_id=f"acc-{user}") for user in ("ann", "bob")}

@@ -15,6 +15,7 @@ from sqlalchemy import URL, select, text
 
 from shared.db import (
     ApiCredential,
+    AuditLog,
     DatabaseFactory,
     PermissionDeniedError,
     PrivateExecution,
@@ -256,3 +257,47 @@ def test_a_dump_holds_all_rows_and_the_policies(
                 assert session.scalars(text("SELECT run_id FROM runs")).all() == ["run-ann"]
     finally:
         run_on_server(postgresql_server, f"DROP DATABASE {restored} WITH (FORCE)")
+
+
+def test_the_audit_logs_policy_is_asked_for_too(own_role: DatabaseFactory, roles: Roles) -> None:
+    """Also where the log came while the process ran: once its policy is off, raw SQL is refused again."""
+    raw = text("SELECT user_id FROM audit_log")
+    with own_role.get_session(user_id="ann") as session:
+        assert session.scalars(text("SELECT run_id FROM runs")).all() == ["run-ann"]
+    with factory(own_role.settings.url, own_role.settings.tenant_role) as other:
+        other.enable_audit()
+        with other.get_session() as plain:
+            for user in ("ann", "bob"):
+                plain.get_one(Run, f"run-{user}").gridcore_version = user
+    with own_role.get_session(user_id="ann") as session:
+        assert session.scalars(raw).all() == ["ann"]
+    administrator(own_role, roles, "ALTER TABLE audit_log DISABLE ROW LEVEL SECURITY")
+    with own_role.get_session(user_id="ann") as session:
+        assert isinstance(session, UserSession)
+        assert not session.confined_by_server
+        with pytest.raises(TenantViolation):
+            session.execute(raw)
+        assert session.scalars(select(AuditLog.user_id)).all() == ["ann"]
+    (told,) = own_role.row_security_status().problems
+    assert told.startswith("audit_log: row-level security is off")
+
+
+def test_temporary_tables_named_like_ours_hide_nothing(own_role: DatabaseFactory) -> None:
+    """Left by a plain session's raw SQL: policies are asked for, told, made and taken by the schema's own tables."""
+
+    def leave_them() -> Any:
+        with own_role.get_session() as plain:
+            for table in ("runs", "users", "api_credentials", "alembic_version"):
+                plain.execute(text(f"CREATE TEMP TABLE IF NOT EXISTS {table} (x int)"))
+            return plain.scalar(text("SELECT pg_backend_pid()"))
+
+    backend = leave_them()
+    with own_role.get_session(user_id="ann") as session:
+        assert isinstance(session, UserSession)
+        assert session.confined_by_server
+        assert session.scalar(text("SELECT pg_backend_pid()")) == backend
+    leave_them()  # what the user's session swept away
+    own_role.disable_row_security()
+    own_role.enable_row_security()
+    assert own_role.row_security_status().enabled
+    assert not own_role.create_tables()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
 from typing import Any
@@ -46,7 +47,7 @@ from sqlalchemy import (
 )
 from sqlalchemy import Enum as SqlEnum
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.exc import InvalidRequestError, SQLAlchemyError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import (
     Bundle,
@@ -73,12 +74,14 @@ from shared.db import (
     DatabaseFactory,
     InvalidValueError,
     PrivateExecution,
+    PrivateExecutionRepository,
     PublicTrade,
     Run,
     RunRepository,
     Strategy,
     TenantScopeError,
     TenantViolation,
+    TransactionControlError,
     User,
     UserSession,
     allow_functions,
@@ -87,6 +90,7 @@ from shared.db.bulk import bulk_create
 from shared.db.column_types import exact_sum, new_uuid, utc_now
 from shared.db.tenancy import functions
 from shared.db.tenancy.confined_sql import OwnRows
+from shared.db.tenancy.guard import UNSET, UserId
 from shared.db.tests.fleet import detached, everything_of, refused_and_unwritten, run_values
 from shared.db.tests.support import execution_values, trade_values
 
@@ -1228,3 +1232,134 @@ def test_what_a_savepoint_took_back_is_not_proved_any_more(fleet: DatabaseFactor
         session.add(PrivateExecution(**execution_values(Run(run_id="run-ann", account_id="acc-2"), 2)))
 
     refused_and_unwritten(fleet, attempt)
+
+
+# Sessions talked out of what confines them
+
+TRANSACTION_CONTROL = (
+    "COMMIT",
+    "ROLLBACK",
+    "/* a */ ROLLBACK -- b",
+    "SELECT 1; COMMIT; BEGIN",
+    "ROLLBACK; UPDATE runs SET gridcore_version = 'stolen'",
+    "END; SELECT 1",
+    "SAVEPOINT a",
+)
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize("statement", TRANSACTION_CONTROL)
+def test_raw_sql_does_not_end_what_confines_it(fleet: DatabaseFactory, statement: str, read_only: bool) -> None:
+    """After a COMMIT or ROLLBACK the rest of the session would be the login's own: refused, and all is as it was."""
+    before = [everything_of(fleet, user) for user in ("ann", "bob")]
+
+    def attempt(way: Callable[[Session], object]) -> None:
+        with fleet.get_session(user_id="ann", read_only=read_only) as session:
+            with pytest.raises((TransactionControlError, TenantViolation)):
+                way(session)
+            with suppress(TenantViolation):
+                assert "bob" not in str(session.execute(text("SELECT user_id FROM runs")).all())
+            assert session.scalars(select(Run.run_id)).all() == ["run-ann"]
+            raise ZeroDivisionError
+
+    ways: tuple[Callable[[Session], object], ...] = (
+        lambda session: session.execute(text(statement)),
+        lambda session: session.connection().exec_driver_sql(statement),
+        lambda session: session.execute(select(Run.run_id, text(f"1; {statement}"))),
+    )
+    for way in ways if statement.startswith("SELECT") or fleet.engine.dialect.name == "sqlite" else ways[:2]:
+        with pytest.raises(ZeroDivisionError):
+            attempt(way)
+    assert [everything_of(fleet, user) for user in ("ann", "bob")] == before
+
+
+def test_no_user_leaves_anything_for_the_next(fleet: DatabaseFactory) -> None:
+    """Raw SQL is refused, or what it made is gone before another session gets the connection."""
+    with suppress(TenantViolation), fleet.get_session(user_id="bob") as session:
+        session.execute(text("CREATE TEMPORARY TABLE report AS SELECT * FROM api_credentials"))
+        session.execute(text("CREATE TEMPORARY TABLE runs AS SELECT * FROM public.runs"))
+    users: tuple[UserId, ...] = ("ann", UNSET)
+    for user in users:
+        with fleet.get_session(user_id=user) as session:
+            assert len(session.scalars(select(Run.run_id)).all()) == (1 if user == "ann" else 2)
+            with pytest.raises((TenantViolation, SQLAlchemyError)):
+                session.execute(text("SELECT * FROM report"))
+            session.rollback()
+
+
+def test_no_user_locks_the_others_out(fleet: DatabaseFactory) -> None:
+    """LOCK TABLE is refused by name: policies do not tell it from a write."""
+    for statement in ("LOCK TABLE runs IN ACCESS EXCLUSIVE MODE", "SELECT 1; /* a */ lock runs"):
+        refused_and_unwritten(fleet, lambda session, statement=statement: session.execute(text(statement)))  # type: ignore[misc] # lambdas with a default
+
+
+INFO: dict[str, Callable[[Session], object]] = {
+    "another user": lambda session: session.info.update(user_id="bob"),
+    "nobody": lambda session: session.info.clear(),
+    "no user": lambda session: session.info.update(user_id=None),
+}
+
+
+@pytest.mark.parametrize("forged", INFO)
+def test_what_info_says_is_for_display(fleet: DatabaseFactory, forged: str) -> None:
+    """Whatever a caller merges into `session.info`, the session and its repositories are still the user's."""
+    with fleet.get_session(user_id="ann") as session:
+        INFO[forged](session)
+        bounds = (datetime(2025, 5, 1, tzinfo=UTC), datetime(2025, 5, 9, tzinfo=UTC))
+        executions = PrivateExecutionRepository(session)
+        assert [row.run_id for row in executions.get_by_run_range("run-ann")] == ["run-ann"]
+        assert list(executions.iter_run_range("run-bob")) == []
+        assert executions.get_by_run_range("run-bob") == []
+        assert executions.totals("run-bob").count == 0
+        assert [found.run_id for found in executions.coverage()] == ["run-ann"]
+        assert list(executions.gaps("run-bob", 0.5, *bounds)) == [bounds]
+        assert executions.to_arrow("run-bob").num_rows == 0
+        assert executions.get_last_execution_ts("run-bob") is None
+        assert RunRepository(session).get_by_user_id("ann")[0].run_id == "run-ann"
+        with pytest.raises(TenantScopeError):
+            RunRepository(session).get_by_user_id("bob")
+        with pytest.raises(TenantScopeError):
+            RunRepository(session, user_id="bob")
+        for repository in (PrivateExecutionRepository, RunRepository):
+            with pytest.raises(TenantScopeError):
+                repository.across_users(session)
+
+    def write(session: Session) -> None:
+        INFO[forged](session)
+        RunRepository(session).create(Run(**run_values("bob")))
+
+    refused_and_unwritten(fleet, write)
+
+
+def test_a_plain_session_is_nobodys_whatever_info_says(fleet: DatabaseFactory) -> None:
+    """Only `get_session(user_id=...)` names a user."""
+    with fleet.get_session() as plain:
+        plain.info["user_id"] = "ann"
+        with pytest.raises(TenantScopeError):
+            RunRepository(plain).get_by_id("run-ann")
+        assert len(RunRepository.across_users(plain).get_all()) == 2
+
+
+class _Foreign(dict[Any, Any]):
+    """A cache that gives what it has, whatever it is asked for."""
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return next(iter(self.values()), default)
+
+
+@pytest.mark.parametrize("given", ["to the call", "to the query"])
+def test_no_compiled_text_of_another_session_is_run(fleet: DatabaseFactory, given: str) -> None:
+    """`compiled_cache` would have a statement run as a plain session compiled it; None only turns the cache off."""
+    cache = _Foreign()
+    with fleet.get_session() as plain:
+        assert len(plain.scalars(select(Run.run_id), execution_options={"compiled_cache": cache}).all()) == 2
+    assert cache
+
+    def attempt(session: Session) -> Any:
+        if given == "to the query":
+            return session.query(Run.run_id).execution_options(compiled_cache=cache).all()
+        return session.scalars(select(Run.run_id), execution_options={"compiled_cache": cache}).all()
+
+    refused_and_unwritten(fleet, attempt)
+    with fleet.get_session(user_id="ann") as session:
+        assert session.scalars(select(Run.run_id), execution_options={"compiled_cache": None}).all() == ["run-ann"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import nullcontext
 from typing import Any
 
@@ -28,7 +29,7 @@ from shared.db import (
     UserSession,
 )
 from shared.db.tests.fleet import run_values
-from shared.db.tests.support import in_children, trade_values
+from shared.db.tests.support import execution_values, in_children, trade_values
 
 
 def _cross(db: DatabaseFactory, run: str, user: str) -> None:
@@ -242,3 +243,33 @@ def test_the_server_shows_statements_with_their_values(postgresql_fleet: Databas
             assert isinstance(session, UserSession)
             with nullcontext() if session.confined_by_server else pytest.raises(TenantViolation):
                 assert "secret-2" not in str(session.execute(running).all())
+
+
+def test_explain_estimates_from_everybodys_rows(policed_fleet: DatabaseFactory) -> None:
+    """The planner's statistics know no users: how many rows there may be of a symbol, they tell."""
+    with policed_fleet.get_session() as plain:
+        run = plain.get_one(Run, "run-bob")
+        plain.add_all(
+            PrivateExecution(**execution_values(run, number, symbol="BOBUSDT", exec_id=f"many-{number}"))
+            for number in range(300)
+        )
+    with policed_fleet.engine.begin() as connection:
+        connection.execute(text("ANALYZE private_executions"))
+
+    def estimated(symbol: str) -> int:
+        with policed_fleet.get_session(user_id="ann") as session:
+            asked = text(f"EXPLAIN SELECT 1 FROM private_executions WHERE symbol = '{symbol}'")
+            assert session.scalars(select(PrivateExecution.symbol).where(PrivateExecution.symbol == symbol)).all() == []
+            return max(int(rows) for rows in re.findall(r"rows=(\d+)", " ".join(session.scalars(asked))))
+
+    assert estimated("BOBUSDT") > estimated("NOSUCHUSDT")
+
+
+def test_a_lock_can_hide_in_a_block(policed_fleet: DatabaseFactory) -> None:
+    """LOCK TABLE is refused by name; in a function or DO block nobody sees it, and it ends with the transaction."""
+    with policed_fleet.get_session(user_id="ann") as session:
+        session.execute(text("DO $$ BEGIN LOCK TABLE runs IN ACCESS EXCLUSIVE MODE; END $$"))
+        held = text("SELECT count(*) FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND relation = 'runs'::regclass")
+        assert session.scalar(held) == 1
+    with policed_fleet.get_session() as plain:
+        assert plain.scalar(held) == 0

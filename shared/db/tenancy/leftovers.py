@@ -1,0 +1,84 @@
+"""What a user's raw SQL leaves on a pooled connection is gone before anybody else gets it.
+
+Where PostgreSQL's policies confine a user's session, raw SQL passes. The role and the user end with the transaction;
+temporary tables, cursors WITH HOLD, prepared statements, settings, advisory locks and LISTEN do not, and all users
+share the connections, plain sessions too. So a connection on which a user's raw SQL ran is swept twice: before COMMIT,
+inside of the transaction, since behind PgBouncer this is the last moment at which the server's connection is ours; and
+when it goes back to the pool, which reaches what an error left, where the connection leads to the server itself.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any, Final
+
+import psycopg2
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INTRANS
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.engine.interfaces import ExecutionContext
+
+from shared.db.driver_errors import named_errors
+from shared.db.errors import TenantViolation, TransactionControlError
+from shared.db.tenancy.row_security import ADOPTED
+from shared.db.transaction_control import statements
+
+_SOILED = "shared_db_raw_sql"
+# DISCARD ALL in pieces: it may not stand in a transaction. The driver itself asks for the date style, when it connects.
+_SWEEP: Final = (
+    "SET SESSION AUTHORIZATION DEFAULT; CLOSE ALL; UNLISTEN *; DEALLOCATE ALL; "
+    "SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES; RESET ALL; SET datestyle TO 'ISO'"
+)
+
+
+def watch(engine: Engine) -> None:
+    """Have a PostgreSQL engine sweep its connections; to be called after what adopts the role first."""
+    event.listen(engine, "before_cursor_execute", _note)
+    event.listen(engine, "commit", _sweep)
+    event.listen(engine, "rollback", _sweep)
+    event.listen(engine, "checkin", _reset)
+
+
+def soil(connection: Connection) -> None:
+    """Note that raw SQL may have run on the connection, unseen."""
+    connection.info[_SOILED] = True
+
+
+def _note(
+    connection: Connection, cursor: Any, statement: str, parameters: Any, context: ExecutionContext, executemany: bool
+) -> None:
+    user_id = connection.info.get(ADOPTED)
+    if user_id is None:
+        return
+    if cursor.connection.get_transaction_status() == TRANSACTION_STATUS_IDLE:
+        # With the transaction the role has gone, and the next statement would run as the login.
+        raise TransactionControlError("something before this statement")
+    # What the compiler made of plain constructs leaves nothing behind; anything else is raw SQL.
+    if context.compiled is None or getattr(context.compiled, "passed_raw_sql", True):
+        soil(connection)
+        if any(words[:1] == ["LOCK"] for words in statements(statement)):
+            raise TenantViolation("LOCK TABLE", "a table", user_id, "every user's sessions would wait for this one")
+
+
+def _sweep(connection: Connection) -> None:
+    if connection.invalidated:
+        return
+    driver: Any = connection.connection.dbapi_connection
+    # In a transaction that an error has ended nothing more runs.
+    if connection.info.get(_SOILED) and driver.get_transaction_status() == TRANSACTION_STATUS_INTRANS:
+        with named_errors(connection), closing(driver.cursor()) as cursor:
+            cursor.execute(_SWEEP)
+
+
+def _reset(connection: Any, record: Any) -> None:
+    record.info.pop(ADOPTED, None)
+    if not record.info.pop(_SOILED, False) or not isinstance(connection, psycopg2.extensions.connection):
+        return
+    try:
+        connection.autocommit = True
+        with closing(connection.cursor()) as cursor:
+            cursor.execute("DISCARD ALL")
+            if not str(connection.get_parameter_status("DateStyle")).startswith("ISO"):
+                cursor.execute("SET datestyle TO 'ISO'")
+        connection.autocommit = False
+    except psycopg2.Error:
+        record.close()  # the next one gets another
