@@ -14,17 +14,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import StaticPool
 
-from shared.db import audit, forking, retry, schema_version
+from shared.db import audit, database_file, forking, retry, schema_version
 from shared.db.async_door import AsyncDoor
 from shared.db.encryption import encryption_from, use_encryption
 from shared.db.engine import as_read_only, make_engine
-from shared.db.errors import InvalidValueError, RowSecurityError, SettingsError, TransactionAbandonedError
+from shared.db.errors import (
+    DatabaseMissingError,
+    InvalidValueError,
+    RowSecurityError,
+    SchemaVersionError,
+    SettingsError,
+    TransactionAbandonedError,
+)
 from shared.db.health.look import look
 from shared.db.health.postgresql import encoding_problem
 from shared.db.health.report import Health
@@ -37,6 +44,14 @@ from shared.db.tenancy.row_security_check import RowSecurityStatus
 from shared.db.tenancy.session_scope import TenantRequiredSession, UserSession
 
 T = TypeVar("T")
+
+
+class _Engines(NamedTuple):
+    """The engine, the same with transactions that only read, and what makes sessions. One pool serves them all."""
+
+    writing: Engine
+    reading: Engine
+    sessions: sessionmaker[Session]
 
 
 class DatabaseFactory:
@@ -54,10 +69,9 @@ class DatabaseFactory:
         self._encryption = encryption_from(self.settings)
         self._lock = threading.Lock()
         self._async_door = AsyncDoor(self.settings)
-        self._engine: Engine | None = None
-        self._read_only_engine: Engine | None = None
+        self._engines: _Engines | None = None
+        self._file_is_made = False
         self._folder: str | None = None
-        self._session_factory: sessionmaker[Session] | None = None
         self._open_sessions = 0
         self._policies_installed: bool | None = None
         _factories.add(self)
@@ -78,33 +92,52 @@ class DatabaseFactory:
 
     @property
     def engine(self) -> Engine:
-        """The SQLAlchemy engine, made on first use."""
-        if self._engine is None:
-            with self._lock:
-                if self._engine is None:
-                    if self._folder is None and self.settings.is_sqlite:
-                        # What a relative path counts from, for good: a later chdir must not open a second, empty
-                        # database, not even after close().
-                        self._folder = os.getcwd()
-                    engine = make_engine(self.settings, self._folder or "")
-                    if self._encryption is not None:
-                        use_encryption(engine.dialect, self._encryption)
-                    self._read_only_engine = as_read_only(engine)
-                    self._engine = engine
-        return self._engine
+        """The SQLAlchemy engine, made on first use, and with it the file of an SQLite database.
+
+        With the setting `read_only` its transactions cannot write, and no file is made.
+        """
+        return self._engine_for(read_only=False)
 
     @property
     def session_factory(self) -> sessionmaker[Session]:
         """The sessionmaker behind `get_session()`. Its objects stay readable after commit and close."""
-        if self._session_factory is None:
-            engine = self.engine
+        self._engine_for(read_only=False)
+        return self._opened().sessions
+
+    def _engine_for(self, *, read_only: bool) -> Engine:
+        """The engine for sessions that only read, which never make a file, or for all others."""
+        opened = self._opened()
+        if read_only or self.settings.read_only:
+            if not self._file_is_made:
+                database_file.require(opened.writing.url)
+            return opened.reading
+        if not self._file_is_made:
+            database_file.make(opened.writing.url)
+            self._file_is_made = True
+        return opened.writing
+
+    def _opened(self) -> _Engines:
+        if self._engines is None:
             with self._lock:
-                if self._session_factory is None:
-                    kind: type[Session] = TenantRequiredSession if self.settings.require_tenant else NamingSession
-                    sessions = sessionmaker(engine, class_=kind, expire_on_commit=False)
-                    audit.watch(sessions)
-                    self._session_factory = sessions
-        return self._session_factory
+                if self._engines is None:
+                    self._engines = self._open()
+        return self._engines
+
+    def _open(self) -> _Engines:
+        settings = self.settings
+        if self._folder is None and settings.is_sqlite:
+            # What a relative path counts from, for good: a later chdir must not open a second, empty database, not
+            # even after close().
+            self._folder = os.getcwd()
+        writing = make_engine(settings, self._folder or "")
+        if self._encryption is not None:
+            use_encryption(writing.dialect, self._encryption)
+        reading = as_read_only(writing)
+        kind: type[Session] = TenantRequiredSession if settings.require_tenant else NamingSession
+        sessions = sessionmaker(reading if settings.read_only else writing, class_=kind, expire_on_commit=False)
+        audit.watch(sessions)
+        self._file_is_made = not settings.is_sqlite or settings.is_memory
+        return _Engines(writing, reading, sessions)
 
     @property
     def open_sessions(self) -> int:
@@ -118,13 +151,14 @@ class DatabaseFactory:
         With `user_id` nothing of another user can be read or written in it (`TenantViolation`); None, or what
         cannot be a user id, raises `TenantScopeError`. Left out, it is a plain session, which sees everything.
 
-        With `read_only=True` every write is refused (`DatabaseReadOnlyError`), and on SQLite the session never
-        waits for a writer nor makes one wait. There all its reads see one moment; on PostgreSQL each sees what was
-        committed when it began, as in any session, unless a stricter isolation level is asked for. A repository's
-        read there takes one round trip and leaves no transaction open.
+        With `read_only=True`, or the setting of that name, every write is refused (`DatabaseReadOnlyError`), and on
+        SQLite the session never waits for a writer nor makes one wait, and makes no file. There all its reads see one
+        moment; on PostgreSQL each sees what was committed when it began, as in any session, unless a stricter isolation
+        level is asked for. A repository's read there takes one round trip and leaves no transaction open.
         """
-        engine = self.engine
-        session = self._new_session(user_id, read_only)
+        read_only = read_only or self.settings.read_only
+        engine = self._engine_for(read_only=read_only)
+        session = self._new_session(engine, user_id, read_only)
         with self._lock:
             overlap = self._open_sessions > 0 and isinstance(engine.pool, StaticPool)
             self._open_sessions += 1
@@ -222,25 +256,24 @@ class DatabaseFactory:
 
         return retry.until_done(
             transaction,
-            idempotent=idempotent or read_only,
+            idempotent=idempotent or read_only or self.settings.read_only,
             attempts=attempts,
             max_seconds=max_seconds,
             caller=caller,
         )
 
-    def _new_session(self, user_id: UserId, read_only: bool) -> Session:
-        factory = self.session_factory
-        bind = self._read_only_engine if read_only else self.engine
+    def _new_session(self, engine: Engine, user_id: UserId, read_only: bool) -> Session:
+        factory = self._opened().sessions
         if user_id is UNSET:
-            return factory(bind=bind)
+            return factory(bind=engine)
         user_id = checked_user_id(user_id)
         if self._policies_installed is None:
-            with self.engine.connect() as connection:
+            with engine.connect() as connection:
                 self._policies_installed = connection.dialect.name == "postgresql" and row_security.is_installed(
                     connection
                 )
         adopt = (self.settings.tenant_role, user_id) if self._policies_installed else None
-        return UserSession(**(factory.kw | {"bind": bind}), user_id=user_id, adopt=adopt, read_only=read_only)
+        return UserSession(**(factory.kw | {"bind": engine}), user_id=user_id, adopt=adopt, read_only=read_only)
 
     def enable_row_security(self) -> None:
         """Have PostgreSQL confine users' sessions too: create the role and the policies, or renew them.
@@ -295,10 +328,10 @@ class DatabaseFactory:
         database that cannot be reached is a report too, with `reachable=False`. With `check=True` everything is read to
         find damage, which takes its time; without, `integrity` stays "not checked".
         """
-        engine = self._engine
+        engine = None if self._engines is None else self._engines.writing
         if self.settings.is_memory:
             # Its only connection is that of the sessions, and what ends there ends for all.
-            engine = None if self._open_sessions or not self.engine else self._read_only_engine
+            engine = None if self._open_sessions else self._engine_for(read_only=True)
         return look(self.settings, self._folder or os.getcwd(), engine, check=check, timeout=timeout)
 
     def create_tables(self) -> bool:
@@ -323,8 +356,11 @@ class DatabaseFactory:
         Raises `SchemaVersionError`, which names both revisions and the command to run, if it is older, newer,
         unknown or not there. Needs no Alembic.
         """
-        engine = self.engine
-        with (self._read_only_engine or engine).connect() as connection:
+        try:
+            engine = self._engine_for(read_only=True)
+        except DatabaseMissingError as error:
+            raise SchemaVersionError("empty", None, schema_version.SCHEMA_REVISION) from error
+        with engine.connect() as connection:
             problem = schema_version.difference(connection)
         if problem is not None:
             raise problem
@@ -339,11 +375,11 @@ class DatabaseFactory:
     def close(self) -> None:
         """Close every pooled connection. The factory stays usable and opens new ones when asked."""
         with self._lock:
-            engine, self._engine, self._session_factory = self._engine, None, None
+            engines, self._engines = self._engines, None
             self._policies_installed = None
         self._async_door.close()
-        if engine is not None:
-            engine.dispose()
+        if engines is not None:
+            engines.writing.dispose()
 
     @contextmanager
     def _schema_transaction(self) -> Iterator[Connection]:

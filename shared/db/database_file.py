@@ -7,6 +7,7 @@ the one that still stands at its path.
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from sqlalchemy import URL, Connection, Engine, event
 
-from shared.db.errors import DatabaseMovedError
+from shared.db.errors import DatabaseMissingError, DatabaseMovedError
 
 # Bytes of a write-ahead log beyond which something is unusual; a thousand pages, 4 MB, are folded in at a time.
 USUAL_LOG = 64 << 20
@@ -31,12 +32,19 @@ class OpenedFile(NamedTuple):
     inode: int
 
 
-def prepared(url: URL, folder: str) -> URL:
-    """The URL with an absolute path, its folder made, and the file readable by its owner alone."""
+def located(url: URL, folder: str) -> URL:
+    """The URL with an absolute path."""
     assert url.database is not None
     if url.database.startswith("file:"):
         return url  # a SQLite URI says itself where and how to open
-    path = absolute(url.database, folder)
+    return url.set(database=absolute(url.database, folder))
+
+
+def make(url: URL) -> None:
+    """Make the folder and the file, readable by its owner alone, unless they are there."""
+    path = _path_of(url)
+    if path is None:
+        return
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         # Created here, since SQLite would give it the umask's mode; -wal and -shm take over the file's. Never opened
@@ -45,7 +53,20 @@ def prepared(url: URL, folder: str) -> URL:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     except OSError:
         pass  # it is there; or connecting says what is wrong with the path, as SQLite sees it and with a remedy
-    return url.set(database=path)
+
+
+def require(url: URL) -> None:
+    """Raise `DatabaseMissingError` if there is no file: SQLite would make an empty one."""
+    path = _path_of(url)
+    if path is None or os.path.exists(path):
+        return
+    cause = sqlite3.OperationalError(os.strerror(errno.ENOENT))
+    cause.sqlite_errorcode, cause.sqlite_errorname = sqlite3.SQLITE_CANTOPEN, "SQLITE_CANTOPEN"
+    raise DatabaseMissingError(cause) from cause
+
+
+def _path_of(url: URL) -> str | None:
+    return None if url.database is None or url.database.startswith("file:") else url.database
 
 
 def absolute(path: str, folder: str) -> str:

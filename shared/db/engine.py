@@ -22,7 +22,7 @@ from shared.db import database_file, forking, round_trips, transaction_control
 from shared.db.bulk import sql_functions
 from shared.db.column_types import register_sqlite_functions
 from shared.db.database_url import is_secret
-from shared.db.driver_errors import hide_row, typed_failure
+from shared.db.driver_errors import hide_row, named_errors, typed_failure
 from shared.db.errors import PoolExhaustedError, ServerReadOnlyError
 from shared.db.hidden import HiddenText
 from shared.db.settings import DatabaseSettings
@@ -31,6 +31,7 @@ from shared.db.transactions import note_failure, refuse_aborted, refuse_aborted_
 
 _READ_ONLY = "shared_db_read_only"
 _COMMITTING = "shared_db_committing"
+_JOURNAL_UNKNOWN = "shared_db_journal_unknown"
 _CONNECT_TIMEOUT = 10
 # A server that is silent is given up after half a minute, between questions (keepalives) and in the midst of one (what
 # was sent is not acknowledged). The system's own two hours are longer than anybody watches a bot.
@@ -38,7 +39,7 @@ _SILENCE = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count":
 
 
 def make_engine(settings: DatabaseSettings, folder: str, url: URL | None = None) -> Engine:
-    """An engine for `settings`, or for another `url` with them. Nothing is opened before it is needed.
+    """An engine for `settings`, or for another `url` with them. Nothing is opened before it is needed, nor made.
 
     A relative SQLite path counts from `folder`.
     """
@@ -86,7 +87,7 @@ def make_engine(settings: DatabaseSettings, folder: str, url: URL | None = None)
         event.listen(engine, "begin", _begin_sqlite)
     else:
         engine = create_engine(
-            database_file.prepared(url, folder),
+            database_file.located(url, folder),
             **common,
             **pool,
             connect_args={"check_same_thread": False} | _unless_in_url(url, timeout=settings.sqlite_busy_timeout),
@@ -159,9 +160,17 @@ def _on_connect_sqlite(connection: sqlite3.Connection, record: Any) -> None:
 
 
 def _on_connect_sqlite_file(connection: sqlite3.Connection, record: Any) -> None:
+    _read_schema(connection)
+    record.info[_JOURNAL_UNKNOWN] = True
+    # After a large transaction the log would keep its size for good; so a later commit cuts it to this.
+    connection.execute(f"PRAGMA journal_size_limit={database_file.USUAL_LOG}")
+    # NORMAL may lose the last commits when the power fails.
+    connection.execute("PRAGMA synchronous=FULL")
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
     # WAL: readers and the writer do not block each other. Asked first, since switching takes an exclusive lock.
     # mmap_size is left alone: with it, SQLite's rare WAL-reset race has corrupted files.
-    _read_schema(connection)
     deadline = time.monotonic() + connection.execute("PRAGMA busy_timeout").fetchone()[0] / 1000
     while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
         try:
@@ -175,10 +184,6 @@ def _on_connect_sqlite_file(connection: sqlite3.Connection, record: Any) -> None
             if not error.sqlite_errorname.startswith("SQLITE_BUSY") or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
-    # After a large transaction the log would keep its size for good; so a later commit cuts it to this.
-    connection.execute(f"PRAGMA journal_size_limit={database_file.USUAL_LOG}")
-    # NORMAL may lose the last commits when the power fails.
-    connection.execute("PRAGMA synchronous=FULL")
 
 
 def _begin_postgresql(connection: Connection) -> None:
@@ -221,6 +226,11 @@ def _begin_sqlite(connection: Connection) -> None:
     if read_only != connection.info.get(_READ_ONLY, False):
         driver.execute(f"PRAGMA query_only={'ON' if read_only else 'OFF'}")
         connection.info[_READ_ONLY] = read_only
+    # Not when connecting: who only reads leaves the file as it is.
+    if not read_only and _JOURNAL_UNKNOWN in connection.info:
+        with named_errors(connection):
+            _switch_to_wal(driver)
+        del connection.info[_JOURNAL_UNKNOWN]
     # IMMEDIATE takes the write lock first, under the busy timeout. A transaction that reads first and asks for
     # the lock later is refused at once, timeout or not, when somebody has written in between.
     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")

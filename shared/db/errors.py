@@ -490,8 +490,8 @@ class DatabaseReadOnlyError(DatabaseFailure, OperationalError, InternalError):
 
     problem = "this session or database is read-only"
     remedy = (
-        "write in a session opened without read_only=True, and check that this user may write the file, its -wal and "
-        "-shm, and their folder"
+        "write in a session opened without read_only=True and without GRIDBOT_DB_READ_ONLY, and check that this user "
+        "may write the file, its -wal and -shm, and their folder"
     )
 
 
@@ -598,6 +598,13 @@ class DatabaseFileError(DatabaseFailure, OperationalError):
 
     problem = "the database file cannot be opened"
     remedy = "check that GRIDBOT_DB_NAME is a file path in a folder this user may write to"
+
+
+class DatabaseMissingError(DatabaseFileError):
+    """There is no such SQLite file, and who only reads makes none."""
+
+    problem = "there is no database file"
+    remedy = "check GRIDBOT_DB_NAME, or make one: python -m shared.db init"
 
 
 class DatabaseDiskError(DatabaseFileError):

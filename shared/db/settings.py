@@ -114,6 +114,7 @@ class DatabaseSettings(BaseSettings):
         max_length=63,
         description="PostgreSQL role that users' sessions adopt under row-level security",
     )
+    read_only: bool = Field(default=False, description="Every session only reads; no SQLite file is made or changed")
     require_tenant: bool = Field(default=False, description="Refuse to touch users' tables in a session without a user")
     encryption_keys: str | None = Field(
         default=None,

@@ -20,6 +20,7 @@ from shared.db import audit, schema_version
 from shared.db.database import DatabaseFactory
 from shared.db.errors import (
     DatabaseLockedError,
+    DatabaseMissingError,
     DataLossError,
     MigrationError,
     SchemaDriftError,
@@ -63,8 +64,11 @@ class Change:
 def status(db: DatabaseFactory) -> Status:
     """Where the database stands. Takes no lock."""
     revisions = Revisions()
-    with _reading(db) as connection:
-        problem = schema_version.difference(connection, revisions.head)
+    try:
+        with _reading(db) as connection:
+            problem = schema_version.difference(connection, revisions.head)
+    except SchemaVersionError as error:
+        problem = error
     if problem is None:
         return Status("current", revisions.head, revisions.head, ())
     pending: tuple[str, ...] = ()
@@ -216,6 +220,7 @@ def _move(
     lock_timeout: float,
     attempts: int,
 ) -> Change:
+    _ = db.engine  # makes the file where there is none
     with _reading(db) as connection:
         before = _position(connection, revisions)
     attempt = 0
@@ -261,8 +266,11 @@ def _create_all(scratch: Connection) -> None:
 
 @contextmanager
 def _reading(db: DatabaseFactory, *, read_only: bool = True) -> Iterator[Connection]:
-    with db.get_session(read_only=read_only) as session:
-        yield Session.connection(session)
+    try:
+        with db.get_session(read_only=read_only) as session:
+            yield Session.connection(session)
+    except DatabaseMissingError as error:
+        raise SchemaVersionError("empty", None, schema_version.SCHEMA_REVISION) from error
 
 
 @contextmanager

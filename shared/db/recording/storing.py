@@ -52,6 +52,8 @@ class Storing:
         if repository is None:
             known = " or ".join(kind.__name__ for kind in _REPOSITORIES)
             raise InvalidValueError(f"a recorder writes {known}, not {getattr(model, '__name__', model)}")
+        if db.settings.read_only:
+            raise InvalidValueError("a recorder writes, and GRIDBOT_DB_READ_ONLY lets this factory only read")
         self.user_id = None if user_id is UNSET else checked_user_id(user_id)
         if self.user_id is not None and across_users:
             raise TenantScopeError(

@@ -10,6 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,16 @@ from shared.db import (
     DatabaseFactory,
     DatabaseFileError,
     DatabaseLockedError,
+    DatabaseMissingError,
     DatabaseReadOnlyError,
     DatabaseSettings,
     DatabaseUnreachableError,
+    InvalidValueError,
     NotADatabaseError,
     PublicTrade,
     PublicTradeRepository,
+    Recorder,
+    SchemaVersionError,
     SettingsError,
     User,
     database,
@@ -665,6 +670,84 @@ def test_a_read_only_session_refuses_to_write(db: DatabaseFactory, how: str) -> 
     with pytest.raises(DatabaseReadOnlyError, match="opened without read_only=True"):
         read_and_write()
     assert usernames(db) == ["alice"]
+
+
+def test_reading_leaves_a_file_as_it_is(tmp_path: Path) -> None:
+    """Byte for byte, in a journal mode that we would not choose too; the first who writes switches it."""
+    path = tmp_path / "theirs.db"
+    with DatabaseFactory(f"sqlite:///{path}") as db:
+        db.create_tables()
+    with closing(sqlite3.connect(path)) as theirs:
+        theirs.execute("PRAGMA journal_mode=DELETE")
+    before = path.read_bytes()
+    with DatabaseFactory(f"sqlite:///{path}") as db:
+        assert usernames(db) == []
+        db.check_schema()
+        db.close()
+        assert path.read_bytes() == before
+        assert os.listdir(tmp_path) == ["theirs.db"]
+        assert usernames(db) == []
+        with db.get_session() as session:
+            session.add(User(username="alice"))
+        assert usernames(db) == ["alice"]
+        with db.engine.connect() as connection:
+            assert connection.scalar(text("PRAGMA journal_mode")) == "wal"
+
+
+@pytest.mark.parametrize("whole_factory", [False, True])
+def test_reading_makes_no_file(whole_factory: bool, tmp_path: Path) -> None:
+    """Neither folder nor file, in every kind of session; the error says what makes one."""
+    name = str(tmp_path / "folder" / "grid_bot.db")
+    with DatabaseFactory(DatabaseSettings(db_name=name, read_only=whole_factory, _env_file=None)) as db:
+        reading: dict[str, Any] = {} if whole_factory else {"read_only": True}
+        users: list[dict[str, Any]] = [{}, {"user_id": "ann"}]
+        for who in users:
+            with (
+                pytest.raises(DatabaseMissingError, match=r"python -m shared\.db init"),
+                db.get_session(**reading, **who) as session,
+            ):
+                session.scalars(select(User)).all()
+        with pytest.raises(DatabaseMissingError, match="there is no database file"):
+            db.run_in_transaction(lambda session: session.scalars(select(User)).all(), **reading)
+        with pytest.raises(SchemaVersionError, match=r"python -m shared\.db init"):
+            db.check_schema()
+        if whole_factory:
+            with pytest.raises(DatabaseMissingError):
+                db.create_tables()
+        assert os.listdir(tmp_path) == []
+
+
+def test_a_factory_that_only_reads_refuses_to_write(lasting: DatabaseFactory) -> None:
+    """By whatever door; its sessions of either kind read, and nothing is changed."""
+    with lasting.get_session() as session:
+        session.add(User(user_id="ann", username="alice"))
+    with DatabaseFactory(other_settings(lasting, read_only=True)) as db:
+        doors: list[Callable[[], Any]] = [
+            db.drop_tables,
+            db.enable_audit,
+            lambda: db.run_in_transaction(_by_orm),
+            lambda: add_by(db.session_factory),
+        ]
+        for door in doors:
+            with pytest.raises(DatabaseReadOnlyError, match="GRIDBOT_DB_READ_ONLY"):
+                door()
+        for write in WRITES.values():
+            with pytest.raises(DatabaseReadOnlyError), db.get_session() as session:
+                write(session)
+            with pytest.raises(DatabaseReadOnlyError), db.engine.begin() as connection:
+                connection.execute(text("DELETE FROM users"))
+        with pytest.raises(InvalidValueError, match="GRIDBOT_DB_READ_ONLY"):
+            Recorder(db, PublicTrade)
+        assert not db.create_tables()
+        with db.get_session(user_id="ann") as session:
+            assert session.scalars(select(User.username)).all() == ["alice"]
+        assert usernames(db) == ["alice"]
+
+
+def add_by(sessions: Callable[[], Session]) -> None:
+    """Add a user in a session that the factory does not open itself."""
+    with sessions() as session:
+        _by_orm(session)
 
 
 def test_a_connection_that_only_read_writes_again(db: DatabaseFactory) -> None:
