@@ -207,7 +207,7 @@ def test_sealed_secrets_and_audit_come_along(pair: tuple[DatabaseFactory, Databa
         assert session.scalars(select(ApiCredential)).one().api_secret == SECRET
         session.add(User(username="audited"))
     assert len(everything(target, AUDIT)["audit_log"]) == len(everything(source, AUDIT)["audit_log"]) + 1
-    with target.get_session() as session, pytest.raises(ConstraintError, match="append-only"):
+    with pytest.raises(ConstraintError, match="append-only"), target.get_session() as session:
         session.execute(text("DELETE FROM audit_log"))
         session.rollback()
 
