@@ -302,6 +302,20 @@ class RecorderFullError(RecorderError):
     """The recorder holds as many rows as it may and could not write them yet. Nothing of this add() was accepted."""
 
 
+class DeadLettersError(RecorderError):
+    """The recorder cannot keep the rows that were refused, and goes no further until it can. `path` is their file.
+
+    The rows before them, and the good ones of their batch, are in the database.
+    """
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(
+            f"refused rows cannot be written to the dead letters {path} ({problem}); free disk space, or make the file "
+            "writable"
+        )
+        self.path = path
+
+
 class SpoolFullError(RecorderFullError):
     """The recorder's spool has reached its limit, or its disk is full. Nothing of this add() was accepted.
 

@@ -2,7 +2,8 @@
 
 `add` puts rows into a buffer, and into the spool if there is one, and a thread of the recorder's own takes them from
 there to the database, in order. Rows leave the buffer and the spool when they are committed; a batch that was, but
-whose answer got lost, is written again and changes nothing, since trades and executions have unique keys.
+whose answer got lost, is written again and changes nothing, since trades and executions have unique keys. So is the
+last batch of a recorder that was killed between its COMMIT and the note of it in the spool, and no other.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from shared.db.errors import (
     DatabaseLockedError,
     DatabaseReadOnlyError,
     DatabaseUnreachableError,
+    DeadLettersError,
     ForkError,
     InvalidValueError,
     RecorderError,
@@ -154,7 +156,12 @@ class Recorder:
         self._ended = False  # the thread writes nothing more
         self._forked = False
         if self._recovered:
-            _log.warning("%s: writing %d rows that an earlier recorder left in the spool", self._name, self._recovered)
+            _log.warning(
+                "%s: %d rows of an earlier recorder wait in the spool and are written first; they are new, but for its "
+                "last batch if it was killed",
+                self._name,
+                self._recovered,
+            )
         self._thread = threading.Thread(target=self._run, name=f"shared.db recorder of {self._name}", daemon=True)
         self._threads = self._new_threads()
         self._over = threading.Event()
@@ -441,9 +448,7 @@ class Recorder:
             self._changed.notify_all()
         if away_since is not None:
             away = (datetime.now(UTC) - away_since).total_seconds()
-            _log.warning(
-                "%s: recording again, after %.1f s without the database; %d rows still wait", self._name, away, waiting
-            )
+            _log.warning("%s: recording again, after %.1f s; %d rows still wait", self._name, away, waiting)
 
     def _note_failure(self, error: Exception) -> None:
         with self._changed:
@@ -476,10 +481,13 @@ class Recorder:
 
     def _tell_away(self, error: Exception, waiting: int | None) -> None:
         if waiting is not None:
+            # Up to those that were refused everything is in the database.
+            stopped = "HELD UP" if isinstance(error, DeadLettersError) else "NOTHING IS RECORDED"
             _log.log(
                 logging.WARNING if isinstance(error, _PASSING) else logging.ERROR,
-                "%s: NOTHING IS RECORDED since %s: %s; %d rows wait in %s, and are written when it works again",
+                "%s: %s since %s: %s; %d rows wait in %s, and are written when it works again",
                 self._name,
+                stopped,
                 self._away_since,
                 shown(error),
                 waiting,

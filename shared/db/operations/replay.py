@@ -17,7 +17,7 @@ from shared.db.errors import InputError
 from shared.db.models import Base, PrivateExecution, PublicTrade
 from shared.db.recording.dead_letters import DEAD_LETTERS, DeadLetters, append_lines, locked
 from shared.db.recording.row_text import RowText
-from shared.db.recording.spool import SUFFIX, locked_folder, salvaged
+from shared.db.recording.spool import SUFFIX, Mark, done_in, locked_folder, salvaged
 from shared.db.recording.storing import Storing
 from shared.db.tables import ownership_of
 from shared.db.tenancy.guard import UNSET
@@ -100,14 +100,14 @@ def _replay_spool(db: DatabaseFactory, folder: Path) -> ReplayReport:
         raise InputError(f"{folder} holds no rows of a recorder; name its dead letters, or the folder of its spool")
     lock = locked_folder(folder)
     try:
-        about = next(found for segment in segments for found in map(_about, salvaged(segment)) if found is not None)
+        about, done = _said_of(segments)
         for segment in segments:
             damaged = 0
-            for payload in salvaged(segment):
-                if payload is None:
+            for record in salvaged(segment):
+                if record is None:
                     damaged += 1
-                elif _about(payload) is None:
-                    rows = RowText(_MODELS[about[0]]).decoded(payload)
+                elif record.rows and record.end > done:
+                    rows = RowText(_MODELS[about[0]]).decoded(record.payload)
                     letters = [_Letter(b"", about, position, row) for position, row in enumerate(rows)]
                     _store(db, *about, letters, folder / DEAD_LETTERS, report)
             report.unreadable += damaged
@@ -115,22 +115,26 @@ def _replay_spool(db: DatabaseFactory, folder: Path) -> ReplayReport:
                 segment.rename(segment.with_suffix(".damaged"))
             else:
                 segment.unlink()
-    except StopIteration:
-        raise InputError(
-            f"of {folder} nothing is left that says whose rows they are; restore it from a backup"
-        ) from None
     finally:
         os.close(lock)
     return report
 
 
-def _about(payload: bytes | None) -> tuple[str, str | None] | None:
-    """Table and user, of the first record of a segment."""
-    said = None if payload is None else json.loads(payload)
-    if not isinstance(said, dict):
-        return None
-    about = json.loads(said["about"])
-    return about["table"], about["user_id"]
+def _said_of(segments: list[Path]) -> tuple[tuple[str, str | None], Mark]:
+    """Table and user of a spool, and up to which place its rows were written."""
+    about, done = None, Mark(0, 0)
+    for record in (record for segment in segments for record in salvaged(segment)):
+        if record is not None and not record.rows:
+            if (place := done_in(record.payload)) is not None:
+                done = place
+            else:
+                said = json.loads(json.loads(record.payload)["about"])
+                about = said["table"], said["user_id"]
+    if about is None:
+        raise InputError(
+            f"of {segments[0].parent} nothing is left that says whose rows they are; restore it from a backup"
+        )
+    return about, done
 
 
 def _store(

@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from shared.db.bulk import RejectedRow
 from shared.db.bulk.rows import Row
-from shared.db.errors import RecorderError, SharedDBError
+from shared.db.errors import DeadLettersError, RecorderError, SharedDBError
 from shared.db.recording.dead_letters import DeadLetters
 
 OnError = Callable[[RejectedRow], object]
@@ -31,10 +31,13 @@ class Refusals:
     def tell(self, refused: Sequence[RejectedRow]) -> str:
         """Keep rows and call `on_error`; what went wrong last, a row's reason or an error of the callback's.
 
-        Raises `OSError` if they cannot be kept.
+        Raises `DeadLettersError` if they cannot be kept.
         """
         if self._dead_letters is not None:
-            self._dead_letters.append(refused)
+            try:
+                self._dead_letters.append(refused)
+            except OSError as error:
+                raise DeadLettersError(str(self._dead_letters.path), error.strerror or type(error).__name__) from error
             what = f"kept in {self._dead_letters.path}"
         else:
             what = "LOST: give dead_letters or on_error" if self._on_error is None else "told to on_error alone"

@@ -5,9 +5,12 @@ The folder holds numbered segments and a lock. A segment is a sequence of record
     payload's crc32, length, rows, crc32 of these three; 8 hex digits each, one space or newline behind
     payload, newline
 
-The first record says whose journal it is and how many rows came before; the rest are the caller's. Only the end of
-the last segment can be half written, by a process that died before it was told that the rows are accepted: it is cut
-off. Anything else that does not add up raises `SpoolError` and is left as it is.
+The first record says whose journal it is and how many rows came before; a record without rows behind it is a mark,
+which says up to which place the rows are done with; the rest are the caller's. Marks stand in the journal itself, and
+not beside it, so that whatever a power cut leaves of the end, no mark is there without what it speaks of.
+
+Only the end of the last segment can be half written, by a process that died before it was told that the rows are
+accepted: it is cut off. Anything else that does not add up raises `SpoolError` and is left as it is.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import logging
 import os
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -35,6 +39,8 @@ _SEGMENT = 16 * 2**20
 _SEGMENTS_AT_LEAST = 8
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SUFFIX = ".rows"
+_LOCK = "lock"
+_DONE = "done_through"
 
 
 class Mark(NamedTuple):
@@ -55,8 +61,9 @@ class Record(NamedTuple):
 class Spool:
     """The journal in `folder`, at most `limit` bytes in all. `about` says whose rows it holds.
 
-    `rows` is how many it held when it was opened, `size` its bytes now. Not thread-safe, except that `read` may run
-    beside `append`. With `fsync` an append has reached the disk, and so survives a power cut too.
+    `rows` is how many it held when it was opened and not done with, `size` its bytes now. Not
+    thread-safe, except that `read` may run beside `append`. With `fsync` an append has reached the disk, and so
+    survives a power cut too.
 
     Raises `SpoolError` if another spool has the folder, if it is about something else, or if it is damaged.
     """
@@ -74,8 +81,11 @@ class Spool:
         self._file: int | None = None
         self._first = 0  # rows before the last segment, ever
         self._in_last = 0  # rows in the last segment
+        self._rows_end = Mark(0, 0)  # the place behind the newest record with rows
+        self._done = self._marked = Mark(0, 0)  # up to where the rows are done with, and the journal says so
         self._broken = False
         self._lock: int | None = locked_folder(folder)
+        self._watch(self._lock, folder / _LOCK)
         try:
             self._check_all()
         except BaseException:
@@ -89,8 +99,8 @@ class Spool:
 
     @property
     def start(self) -> Mark:
-        """The place before the oldest record."""
-        return Mark(next(iter(self._sizes), 0), 0)
+        """The place before the oldest record that is not done with."""
+        return max(self._done, Mark(next(iter(self._sizes), 0), 0))
 
     @property
     def end(self) -> Mark:
@@ -113,10 +123,11 @@ class Spool:
         total = sum(map(len, written))
         if self.size + total > self._limit:
             raise SpoolFullError(str(self.folder), f"{self.size:,} bytes of {self._limit:,}, and {total:,} to add")
+        self._require_folder()
         try:
             if self._file is None or self.end.offset >= self._segment_size:
                 self._open_next()
-            self._write(b"".join(written))
+            self._write(b"".join(written), self._fsync)
         except OSError as error:
             if error.errno in _FULL:
                 raise SpoolFullError(str(self.folder), error.strerror or "no space left") from error
@@ -128,40 +139,73 @@ class Spool:
             offset += len(record)
             ends.append(Mark(number, offset))
         self._in_last += sum(rows for _, rows in records)
+        self._rows_end = self.end
         return ends
 
     def read(self, after: Mark, rows: int) -> list[Record]:
         """The records behind a place, until they have `rows` rows or there are no more."""
         found: list[Record] = []
         missing = rows
-        for number, size in list(self._sizes.items()):
-            if number < after.segment or missing <= 0:
-                continue
-            with self._path(number).open("rb") as file:
-                file.seek(after.offset if number == after.segment else 0)
-                while missing > 0 and file.tell() < size:
-                    record = self._next(file, number, size)
-                    assert record is not None
-                    if record.rows:
-                        found.append(record)
-                        missing -= record.rows
+        for record in self._records(after):
+            found.append(record)
+            missing -= record.rows
+            if missing <= 0:
+                break
         return found
 
+    def _records(self, after: Mark) -> Iterator[Record]:
+        """The records with rows behind a place."""
+        for number, size in list(self._sizes.items()):
+            if number < after.segment:
+                continue
+            try:
+                with self._path(number).open("rb") as file:
+                    file.seek(after.offset if number == after.segment else 0)
+                    while file.tell() < size:
+                        record = self._next(file, number, size)
+                        assert record is not None
+                        if record.rows:
+                            yield record
+            except OSError as error:
+                raise SpoolError(str(self._path(number)), f"cannot be read: {error.strerror}") from error
+
     def drop(self, through: Mark) -> None:
-        """Forget the records up to a place. Space comes back by whole segments, or when nothing is left."""
-        for number in [number for number in self._sizes if number < through.segment]:
+        """Be done with the records up to a place: whoever opens the spool next does not find them.
+
+        Space comes back by whole segments, or when nothing is left. Where a full disk leaves no room to note the place,
+        it is noted the next time.
+        """
+        self._done = through
+        self._note_done()
+        for number in [number for number in self._sizes if number < self._done.segment]:
             self._path(number).unlink(missing_ok=True)
             del self._sizes[number]
-        if through == self.end and self._file is not None:
-            os.ftruncate(self._file, self._opening_size)
-            self._sizes[through.segment] = self._opening_size
-            self._in_last = 0
 
     def close(self) -> None:
         """Let go of the folder; records that were not dropped stay in it."""
+        if self._file is not None and self._done < self._rows_end and self._marked < self._done:
+            self._note_done()
+            if self._marked < self._done:
+                _log.warning(
+                    "%s: the disk is full, and the next recorder writes rows again that are written", self.folder
+                )
         if self._file is not None and not self._in_last and len(self._sizes) == 1:
             self._path(self.end.segment).unlink(missing_ok=True)
         self._unlock()
+
+    def _note_done(self) -> None:
+        if self._file is None:
+            return
+        if self._done == self._rows_end:
+            os.ftruncate(self._file, self._opening_size)
+            number = self.end.segment
+            self._sizes[number] = self._opening_size
+            self._done = self._rows_end = Mark(number, self._opening_size)
+            self._in_last = 0
+        else:
+            with suppress(OSError):  # full: the rows are done with all the same
+                self._write(_record(json.dumps({_DONE: self._done}).encode(), 0), fsync=False)
+                self._marked = self._done
 
     def abandon(self) -> None:
         """Close the files and touch nothing: for a forked child, whose parent goes on with them."""
@@ -183,14 +227,14 @@ class Spool:
         # As long for every number of rows: what is cut off behind it must not depend on it.
         return _record(json.dumps({"about": self._about, "rows_before": f"{first:020}"}).encode(), 0)
 
-    def _write(self, text: bytes) -> None:
+    def _write(self, text: bytes, fsync: bool) -> None:
         assert self._file is not None
         number, offset = self.end
         try:
             left = memoryview(text)
             while left:
                 left = left[os.write(self._file, left) :]
-            if self._fsync:
+            if fsync:
                 os.fsync(self._file)
         except BaseException:
             self._broken = True
@@ -198,6 +242,23 @@ class Spool:
             self._broken = False
             raise
         self._sizes[number] = offset + len(text)
+
+    def _require_folder(self) -> None:
+        """Raise `SpoolError` if somebody has deleted or moved the files: what is appended would be nowhere."""
+        opened, path = self._watched
+        try:
+            there = os.stat(path)
+        except OSError:
+            there = None
+        if there is None or (there.st_dev, there.st_ino) != opened:
+            raise SpoolError(
+                path, "was deleted or moved under the recorder; nothing was accepted: close it, and make another"
+            )
+
+    def _watch(self, descriptor: int, path: Path) -> None:
+        """Have this file, the newest, tell whether the folder is still there."""
+        opened = os.fstat(descriptor)
+        self._watched = ((opened.st_dev, opened.st_ino), str(path))
 
     def _open_next(self) -> None:
         number = self.end.segment + 1
@@ -217,6 +278,7 @@ class Spool:
         if self._file is not None:
             os.close(self._file)
         self._file = file
+        self._watch(file, path)
         self._first += self._in_last
         self._in_last = 0
         self._sizes[number] = len(opening)
@@ -242,14 +304,22 @@ class Spool:
                 while whole < size and (record := self._next(file, number, size, may_end=is_last)) is not None:
                     self._in_last += record.rows
                     whole = file.tell()
+                    if record.rows:
+                        self._rows_end = record.end
+                    elif (done := done_in(record.payload)) is not None:
+                        self._done = self._marked = done
             if whole < size:
-                _log.warning("%s: cut off %d bytes of rows that were never accepted", path, size - whole)
+                _log.warning("%s: cut off %d bytes that were never accepted", path, size - whole)
                 os.truncate(path, whole)
             self._sizes[number] = whole
-            self.rows += self._in_last
             expected = self._first + self._in_last
         if self._sizes:
-            self._file = os.open(self._path(self.end.segment), os.O_WRONLY | os.O_APPEND)
+            path = self._path(self.end.segment)
+            self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
+            self._watch(self._file, path)
+            self.rows = sum(record.rows for record in self._records(self.start))
+            if not self.rows:
+                self.drop(self._rows_end)
 
     def _rows_before(self, path: Path, opening: bytes) -> int:
         try:
@@ -303,16 +373,24 @@ def _record(payload: bytes, rows: int) -> bytes:
     return b"%b%b\n" % (_head(zlib.crc32(payload), len(payload), rows), payload)
 
 
-def salvaged(segment: Path) -> Iterator[bytes | None]:
-    """The payloads of a segment's records that are whole, in order; None for each stretch that is of none of them."""
+def done_in(payload: bytes) -> Mark | None:
+    """The place that a record without rows notes; None for a segment's opening."""
+    said = json.loads(payload)
+    return Mark(*said[_DONE]) if _DONE in said else None
+
+
+def salvaged(segment: Path) -> Iterator[Record | None]:
+    """A segment's records that are whole, in order; None for each stretch that is of none of them."""
     text = segment.read_bytes()
+    number = int(segment.stem)
     place = 0
     broken = False
     while place < len(text):
-        payload = _payload_at(text, place)
-        if payload is not None:
-            yield payload
+        found = _record_at(text, place)
+        if found is not None:
+            payload, rows = found
             place += _HEAD + len(payload) + 1
+            yield Record(payload, rows, Mark(number, place))
             broken = False
             continue
         if not broken:
@@ -322,7 +400,7 @@ def salvaged(segment: Path) -> Iterator[bytes | None]:
         place = text.find(b"\n", place) + 1 or len(text)
 
 
-def _payload_at(text: bytes, place: int) -> bytes | None:
+def _record_at(text: bytes, place: int) -> tuple[bytes, int] | None:
     head = text[place : place + _HEAD]
     try:
         crc, length, rows, _ = (int(part, 16) for part in head.split())
@@ -335,7 +413,7 @@ def _payload_at(text: bytes, place: int) -> bytes | None:
         and len(payload) == length
         and text[begin + length : begin + length + 1] == b"\n"
     )
-    return payload if whole and zlib.crc32(payload) == crc else None
+    return (payload, rows) if whole and zlib.crc32(payload) == crc else None
 
 
 def _head(crc: int, length: int, rows: int) -> bytes:
@@ -349,7 +427,7 @@ def locked_folder(folder: Path) -> int:
         raise SpoolError(str(folder), "a spool needs the file locks of a POSIX system; leave it out here")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        file = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise SpoolError(
             str(folder), f"is no folder that can be used ({error.strerror}); name one that this user may write to"

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -23,13 +24,14 @@ from typing import Any
 
 import polars
 import pytest
-from sqlalchemy import URL, make_url, select, text
+from sqlalchemy import URL, delete, make_url, select, text
 
 from shared.db import (
     DatabaseFactory,
     DatabaseLockedError,
     DatabaseSettings,
     DatabaseUnreachableError,
+    DeadLettersError,
     ForkError,
     InvalidValueError,
     PrivateExecution,
@@ -41,6 +43,7 @@ from shared.db import (
     RecorderStats,
     RejectedRow,
     Run,
+    SpoolError,
     SpoolFullError,
     TenantScopeError,
     TransactionConflictError,
@@ -564,14 +567,20 @@ def test_a_table_that_is_missing_keeps_the_rows_too(file_db: DatabaseFactory, ca
     assert [record.levelname for record in caplog.records if "NOTHING IS RECORDED" in record.getMessage()] == ["ERROR"]
 
 
-def test_dead_letters_that_cannot_be_written_hold_their_batch_back(file_db: DatabaseFactory, tmp_path: Path) -> None:
+def test_dead_letters_that_cannot_be_written_hold_their_batch_back(
+    file_db: DatabaseFactory, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """A refused row is never forgotten for want of a place to keep it."""
     path = tmp_path / "letters"
     path.mkdir()  # a folder is in the way
     with Recorder(file_db, PublicTrade, dead_letters=path) as recorder:
         recorder.add([trade_values(0), trade_values(1, price=1.5)])
-        with pytest.raises(IsADirectoryError):
+        with pytest.raises(DeadLettersError, match=r"dead letters .* \(Is a directory\); free disk space"):
             recorder.flush()
+        # What is good in the batch is there, and the log does not say otherwise.
+        assert stored_ids(file_db) == ids(0, 1)
+        eventually(lambda: "HELD UP since" in caplog.text)
+        assert "NOTHING IS RECORDED" not in caplog.text
         path.rmdir()
         recorder.flush()
         assert recorder.stats().rejected == 1
@@ -674,6 +683,75 @@ def test_after_kill_9_every_accepted_row_is_there_once(
     assert len(found) == len(set(found))
     assert stats.recovered > 0
     assert adds_up(stats)
+
+
+KILLED_IN_MIDSTREAM = """
+import os, signal, sys
+from shared.db import DatabaseFactory, PublicTrade, Recorder
+from shared.db.recording.buffer import Buffer
+from shared.db.tests.support import trade_values
+
+def done(self, batch, done=Buffer.done):
+    if self.waiting <= 60:
+        os.kill(os.getpid(), signal.SIGKILL)
+    done(self, batch)
+
+Buffer.done = done
+recorder = Recorder(DatabaseFactory(sys.argv[1]), PublicTrade, max_rows=10, max_seconds=3600, spool=sys.argv[2])
+recorder._buffer._batch_rows = 10
+for number in range(200):
+    recorder.add([trade_values(number)])
+recorder.flush()
+"""
+
+
+@pytest.mark.slow
+def test_rows_that_were_written_and_deleted_do_not_come_back(
+    file_db: DatabaseFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After kill -9 the spool knows how far it is committed, but for the last batch; a purge stays one."""
+    url = f"sqlite:///{file_db.settings.db_name}"
+    child = subprocess.run([sys.executable, "-W", "error", "-c", KILLED_IN_MIDSTREAM, url, "spool"])
+    assert child.returncode == -signal.SIGKILL
+    written = len(stored_ids(file_db))
+    assert 0 < written < 200
+    with file_db.get_session() as session:
+        session.execute(delete(PublicTrade))
+    with Recorder(file_db, PublicTrade, spool="spool") as recorder:
+        recorder.flush()
+        new = recorder.stats().recovered
+    back = stored_ids(file_db)
+    assert back == ids(200 - new, 200)
+    assert new == 200 - written + 10
+    assert f"{new} rows of an earlier recorder wait in the spool" in caplog.text
+
+
+def test_a_recorder_that_closed_leaves_nothing_that_was_written(file_db: DatabaseFactory) -> None:
+    """Not one batch: closed while the database was away, the spool holds what is new and nothing else."""
+    recorder = Recorder(file_db, PublicTrade, spool="spool")
+    recorder.add(trades(0, 5))
+    recorder.add(trades(5, 9))
+    recorder.flush()
+    with locked(file_db):
+        recorder.add(trades(9, 12))
+        recorder.close()
+    with file_db.get_session() as session:
+        session.execute(delete(PublicTrade))
+    with Recorder(file_db, PublicTrade, spool="spool") as recorder:
+        recorder.flush()
+        assert recorder.stats().recovered == 3
+    assert stored_ids(file_db) == ids(9, 12)
+
+
+def test_a_spool_that_is_deleted_refuses_more(file_db: DatabaseFactory) -> None:
+    """`add` never takes rows into nothing."""
+    with Recorder(file_db, PublicTrade, max_seconds=NEVER, spool="spool") as recorder:
+        recorder.add(trades(0, 2))
+        shutil.rmtree("spool")
+        with pytest.raises(SpoolError, match="was deleted or moved under the recorder; nothing was accepted"):
+            recorder.add(trades(2, 4))
+        recorder.flush()
+    assert stored_ids(file_db) == ids(0, 2)
 
 
 KILLED_AFTER_COMMIT = """

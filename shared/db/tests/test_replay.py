@@ -185,6 +185,16 @@ def test_a_whole_spool_is_stored(db: DatabaseFactory) -> None:
         assert found == [f"trade-{number}" for number in range(39)]
 
 
+def test_of_a_spool_only_what_was_not_written_is_stored(db: DatabaseFactory) -> None:
+    """Rows that a recorder had written, and somebody deleted, do not come back."""
+    folder = spooled(db, 40)
+    spool = Spool(folder, json.dumps({"table": "public_trades", "user_id": None}), limit=20_000)
+    spool.drop(spool.read(spool.start, 10)[-1].end)
+    spool.close()
+    report = replay(db, folder)
+    assert (report.inserted, report.rejected, report.unreadable) == (29, 1, 0)
+
+
 def test_of_a_damaged_spool_every_whole_row_is_stored(db: DatabaseFactory) -> None:
     """Wherever a byte is wrong: never a wrong row, and a recorder can begin on the folder again."""
     for place in (0, 40, 300, 1000, 2400):

@@ -189,18 +189,16 @@ def test_a_full_spool_takes_nothing_of_what_is_too_much(tmp_path: Path) -> None:
 
 
 def test_dropped_records_are_gone_and_the_others_stay(tmp_path: Path) -> None:
-    """In random order of appending and dropping, over many segments and kills: what is not dropped is never missing."""
+    """In random order of appending and dropping, over many segments and kills: none is missing, and none comes back."""
     choose = random.Random(7)
     expected: list[bytes] = []
     ends: list[Mark] = []
     number = 0
     for _ in range(15):
         with opened(tmp_path, limit=20_000) as spool:
-            there = contents(spool)
-            assert there[len(there) - len(expected) :] == expected
-            # What was dropped comes back only as far as its segment had not ended.
+            assert contents(spool) == expected
+            assert spool.rows == len(expected)
             ends = [record.end for record in spool.read(spool.start, 10**9)]
-            expected = there
             for _ in range(choose.randrange(30)):
                 if expected and choose.random() < 0.4:
                     count = choose.randrange(1, len(expected) + 1)
@@ -214,6 +212,62 @@ def test_dropped_records_are_gone_and_the_others_stay(tmp_path: Path) -> None:
                     behind = choose.randrange(len(ends))
                     assert [one.payload for one in spool.read(ends[behind], 10**9)] == expected[behind + 1 :]
             assert spool.size <= 20_000
+
+
+def test_a_mark_cut_at_any_byte_loses_no_row(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A process that died while it noted what it is done with leaves the note before, or none."""
+    with opened(tmp_path / "original") as spool:
+        marks = spool.append([(b"first", 1), (b"second", 1), (b"third", 1)])
+        for mark in marks[:2]:
+            spool.drop(mark)
+    text = segments(tmp_path / "original")[0].read_bytes()
+    seen = []
+    for size in range(marks[-1].offset, len(text) + 1):
+        folder = tmp_path / f"cut-{size}"
+        folder.mkdir()
+        (folder / "0000000001.rows").write_bytes(text[:size])
+        with opened(folder) as spool:
+            seen.append(tuple(contents(spool)))
+    first, second = (b"first", b"second", b"third"), (b"second", b"third")
+    assert sorted(set(seen), key=len, reverse=True) == [first, second, (b"third",)]
+    assert seen == sorted(seen, key=len, reverse=True)
+    assert seen[-1] == (b"third",)
+
+
+def test_what_is_done_with_is_noted_once_there_is_room(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A full disk is no reason to write rows again, unless it stays full to the end, which is said."""
+    spool = Spool(tmp_path, "trades", limit=LIMIT)
+    marks = spool.append([(b"row", 1)] * 3)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (spool.size + 10, limits[1]))
+    try:
+        spool.drop(marks[0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    spool.close()
+    with opened(tmp_path) as spool:
+        assert spool.rows == 2
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("way", ["deleted", "moved", "files deleted", "replaced"])
+def test_a_folder_that_is_gone_takes_no_rows(tmp_path: Path, way: str) -> None:
+    """What is appended to a file that no folder has is lost with the process: it is refused."""
+    folder = tmp_path / "spool"
+    with opened(folder) as spool:
+        spool.append([(b"row", 1)])
+        if way == "files deleted":
+            segments(folder)[0].unlink()
+        else:
+            folder.rename(tmp_path / "elsewhere")
+        if way == "deleted":
+            shutil.rmtree(tmp_path / "elsewhere")
+        if way == "replaced":
+            shutil.copytree(tmp_path / "elsewhere", folder)
+        size = spool.size
+        with pytest.raises(SpoolError, match=r"was deleted or moved under the recorder; nothing was accepted"):
+            spool.append([(b"row", 1)])
+        assert spool.size == size
 
 
 def test_a_spool_that_is_done_with_leaves_no_rows_behind(tmp_path: Path) -> None:
