@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import re
 from collections.abc import Callable
 from functools import partial
 from os import PathLike
@@ -16,6 +17,7 @@ from pydantic import (
     AliasGenerator,
     Field,
     ValidationError,
+    ValidationInfo,
     field_serializer,
     field_validator,
     model_validator,
@@ -38,6 +40,10 @@ from shared.db.database_url import (
 )
 from shared.db.errors import SettingsError
 
+# What Kubernetes sets in every pod for each Service: tcp://10.96.0.7:5432.
+_SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
+_SECRETS = ("db_password", "database_url", "encryption_keys")
+_TEXTS = (str, str | None)
 # What both drivers' timers can count, with room to spare.
 _LONGEST_WAIT = 86_400.0
 
@@ -212,6 +218,8 @@ class DatabaseSettings(BaseSettings):
         if value is None or value == "":
             return None
         text = str(value).strip()
+        if _SERVICE_LINK.match(text):
+            return text  # see `_port_of_a_service`
         if isinstance(value, bool) or not (text.isascii() and text.isdigit()) or not is_port(text):
             raise ValueError("must be a port number from 1 to 65535, such as 5432; leave it out for 5432")
         return text
@@ -263,6 +271,35 @@ class DatabaseSettings(BaseSettings):
             except SettingsError as error:
                 raise ValueError(error.problem) from None
         return value
+
+    # The last one of its mode: pydantic begins with it.
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_it_was_meant(cls, value: object, info: ValidationInfo) -> object:
+        if not isinstance(value, str):
+            return value
+        bare = value.rstrip("\r\n")
+        if info.field_name in _SECRETS:
+            value = bare  # of a mounted file, which ends in a newline
+        elif bare != value:
+            raise ValueError(
+                "ends in a carriage return or newline: save the file it comes from with Unix line ends (\\n)"
+            )
+        if info.field_name != "db_password" and len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+            raise ValueError("stands in quotes, which docker's --env-file makes part of the value: leave them out")
+        return value if cls.model_fields[str(info.field_name)].annotation in _TEXTS else value.strip()
+
+    @model_validator(mode="after")
+    def _port_of_a_service(self) -> Self:
+        if self.db_port is not None and _SERVICE_LINK.match(self.db_port):
+            if self.database_url is None and self.db_type == "postgresql":
+                raise ValueError(
+                    "the value of GRIDBOT_DB_PORT is what Kubernetes sets for a Service called gridbot-db: put "
+                    "enableServiceLinks: false into the pod's spec, or rename the Service, and give the port as a "
+                    "number from 1 to 65535"
+                )
+            self.__dict__["db_port"] = None  # of no use here; an assignment would be checked again
+        return self
 
     @field_serializer("db_password", "encryption_keys")
     def _mask_password(self, value: str | None) -> str | None:

@@ -298,6 +298,10 @@ def _run_of_another_user(postgresql: URL) -> None:
             RunRepository(session).create(Run(user_id="bob", run_type="live"))
 
 
+def _settings(**values: Any) -> None:
+    DatabaseSettings(**values)
+
+
 # How to run into each symptom of the README's troubleshooting.
 SYMPTOMS: dict[str, Callable[[URL], None]] = {
     "the database is locked by another connection (database is locked)": _locked,
@@ -322,6 +326,10 @@ SYMPTOMS: dict[str, Callable[[URL], None]] = {
     "needs to know whose data is meant": _no_user,
     "is not a user id": _user_is_none,
     "refused for user": _run_of_another_user,
+    "the value of GRIDBOT_DB_PORT is what Kubernetes sets for a Service called gridbot-db": lambda url: _settings(
+        db_type="postgresql", db_host="db", db_user="bot", db_port="tcp://10.96.0.7:5432"
+    ),
+    "stands in quotes": lambda url: _settings(db_name='"grid.db"'),
 }
 
 

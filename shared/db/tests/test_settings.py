@@ -420,6 +420,8 @@ hard_text = st.one_of(
     st.text(st.sampled_from("ab1@:/#%?&=+ ;[]\\\"'.,~!$*()<>|{}^`é€𝄞"), min_size=1, max_size=12),
     st.sampled_from(["%40", "a%2Fb", "100%", "+", "p@ss:/?#%w", " lead and trail "]),
 )
+# In quotes on both sides only a password is taken as it is.
+unquoted = hard_text.filter(lambda text: len(text) < 2 or text[0] != text[-1] or text[0] not in "\"'")
 hosts = st.one_of(
     st.sampled_from(["localhost", "db.example.com", "10.0.0.7", "::1", "fe80::1%eth0", "2001:db8::8a2e:370:7334"]),
     st.ip_addresses(v=6).map(str),
@@ -429,7 +431,7 @@ hosts = st.one_of(
 
 
 @settings(max_examples=300, deadline=None)
-@given(user=hard_text, password=st.none() | hard_text, name=hard_text.filter(lambda n: "://" not in n), host=hosts)
+@given(user=unquoted, password=st.none() | hard_text, name=unquoted.filter(lambda n: "://" not in n), host=hosts)
 def test_a_postgresql_url_survives_the_way_through_text(user: str, password: str | None, name: str, host: str) -> None:
     """User, password, database and host come out of `make_url`, and reach the driver, as they went in."""
     if not name.strip():
@@ -618,3 +620,66 @@ def test_the_table_of_settings_is_complete() -> None:
         assert (row["default"] == "") == (default is None)
         if default is not None:
             assert getattr(settings_of(**{row["field"]: row["default"]}), row["field"]) == default
+
+
+LINK = "tcp://10.96.0.7:5432"
+
+
+@pytest.mark.parametrize("given", [{}, {"GRIDBOT_DB_URL": "postgresql://bot@db/grid"}, {"GRIDBOT_DB_NAME": ":memory:"}])
+def test_a_port_of_a_kubernetes_service_is_ignored_where_no_port_is_used(
+    given: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Service called gridbot-db sets GRIDBOT_DB_PORT in every pod; with SQLite or a URL nobody asked for it."""
+    expected = DatabaseSettings(**_env(monkeypatch, given)).url
+    monkeypatch.setenv("GRIDBOT_DB_PORT", LINK)
+    settings = DatabaseSettings()
+    assert settings.url == expected
+    assert settings.db_port is None
+
+
+def test_a_port_of_a_kubernetes_service_is_named_where_a_port_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the cause and the line of the pod's spec, at start and at an assignment."""
+    _env(monkeypatch, {"GRIDBOT_DB_TYPE": "postgresql", "GRIDBOT_DB_HOST": "db", "GRIDBOT_DB_USER": "bot"})
+    settings = DatabaseSettings()
+    monkeypatch.setenv("GRIDBOT_DB_PORT", LINK)
+    for refused in (DatabaseSettings, partial(setattr, settings, "db_port", LINK)):
+        with pytest.raises(SettingsError, match="enableServiceLinks: false") as error:
+            refused()
+        assert "10.96" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "variable", ["NAME", "HOST", "USER", "PORT", "TYPE", "URL", "POOL_SIZE", "ECHO_SQL", "TENANT_ROLE"]
+)
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_quotes_of_an_env_file_are_named(variable: str, quote: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Docker's --env-file makes them part of the value; a file called "grid.db", quotes and all, helps nobody."""
+    monkeypatch.setenv(f"GRIDBOT_DB_{variable}", f"{quote}value{quote}")
+    with pytest.raises(SettingsError, match=rf"GRIDBOT_DB_{variable}\): stands in quotes"):
+        DatabaseSettings()
+
+
+@pytest.mark.parametrize("variable", ["NAME", "HOST", "USER", "PORT", "TYPE", "POOL_SIZE", "TENANT_ROLE"])
+def test_a_carriage_return_of_an_env_file_is_named(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file with Windows line ends leaves one at the end of every value."""
+    monkeypatch.setenv(f"GRIDBOT_DB_{variable}", "value\r")
+    with pytest.raises(SettingsError, match=rf"GRIDBOT_DB_{variable}\): ends in a carriage return"):
+        DatabaseSettings()
+
+
+def test_the_newline_of_a_mounted_secret_is_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing else of a password, whose quotes and spaces may be its own; of a number and a switch, spaces are."""
+    for end in ("\n", "\r\n"):
+        _env(
+            monkeypatch,
+            {"GRIDBOT_DB_PASSWORD": f' "s\'" {end}', "GRIDBOT_DB_ECHO_SQL": "True ", "GRIDBOT_DB_POOL_SIZE": " 7"},
+        )
+        settings = DatabaseSettings()
+        assert (settings.db_password, settings.echo_sql, settings.pool_size) == (' "s\'" ', True, 7)
+        assert DatabaseSettings(database_url=f"postgresql://bot:pw@db/grid{end}").url.database == "grid"
+
+
+def _env(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> dict[str, str]:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return {}
