@@ -23,7 +23,7 @@ from shared.db.bulk import sql_functions
 from shared.db.column_types import register_sqlite_functions
 from shared.db.database_url import is_secret
 from shared.db.driver_errors import hide_row, named_errors, typed_failure
-from shared.db.errors import PoolExhaustedError, ServerReadOnlyError
+from shared.db.errors import PermissionDeniedError, PoolExhaustedError, ServerReadOnlyError
 from shared.db.hidden import HiddenText
 from shared.db.settings import DatabaseSettings
 from shared.db.tenancy import confined_sql, leftovers, row_security
@@ -263,6 +263,8 @@ def _name_failure(context: ExceptionContext) -> BaseException | None:
     )
     if not committing and not context.is_disconnect:
         note_failure(connection, failure, error)
+    if isinstance(failure, PermissionDeniedError) and connection.info.get(row_security.ADOPTED):
+        failure.remedy = row_security.REMEDY_FOR_USERS
     return row_security.violation_of(context) or failure
 
 

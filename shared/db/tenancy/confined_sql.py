@@ -27,6 +27,7 @@ from sqlalchemy import (
     Insert,
     Join,
     String,
+    Table,
     TableClause,
     any_,
     bindparam,
@@ -41,7 +42,7 @@ from sqlalchemy.sql.elements import ClauseElement, ColumnClause
 from sqlalchemy.sql.selectable import AliasedReturnsRows, FromGrouping
 from sqlalchemy.sql.visitors import InternalTraversal
 
-from shared.db.errors import TenantError, TenantScopeError, TenantViolation
+from shared.db.errors import TenantError, TenantScopeError, TenantViolation, UndeclaredTableError
 from shared.db.tables import is_shared, is_table_name, model_of, ownership_of, primary_key
 from shared.db.tenancy.functions import is_allowed, writes_its_own_text
 from shared.db.tenancy.written_text import check_types, checking_names, is_operator, writing
@@ -130,6 +131,9 @@ class OwnRows(Confinement):
         """The same as `ownership.owned_by`; of a parent's table the compiler writes out own rows only anyway."""
         model = model_of(table)
         if model is None:
+            # Neither is it known to the policies, even where raw SQL may name what the role was granted.
+            if isinstance(table, Table):
+                raise UndeclaredTableError(table.name)
             if self.raw_sql:
                 return None
             raise self.refusal(f"the table {table.name}")

@@ -172,6 +172,12 @@ def _adoption(owned: tuple[type[Any], ...]) -> str:
     return " AND ".join(conditions)
 
 
+REMEDY_FOR_USERS: Final = (
+    "a user's session reaches declared tables alone: declare in its class whose rows a table holds (__ownership__) and "
+    "run row-security enable; opened to the role by hand, no policy would confine it"
+)
+
+
 def violation_of(context: ExceptionContext) -> TenantViolation | None:
     """The violation behind a driver's error, if the server's policies refused a row."""
     error = context.original_exception

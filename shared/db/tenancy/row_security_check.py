@@ -120,32 +120,54 @@ def _missing_privileges(connection: Connection, role: str) -> Iterator[str]:
 
 
 def _ways_round(connection: Connection, role: str) -> Iterator[str]:
-    """Views and functions that run with their owner's rights, where the role may use them."""
-    arguments: dict[str, Any] = {"role": role, "tables": [*expected_policies(connection)]}
-    for view in connection.scalars(text(_VIEWS), arguments):
-        yield f"the view {view} shows all users' rows to each: it needs security_invoker, or to be taken from {role}"
-    for function in connection.scalars(text(_FUNCTIONS), arguments):
+    """What the role can reach and no policy confines: tables, views, and functions with their owner's rights."""
+    arguments: dict[str, Any] = {"role": role, "declared": [model.__tablename__ for model in OWNERSHIP]}
+    for name, kind in connection.execute(text(_REACHED), arguments):
+        if kind in ("v", "m"):
+            yield (
+                f"the view {name} shows what its owner sees, all users' rows, to each: it needs security_invoker, or "
+                f"to be taken from {role} and PUBLIC"
+            )
+        else:
+            yield (
+                f"the table {name} is open to all users, and no policy confines it: take it from {role} and PUBLIC, "
+                "or declare whose rows it holds (__ownership__) and run row-security enable"
+            )
+    for owner, schema in connection.execute(text(_DEFAULT_PRIVILEGES), {"role": role}):
+        yield (
+            f"default privileges open every table that {owner} makes in {schema or 'any schema'} to all users: "
+            f"ALTER DEFAULT PRIVILEGES ... REVOKE ALL ON TABLES FROM {role}, PUBLIC"
+        )
+    for function in connection.scalars(text(_FUNCTIONS), {"role": role}):
         yield f"the function {function} runs with its owner's rights, past every policy: take EXECUTE from PUBLIC"
 
 
-# Views over the tables, directly or by way of other views, wherever they are. A view that runs with the rights of
-# whoever asks is harmless by itself, but not below one that does not.
-_VIEWS = """
-    WITH RECURSIVE reached(oid) AS (
-        SELECT oid FROM pg_class WHERE relname = ANY(:tables) AND relkind IN ('r', 'p')
-        AND relnamespace = to_regnamespace(quote_ident(current_schema()))
-        UNION
-        SELECT rule.ev_class FROM pg_depend used JOIN reached ON used.refobjid = reached.oid
-        JOIN pg_rewrite rule ON rule.oid = used.objid
-        WHERE used.classid = 'pg_rewrite'::regclass AND used.refclassid = 'pg_class'::regclass
-    )
-    SELECT oid::regclass::text FROM pg_class JOIN reached USING (oid)
-    WHERE relkind IN ('v', 'm') AND has_table_privilege(:role, oid, 'SELECT')
-    AND NOT (relkind = 'v' AND EXISTS (
-        SELECT FROM pg_options_to_table(reloptions)
+# Whatever the privilege came from: a grant to the role, to one that it is a member of, to PUBLIC, to single columns.
+# Declared tables are looked at one by one. Foreign tables have no policies, and a view has those of its owner, unless
+# it runs with the rights of whoever asks. What an extension brings along is its own affair.
+_REACHED = """
+    SELECT c.oid::regclass::text, c.relkind FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'p', 'f', 'v', 'm')
+    AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
+    AND has_schema_privilege(:role, n.oid, 'USAGE')
+    AND (has_table_privilege(:role, c.oid, 'SELECT, INSERT, UPDATE, DELETE, TRUNCATE')
+        OR has_any_column_privilege(:role, c.oid, 'SELECT, INSERT, UPDATE'))
+    AND NOT (n.nspname = current_schema() AND c.relname = ANY(:declared))
+    AND NOT (c.relkind IN ('r', 'p') AND c.relrowsecurity AND NOT pg_has_role(:role, c.relowner, 'USAGE'))
+    AND NOT (c.relkind = 'v' AND EXISTS (
+        SELECT FROM pg_options_to_table(c.reloptions)
         WHERE option_name = 'security_invoker' AND option_value IN ('true', 'on', 'yes', '1')
     ))
+    AND NOT EXISTS (
+        SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = c.oid AND deptype = 'e'
+    )
     ORDER BY 1
+"""
+_DEFAULT_PRIVILEGES = """
+    SELECT DISTINCT pg_get_userbyid(d.defaclrole), n.nspname
+    FROM pg_default_acl d LEFT JOIN pg_namespace n ON n.oid = d.defaclnamespace, aclexplode(d.defaclacl) granted
+    WHERE d.defaclobjtype = 'r' AND (granted.grantee = 0 OR pg_has_role(:role, granted.grantee, 'USAGE'))
+    ORDER BY 1, 2
 """
 # What an extension brings along is its own affair.
 _FUNCTIONS = """

@@ -133,6 +133,78 @@ def test_what_goes_round_the_policies_is_told(own_role: DatabaseFactory, roles: 
         assert own_role.row_security_status().enabled, undone
 
 
+REACHED = [
+    ("CREATE TABLE notes (x int); GRANT SELECT ON notes TO {role}", "DROP TABLE notes", "table notes"),
+    ("CREATE TABLE notes (x int); GRANT INSERT (x) ON notes TO PUBLIC", "DROP TABLE notes", "table notes"),
+    (
+        "CREATE TABLE notes (x int); CREATE TABLE part PARTITION OF parts DEFAULT; GRANT TRUNCATE ON part TO {role}",
+        "DROP TABLE notes, part",
+        "table part",
+    ),
+    (
+        "CREATE SCHEMA other; GRANT USAGE ON SCHEMA other TO PUBLIC; CREATE TABLE other.runs (x int); "
+        "GRANT SELECT ON other.runs TO {role}",
+        "DROP SCHEMA other CASCADE",
+        "table other.runs",
+    ),
+    (
+        "CREATE FOREIGN DATA WRAPPER w; CREATE SERVER s FOREIGN DATA WRAPPER w; CREATE FOREIGN TABLE far (x int) "
+        "SERVER s; GRANT SELECT ON far TO {role}",
+        "DROP FOREIGN DATA WRAPPER w CASCADE",
+        "table far",
+    ),
+    (
+        "CREATE VIEW numbers AS SELECT 1 AS x; GRANT SELECT ON numbers TO PUBLIC",
+        "DROP VIEW numbers",
+        "view numbers",
+    ),
+    (
+        "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO {role}",
+        "ALTER DEFAULT PRIVILEGES REVOKE SELECT ON TABLES FROM {role}",
+        "default privileges",
+    ),
+    (
+        "ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO PUBLIC",
+        "ALTER DEFAULT PRIVILEGES IN SCHEMA public REVOKE SELECT ON TABLES FROM PUBLIC",
+        "default privileges .* in public",
+    ),
+]
+
+
+def test_all_that_users_reach_without_a_policy_is_told(own_role: DatabaseFactory, roles: Roles) -> None:
+    """Tables, foreign ones and views, whatever opened them: grants, single columns, PUBLIC, default privileges."""
+    role = f'"{own_role.settings.tenant_role}"'
+    administrator(
+        own_role,
+        roles,
+        "CREATE TABLE parts (x int) PARTITION BY LIST (x)",
+        "CREATE TABLE closed (x int)",
+        "CREATE SCHEMA shut",
+        f"CREATE TABLE shut.notes (x int); GRANT SELECT ON shut.notes TO {role}",
+        f"CREATE TABLE policed (x int); GRANT SELECT ON policed TO {role}",
+        "ALTER TABLE policed ENABLE ROW LEVEL SECURITY",
+    )
+    assert own_role.row_security_status().enabled
+    for statement, undone, what in REACHED:
+        administrator(own_role, roles, statement.format(role=role))
+        (problem,) = own_role.row_security_status().problems
+        assert re.search(what, problem), problem
+        assert any(problem in told for told in own_role.health().problems)
+        administrator(own_role, roles, undone.format(role=role))
+        assert own_role.row_security_status().enabled, undone
+
+
+def test_what_a_user_may_not_read_invites_nobody_to_grant_it(own_role: DatabaseFactory, roles: Roles) -> None:
+    """A grant to the role by hand would open a table to all users: the error says to declare whose rows it holds."""
+    administrator(own_role, roles, "CREATE TABLE notes (x int)")
+    with own_role.get_session(user_id="ann") as session:
+        with pytest.raises(PermissionDeniedError) as refused:
+            session.execute(text("SELECT * FROM notes"))
+        session.rollback()
+    assert "__ownership__" in str(refused.value)
+    assert "grant it" not in str(refused.value)
+
+
 def test_a_role_that_was_freed_of_the_policies_is_not_relied_on(own_role: DatabaseFactory, roles: Roles) -> None:
     """BYPASSRLS given to the role later: told, and raw SQL is refused in running processes instead of unconfined."""
     with own_role.get_session(user_id="ann") as session:

@@ -14,11 +14,13 @@ from shared.db import (
     ApiCredential,
     ApiCredentialRepository,
     DatabaseFactory,
+    PrivateExecution,
     Run,
     TransactionControlError,
     User,
     UserSession,
 )
+from shared.db.tests.support import run_on_server
 
 # What outlives a transaction, as the next session on the same connection would find it.
 STATE = text(
@@ -189,3 +191,31 @@ def test_a_transaction_that_the_driver_ended_is_over_for_the_session(policed_fle
             attempt(end)
     with policed_fleet.get_session() as plain:
         assert plain.scalars(select(Run.gridcore_version)).all() == [None, None]
+
+
+def test_a_sweep_keeps_the_dates_that_the_driver_reads(policed_fleet: DatabaseFactory) -> None:
+    """A server may write dates in another way: the driver asks for ISO once, and DISCARD ALL would undo it."""
+    name = policed_fleet.settings.url.database
+    run_on_server(policed_fleet.settings.url, f"ALTER DATABASE {name} SET datestyle = 'German'")
+    policed_fleet.close()
+    for end in (None, ZeroDivisionError):
+        with suppress(ZeroDivisionError), policed_fleet.get_session(user_id="ann") as session:
+            when = session.scalars(text("SELECT exchange_ts FROM private_executions")).one()
+            if end is not None:
+                raise end
+        with policed_fleet.get_session() as plain:
+            assert plain.scalar(text("SHOW datestyle")) == "ISO, DMY"
+            assert when in plain.scalars(select(PrivateExecution.exchange_ts)).all()
+
+
+def test_a_connection_that_cannot_be_swept_is_closed(policed_fleet: DatabaseFactory) -> None:
+    """Nobody gets it."""
+    with policed_fleet.get_session(user_id="bob") as session:
+        session.execute(text("SELECT pg_advisory_lock(42)"))
+        backend = session.scalar(text("SELECT pg_backend_pid()"))
+        record: Any = session.connection().connection._connection_record
+        # A transaction that somebody begins at the last moment: DISCARD ALL may not stand in one.
+        record.finalize_callback.append(lambda driver: driver.cursor().execute("SELECT 1"))
+    with policed_fleet.get_session() as plain:
+        assert plain.scalar(text("SELECT pg_backend_pid()")) != backend
+    assert _state(policed_fleet) == set()

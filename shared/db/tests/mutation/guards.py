@@ -40,12 +40,15 @@ _WHOLLY = (
     "tenancy/statement_guard.py",
     "tenancy/guard.py",
     "tenancy/confined_sql.py",
+    "tenancy/leftovers.py",
+    "transaction_control.py",
     "tenancy/written_text.py",
     "tenancy/functions.py",
     "tenancy/self_check.py",
 )
 # Modules of which only some are, by what the statement's text contains.
 _PARTLY = {
+    "transaction_control.py": ("TransactionControlError(", "_look_at(", "event.listen("),
     "bulk/create.py": (".violation(", "_prove", "check_rows(", "session.connection()"),
     "bulk/update.py": ("check_rows(", "RowNotFoundError("),
     "repositories.py": ("TenantScopeError(", "agreed_user(", "discard_changes(", "raise RowNotFoundError(self.model"),
