@@ -121,6 +121,12 @@ def check(connection: Connection) -> None:
         refuse_another(opened)
 
 
+def file_under(connection: Connection) -> tuple[int, int] | None:
+    """What tells the file under `connection` from every other one; None for a database in memory."""
+    opened = connection.info.get(_OPENED)
+    return None if opened is None else (opened.device, opened.inode)
+
+
 def opened_file(connection: sqlite3.Connection) -> OpenedFile:
     """The main file of a connection."""
     path = connection.execute("PRAGMA database_list").fetchone()[2]

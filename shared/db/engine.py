@@ -18,7 +18,7 @@ from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool, StaticPool
 
-from shared.db import database_file, forking, round_trips, transaction_control
+from shared.db import database_file, forking, round_trips, transaction_control, write_lock
 from shared.db.bulk import sql_functions
 from shared.db.column_types import register_sqlite_functions
 from shared.db.database_url import is_secret
@@ -226,6 +226,8 @@ def _begin_sqlite(connection: Connection) -> None:
     if read_only != connection.info.get(_READ_ONLY, False):
         driver.execute(f"PRAGMA query_only={'ON' if read_only else 'OFF'}")
         connection.info[_READ_ONLY] = read_only
+    if not read_only:
+        write_lock.refuse_self_deadlock(connection)
     # Not when connecting: who only reads leaves the file as it is.
     if not read_only and _JOURNAL_UNKNOWN in connection.info:
         with named_errors(connection):
@@ -234,6 +236,8 @@ def _begin_sqlite(connection: Connection) -> None:
     # IMMEDIATE takes the write lock first, under the busy timeout. A transaction that reads first and asks for
     # the lock later is refused at once, timeout or not, when somebody has written in between.
     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+    if not read_only:
+        write_lock.note(connection)
     try:
         database_file.check(connection)  # now, since the wait for the lock may have been long
     except BaseException:

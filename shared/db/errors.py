@@ -407,6 +407,21 @@ class DatabaseLockedError(DatabaseFailure, OperationalError):
         return not getattr(self.orig, "sqlite_errorname", "").startswith("SQLITE_LOCKED")
 
 
+class SelfDeadlockError(DatabaseLockedError):
+    """The very thread that asks holds SQLite's write lock, in a session that it would have to end first."""
+
+    problem = "this thread holds the write lock of the database in another session"
+    remedy = (
+        "pass the open session on to what needs one, or end it before; only to read, get_session(read_only=True) waits "
+        "for nobody; in asyncio use db.arun_in_transaction()"
+    )
+
+    @property
+    def transient(self) -> bool:
+        """Never."""
+        return False
+
+
 class TransactionConflictError(DatabaseFailure, OperationalError):
     """The server chose this transaction to give way (deadlock or serialization failure)."""
 

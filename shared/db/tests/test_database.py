@@ -784,11 +784,16 @@ def test_readers_and_a_writer_do_not_wait_for_each_other(file_db: DatabaseFactor
 
 def test_a_second_writer_waits_at_its_first_statement(file_db: DatabaseFactory) -> None:
     """The write lock is taken before anything is read, so that nobody writes what he computed from old rows."""
+
+    def read(_: int) -> None:
+        with file_db.get_session() as session:
+            session.scalars(select(User.username)).all()
+
     with file_db.get_session() as one:
         one.add(User(username="alice"))
         one.flush()
-        with pytest.raises(DatabaseLockedError, match="GRIDBOT_DB_SQLITE_BUSY_TIMEOUT"), file_db.get_session() as other:
-            other.scalars(select(User.username)).all()
+        with pytest.raises(DatabaseLockedError, match="GRIDBOT_DB_SQLITE_BUSY_TIMEOUT"):
+            in_threads(1, read)
     with file_db.get_session() as session:
         session.add(User(username="bob"))
     assert usernames(file_db) == ["alice", "bob"]

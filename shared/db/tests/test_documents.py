@@ -30,7 +30,7 @@ from shared.db import (
 )
 from shared.db.cli import COMMANDS
 from shared.db.settings import describe_settings
-from shared.db.tests.support import run_on_server, trade_values
+from shared.db.tests.support import in_threads, run_on_server, trade_values
 
 WORKSPACE = Path(__file__).parents[3]
 PACKAGE = WORKSPACE / "shared" / "db"
@@ -181,9 +181,9 @@ def test_ci_runs_what_the_readme_says() -> None:
 def _locked(postgresql: URL) -> None:
     with DatabaseFactory(DatabaseSettings(sqlite_busy_timeout=0)) as db:
         db.create_tables()
-        with db.get_session() as one, db.get_session() as other:
+        with db.get_session() as one:
             UserRepository(one).get_all()
-            UserRepository(other).get_all()
+            in_threads(1, lambda _: db.run_in_transaction(lambda other: UserRepository(other).get_all(), attempts=1))
 
 
 def _not_a_database(postgresql: URL) -> None:
@@ -238,6 +238,14 @@ def _pool_exhausted(postgresql: URL) -> None:
         finally:
             for connection in connections:
                 connection.close()
+
+
+def _session_in_a_session(postgresql: URL) -> None:
+    with DatabaseFactory() as db:
+        db.create_tables()
+        with db.get_session() as outer, db.get_session() as inner:
+            UserRepository(outer).get_all()
+            UserRepository(inner).get_all()
 
 
 def _swallowed(postgresql: URL) -> None:
@@ -305,6 +313,7 @@ def _settings(**values: Any) -> None:
 # How to run into each symptom of the README's troubleshooting.
 SYMPTOMS: dict[str, Callable[[URL], None]] = {
     "the database is locked by another connection (database is locked)": _locked,
+    "this thread holds the write lock of the database in another session": _session_in_a_session,
     "the file is not an SQLite database (file is not a database)": _not_a_database,
     "the database file cannot be opened (unable to open database file)": _not_a_file,
     "no such table: users": _no_tables,

@@ -68,7 +68,7 @@ from shared.db import (
     ValueRefusedError,
 )
 from shared.db.driver_errors import typed_failure
-from shared.db.tests.support import in_children, run_on_server, two_runs, with_and_without_policies
+from shared.db.tests.support import in_children, in_threads, run_on_server, two_runs, with_and_without_policies
 
 
 def named(kind: type[DatabaseFailure], fail: Callable[[], object]) -> DatabaseFailure:
@@ -121,7 +121,7 @@ def test_a_lock_held_too_long_is_named(tmp_path: Path) -> None:
         first.get_session() as session,
     ):
         session.execute(text("CREATE TABLE t (x)"))
-        error = named(DatabaseLockedError, lambda: query(second, "CREATE TABLE u (x)"))
+        error = named(DatabaseLockedError, lambda: in_threads(1, lambda _: query(second, "CREATE TABLE u (x)")))
     assert isinstance(error, stock.OperationalError)
     assert "GRIDBOT_DB_SQLITE_BUSY_TIMEOUT" in str(error)
 

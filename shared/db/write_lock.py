@@ -1,0 +1,72 @@
+"""Who holds the write lock of an SQLite file: a thread that would wait for itself is told so at once."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+import weakref
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import NamedTuple
+
+from sqlalchemy import Connection
+
+from shared.db.database_file import file_under
+from shared.db.errors import SelfDeadlockError
+
+File = tuple[int, int]
+
+
+class _Holder(NamedTuple):
+    connection: weakref.ref[Connection]
+    thread: int
+    loop: weakref.ref[asyncio.AbstractEventLoop] | None
+
+
+# The last of this process to take the lock of each file: there is one at a time.
+_holders: dict[File, _Holder] = {}
+# The same of this thread's own course of action. A web framework begins a session in one thread and may end it in
+# another; what the first thread does meanwhile has another context, and does not wait in vain.
+_further_out: ContextVar[Mapping[File, _Holder]] = ContextVar("shared_db_write_locks", default={})  # noqa: B039 # never changed
+
+
+def note(connection: Connection) -> None:
+    """Remember that `connection` has just taken the lock."""
+    file = file_under(connection)
+    if file is None:
+        return  # in memory, where sessions share one connection and so the lock
+    loop = _running_loop()
+    holder = _Holder(weakref.ref(connection), threading.get_ident(), None if loop is None else weakref.ref(loop))
+    _holders[file] = holder
+    living = {other: held for other, held in _further_out.get().items() if held.connection() is not None}
+    _further_out.set(living | {file: holder})
+
+
+def refuse_self_deadlock(connection: Connection) -> None:
+    """`SelfDeadlockError` if who holds the lock cannot go on before `connection` has got it.
+
+    That is a session further out in the same code, or one of another coroutine of the event loop, which stands still
+    meanwhile.
+    """
+    file = file_under(connection)
+    holder = None if file is None else _holders.get(file)
+    if file is None or holder is None or holder.thread != threading.get_ident():
+        return
+    holding = holder.connection()
+    if holding is None or not holding.in_transaction():
+        return
+    loop = _running_loop()
+    if _further_out.get().get(file) is holder or (
+        loop is not None and holder.loop is not None and holder.loop() is loop
+    ):
+        cause = sqlite3.OperationalError("database is locked")
+        cause.sqlite_errorcode, cause.sqlite_errorname = sqlite3.SQLITE_BUSY, "SQLITE_BUSY"
+        raise SelfDeadlockError(cause) from cause
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
