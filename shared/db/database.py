@@ -250,6 +250,8 @@ class DatabaseFactory:
                 if serializable and self.engine.dialect.name == "postgresql":
                     Session.connection(session, execution_options={"isolation_level": "SERIALIZABLE"})
                 result = work(session)
+                if caller is not None:
+                    session.flush()  # which may take its time, too: now there is only COMMIT left
                 if caller is not None and caller.has_gone.is_set():
                     raise TransactionAbandonedError("the task that asked for this transaction was cancelled")
                 return result

@@ -23,14 +23,18 @@ from shared.db.benchmarks.fault_bench.figures import Figure, print_figures
 from shared.db.benchmarks.fault_bench.forks import forks
 from shared.db.benchmarks.fault_bench.ground import ground
 from shared.db.benchmarks.fault_bench.kills import kills
+from shared.db.benchmarks.fault_bench.quiet_losses import quiet_losses
 from shared.db.benchmarks.fault_bench.recording import recording
 from shared.db.benchmarks.fault_bench.restarts import restarts
+from shared.db.benchmarks.fault_bench.silence import silence
 
 _ALL = (
     contention,
     kills,
     recording,
     restarts,
+    silence,
+    quiet_losses,
     forks,
     disk_full,
     damaged_files,

@@ -566,15 +566,14 @@ def test_a_cancelled_task_is_answered_within_a_bound(
     monkeypatch.setattr(async_door, "_CANCELLED_WAITS", 0.01)
     begun, go_on = threading.Event(), threading.Event()
 
-    def hold(_: object) -> None:
+    def hold(*_: object) -> None:
         begun.set()
         assert go_on.wait(30)
 
     def work(session: Session) -> None:
         session.add(User(username="alice"))
-        session.flush()
         if not committing:
-            hold(session)
+            event.listen(session, "after_flush", hold)  # the flush that is part of committing
 
     if committing:
         event.listen(lasting.engine, "commit", hold)

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -84,6 +86,21 @@ class PostgreSQLServer:
             if time.monotonic() > deadline:
                 raise TimeoutError("the server does not stop")
             time.sleep(0.1)  # it is asked again until it has ended
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Stop its processes where they stand: connections stay open, new ones are taken, and nothing is answered."""
+        postmaster = int((self.data / "postmaster.pid").read_text().partition("\n")[0])
+        processes = [postmaster, *(pid for (pid,) in self.ask("SELECT pid FROM pg_stat_activity") if pid is not None)]
+        for process in processes:
+            with suppress(ProcessLookupError):  # the one that has just answered
+                os.kill(process, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in processes:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGCONT)
 
     def kill_backend(self, database: str) -> None:
         """`kill -9` one process that serves a client of `database`, whereupon the server ends all and recovers."""
