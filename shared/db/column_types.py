@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 from enum import StrEnum
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final
 
 from sqlalchemy import (
     JSON,
@@ -21,7 +21,6 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
-    Connection,
     DateTime,
     Dialect,
     Integer,
@@ -38,7 +37,7 @@ from sqlalchemy.sql.expression import ColumnElement, FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from shared.db.errors import DatabaseCorruptError, InvalidValueError
-from shared.db.tracked_json import tracked
+from shared.db.tracked_json import as_read, as_stored
 
 MONEY_DIGITS = 20
 MONEY_PLACES = 8
@@ -68,10 +67,18 @@ class CheckedType(TypeDecorator[Any]):
     impl: Any = Text
     cache_ok = True
     column_name: str | None = None
+    # Python's types of which every value that can be stored comes back as it is.
+    kept_as_given: ClassVar[frozenset[type]] = frozenset()
 
     def refuse(self, problem: str) -> InvalidValueError:
         """The error to raise for a value that does not fit."""
         return InvalidValueError(problem, self.column_name)
+
+    def kept(self, value: Any, dialect: Dialect) -> Any:
+        """What reading will give for `value` once it is stored, or `InvalidValueError`."""
+        bound = self.process_bind_param(value, dialect)
+        alters = type(self).process_result_value is not TypeDecorator.process_result_value
+        return self.process_result_value(bound, dialect) if alters else bound
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
         """What reads a stored value. `DatabaseCorruptError` for one that nothing of this library can have stored."""
@@ -99,12 +106,6 @@ def _tell_type_its_column(column: Column[Any], table: Any) -> None:
     # A type object belongs to one column here; one shared by several would tell the last one's name.
     if isinstance(column.type, CheckedType) and isinstance(table, Table):
         column.type.column_name = f"{table.name}.{column.name}"
-
-
-def check_value(connection: Connection, column: ColumnElement[Any], value: Any) -> None:
-    """Raise what the column's type has against a value, before anybody binds it."""
-    if isinstance(column.type, CheckedType):
-        column.type.process_bind_param(value, connection.dialect)
 
 
 class Money(CheckedType):
@@ -245,6 +246,7 @@ class BoundedString(CheckedType):
 
     impl = String
     cache_ok = True
+    kept_as_given = frozenset({str})
 
     def __init__(self, length: int) -> None:
         super().__init__(length)
@@ -271,6 +273,7 @@ class CheckedText(CheckedType):
 
     impl = Text
     cache_ok = True
+    kept_as_given = frozenset({str})
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
         """The text itself."""
@@ -282,6 +285,7 @@ class Vocabulary(CheckedType):
 
     impl = String
     cache_ok = True
+    kept_as_given = frozenset({str})
 
     def __init__(self, words: type[StrEnum], length: int) -> None:
         super().__init__(length)
@@ -305,6 +309,7 @@ class CheckedInteger(CheckedType):
 
     impl = BigInteger
     cache_ok = True
+    kept_as_given = frozenset({int})
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         """INTEGER on SQLite, BIGINT elsewhere."""
@@ -326,6 +331,7 @@ class CheckedBoolean(CheckedType):
 
     impl = Boolean
     cache_ok = True
+    kept_as_given = frozenset({bool})
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> bool | None:
         """The value itself."""
@@ -359,9 +365,14 @@ class Json(CheckedType):
         """Paths into the document keep JSON's own rules."""
         return self.impl_instance.coerce_compared_value(op, value)
 
-    def tracked(self) -> Self:
-        """The type itself, for a mapped column: its documents notice edits in place, at any depth, and save them."""
-        return tracked(self, self.refuse)
+    def kept(self, value: Any, dialect: Dialect) -> Any:
+        """The document itself, with strings where it had a Decimal and the like."""
+        plain = self.plain(value)
+        return as_stored(value, plain)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        """The stored document; a bare value that another program has stored as it is."""
+        return as_read(value)
 
     def plain(self, value: Any) -> Any:
         """The document in dict, list, str, int, float, bool and None, or `InvalidValueError`."""

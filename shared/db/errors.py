@@ -16,6 +16,7 @@ from sqlalchemy.exc import (
     IntegrityError,
     InterfaceError,
     InternalError,
+    InvalidRequestError,
     NotSupportedError,
     OperationalError,
     ProgrammingError,
@@ -135,6 +136,19 @@ class StaleRowError(SharedDBError, StaleDataError):
         super().__init__(
             f"a row to change is not there any more ({said}); nothing was written: roll back, read the row again, "
             "and decide anew"
+        )
+
+
+class StaleDocumentError(SharedDBError, InvalidRequestError):
+    """A JSON document was edited that no row would save: it was read as a column, or its row has another one by now.
+
+    The edit was not made.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            f"an edit of this JSON document would be lost: {problem}; read the row again and edit the document it has "
+            "then, assign the document to the row, or take a copy of your own with copy.deepcopy()"
         )
 
 

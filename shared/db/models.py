@@ -29,6 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column, relationship
 
+import shared.db.mapped_values  # noqa: F401 # importing it is what it takes: mapped classes are watched from then on
 from shared.db.column_types import (
     BoundedString,
     CheckedBoolean,
@@ -37,7 +38,6 @@ from shared.db.column_types import (
     Money,
     UTCDateTime,
     Vocabulary,
-    check_value,
     new_uuid,
     utc_now,
 )
@@ -124,15 +124,6 @@ class Base(DeclarativeBase):
         loaded = self.__dict__
         shown = ", ".join(f"{name}={loaded[name]!r}" for name in (*keys, *self._repr_names) if name in loaded)
         return f"<{type(self).__name__} {shown}>"
-
-
-@event.listens_for(Base, "before_insert", propagate=True)
-def _refuse_key(mapper: Mapper[Any], connection: Connection, entity: Base) -> None:
-    """Refuse a key that cannot be hashed, as its column would: SQLAlchemy looks it up before it binds it."""
-    for column in mapper.primary_key:
-        value = entity.__dict__.get(mapper.get_property_by_column(column).key)
-        if type(value).__hash__ is None:
-            check_value(connection, column, value)
 
 
 def _uuid4() -> str:
@@ -318,7 +309,7 @@ class Strategy(Base):
     account_id: Mapped[str] = mapped_column(BoundedString(ID_LENGTH), _parent("bybit_accounts.account_id"))
     strategy_type: Mapped[str] = mapped_column(BoundedString(50), comment="Such as GridStrategy")
     symbol: Mapped[str] = mapped_column(BoundedString(SYMBOL_LENGTH), comment="Trading pair, such as BTCUSDT")
-    config_json: Mapped[dict[str, Any]] = mapped_column(Json().tracked(), comment="GridConfig")
+    config_json: Mapped[dict[str, Any]] = mapped_column(Json(), comment="GridConfig")
     is_enabled: Mapped[bool] = mapped_column(CheckedBoolean(), default=True, server_default=true())
     created_at: Mapped[datetime] = _created_column("Creation, UTC")
 
@@ -358,9 +349,7 @@ class Run(Base):
     strategy_id: Mapped[str] = mapped_column(BoundedString(ID_LENGTH), _parent("strategies.strategy_id"))
     run_type: Mapped[str] = mapped_column(Vocabulary(RunType, 20))
     gridcore_version: Mapped[str | None] = mapped_column(BoundedString(50), comment="For reproducing the run")
-    config_snapshot: Mapped[dict[str, Any] | None] = mapped_column(
-        Json().tracked(), comment="GridConfig when the run started"
-    )
+    config_snapshot: Mapped[dict[str, Any] | None] = mapped_column(Json(), comment="GridConfig when the run started")
     start_ts: Mapped[datetime] = _created_column("Start, UTC")
     end_ts: Mapped[datetime | None] = mapped_column(UTCDateTime(), comment="End, UTC")
     status: Mapped[str] = mapped_column(
@@ -432,7 +421,7 @@ class PrivateExecution(Base):
     exec_qty: Mapped[Decimal] = mapped_column(Money())
     exec_fee: Mapped[Decimal | None] = mapped_column(Money(), comment="Negative for a rebate")
     closed_pnl: Mapped[Decimal | None] = mapped_column(Money(), comment="Realized profit or loss")
-    raw_json: Mapped[dict[str, Any] | None] = mapped_column(Json().tracked(), comment="The exchange's full message")
+    raw_json: Mapped[dict[str, Any] | None] = mapped_column(Json(), comment="The exchange's full message")
 
     run: Mapped[Run] = relationship(back_populates="executions")
 

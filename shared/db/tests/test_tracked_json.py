@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import pickle
 from collections.abc import Callable, MutableMapping, MutableSequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session
 
-from shared.db import BybitAccount, InvalidValueError, Run, Strategy
+from shared.db import BybitAccount, InvalidValueError, Run, StaleDocumentError, Strategy, StrategyRepository
 from shared.db.tests.support import new_run, new_strategy, stored
 from shared.db.tracked_json import TrackedDict, TrackedList
 
@@ -202,12 +203,151 @@ def test_a_document_that_was_replaced_no_longer_marks_its_row(session: Session, 
     assert sample_strategy.config_json == {"levels": 8, "step": "0.2"}
 
 
-def test_an_edit_that_cannot_be_saved_is_not_silent(session: Session, sample_strategy: Strategy) -> None:
-    """Editing a document whose row has expired since raises, for the row will be read anew."""
-    document = sample_strategy.config_json
+def test_an_edit_through_an_expression_is_saved(session: Session, sample_strategy: Strategy) -> None:
+    """A document keeps its row alive: also where nobody else holds the row, an edit reaches the database."""
+    key, account = sample_strategy.strategy_id, sample_strategy.account_id
+    repository = StrategyRepository.across_users(session)
+
+    def edited(edit: Callable[[], None]) -> Any:
+        session.expunge_all()
+        edit()
+        gc.collect()
+        session.flush()
+        session.expunge_all()
+        return session.scalar(select(Strategy.config_json))
+
+    def by_id() -> None:
+        found = repository.get_by_id(key)
+        assert found is not None
+        config = found.config_json
+        del found
+        gc.collect()
+        config["levels"] = 30
+
+    def in_a_list() -> None:
+        for config in [found.config_json for found in repository.get_enabled_strategies(account)]:
+            config["grid"] = [{}]
+            config["grid"][0]["deep"] = 1
+
+    def in_one_line() -> None:
+        session.get_one(Strategy, key).config_json["step"] = "0.3"
+
+    del sample_strategy
+    for edit, expected in (
+        (by_id, {"levels": 30, "step": "0.2"}),
+        (in_a_list, {"levels": 30, "step": "0.2", "grid": [{"deep": 1}]}),
+        (in_one_line, {"levels": 30, "step": "0.3", "grid": [{"deep": 1}]}),
+    ):
+        assert edited(edit) == expected
+
+
+def _expired(session: Session, strategy: Strategy) -> Any:
+    document = strategy.config_json
+    session.expire(strategy)
+    return document
+
+
+def _read_again(session: Session, strategy: Strategy) -> Any:
+    document = strategy.config_json
+    session.refresh(strategy)
+    return document
+
+
+def _rolled_back(session: Session, strategy: Strategy) -> Any:
+    with session.begin_nested() as savepoint:
+        strategy.config_json["levels"] = 5
+        session.flush()
+        document = strategy.config_json
+        savepoint.rollback()
+    return document
+
+
+def _deleted(session: Session, strategy: Strategy) -> Any:
+    document = strategy.config_json
+    session.delete(strategy)
+    session.flush()
+    return document
+
+
+def _a_column(session: Session, strategy: Strategy) -> Any:
+    return session.scalars(select(Strategy.config_json)).one()
+
+
+def _a_column_of_the_table(session: Session, strategy: Strategy) -> Any:
+    return session.execute(select(Strategy.__table__)).mappings().one()["config_json"]
+
+
+@pytest.mark.parametrize("lost", [_expired, _read_again, _rolled_back, _deleted, _a_column, _a_column_of_the_table])
+def test_an_edit_that_no_row_would_save_is_refused(
+    session: Session, sample_strategy: Strategy, lost: Callable[[Session, Strategy], Any]
+) -> None:
+    """By name, at any depth, with the document left as it was; reading it and copying it go on."""
+    sample_strategy.config_json["grid"] = [{"a": 1}]
+    session.flush()
+    document = lost(session, sample_strategy)
+    before = plain(document)
+    edits: list[Callable[[], object]] = [
+        lambda: document.update(levels=1),
+        lambda: document.clear(),
+        lambda: document["grid"].append(2),
+        lambda: document["grid"][0].pop("a"),
+    ]
+    for edit in edits:
+        with pytest.raises(StaleDocumentError, match="would be lost") as caught:
+            edit()
+        assert isinstance(caught.value, InvalidRequestError)
+    assert plain(document) == before
+    own = copy.deepcopy(document)
+    own["grid"][0]["a"] = 2
+
+
+def test_a_document_read_as_a_column_can_be_given_to_a_row(session: Session, sample_strategy: Strategy) -> None:
+    """Assigned it is the row's document, and its edits are saved."""
+    document = session.scalars(select(Strategy.config_json)).one()
+    sample_strategy.config_json = document
+    document["levels"] = 31
+    session.flush()
     session.expire(sample_strategy)
-    with pytest.raises(InvalidRequestError, match="not present"):
-        document["levels"] = 1
+    assert sample_strategy.config_json["levels"] == 31
+
+
+def test_a_row_merged_without_loading_has_a_document_of_its_own(session: Session, sample_strategy: Strategy) -> None:
+    """Onto a row that the session holds, and into a session that does not: an edit of the result is saved."""
+    for held in (True, False):
+        twin = pickle.loads(pickle.dumps(sample_strategy))
+        if not held:
+            session.expunge_all()
+        merged = session.merge(twin, load=False)
+        merged.config_json["levels"] = held
+        assert merged in session.dirty
+        assert twin.config_json["levels"] != merged.config_json["levels"]
+        session.flush()
+        session.refresh(merged)
+        assert merged.config_json["levels"] is held
+        sample_strategy = merged
+
+
+def test_an_update_of_loaded_rows_gives_them_tracked_documents(session: Session, sample_strategy: Strategy) -> None:
+    """Also where SQLAlchemy takes the value over from the statement."""
+    session.execute(update(Strategy).values(config_json={"grid": []}))
+    sample_strategy.config_json["grid"].append(1)
+    session.flush()
+    session.expire(sample_strategy)
+    assert sample_strategy.config_json == {"grid": [1]}
+
+
+def test_a_bare_value_that_another_program_stored_can_be_read(session: Session, sample_run: Run) -> None:
+    """A JSON document is a dict or a list here; a number or text that stands in the column already loads too."""
+    session.flush()
+    for stored_text, value in (("5", 5), ('"text"', "text"), ("true", True), ("1.5", 1.5), ("null", None)):
+        session.execute(text(f"UPDATE runs SET config_snapshot = '{stored_text}'"))
+        session.expire(sample_run)
+        assert cast(Any, sample_run.config_snapshot) == value
+        sample_run.gridcore_version = stored_text
+        session.flush()
+        assert session.scalar(select(Run.config_snapshot)) == value
+    sample_run.config_snapshot = {"again": "a document"}
+    session.flush()
 
 
 def test_an_edit_of_a_detached_row_is_saved_by_a_merge(session: Session, sample_strategy: Strategy) -> None:

@@ -1,0 +1,66 @@
+"""What a mapped object holds of a column once it was written: the value that the column would give back.
+
+A price given as text, a time of another zone, an enumeration's member, a Decimal in a document: after the flush the
+object in hand has what a later reader gets. So does what a default brought, and what an UPDATE set on loaded objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Connection, Dialect, event
+from sqlalchemy.orm import InstanceState, Mapper
+from sqlalchemy.sql.elements import ClauseElement
+
+from shared.db.column_types import CheckedType, Json
+from shared.db.tracked_json import track
+
+Kinds = dict[str, CheckedType]
+
+
+@event.listens_for(Mapper, "mapper_configured")
+def _watch(mapper: Mapper[Any], model: type[Any]) -> None:
+    """Every mapped class with such columns, whichever base and package it is from."""
+    columns = {attribute.key: attribute.columns[0].type for attribute in mapper.column_attrs}
+    kinds = {name: kind for name, kind in columns.items() if isinstance(kind, CheckedType)}
+    for name, kind in kinds.items():
+        if isinstance(kind, Json):
+            track(getattr(model, name), kind.refuse)
+    if kinds:
+        for name in ("before_insert", "before_update"):
+            event.listen(model, name, partial(_before_writing, kinds), raw=True)
+        event.listen(model, "refresh_flush", partial(_filled, kinds), raw=True)
+        event.listen(model, "refresh", partial(_refreshed, kinds), raw=True)
+
+
+def _before_writing(kinds: Kinds, mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
+    _keep(kinds, state, state.committed_state if state.has_identity else state.dict, connection.dialect)
+
+
+def _filled(kinds: Kinds, state: InstanceState[Any], context: Any, attributes: Iterable[str] | None) -> None:
+    if state.session is not None:
+        _keep(kinds, state, attributes or (), state.session.get_bind(state.mapper).dialect)
+
+
+def _refreshed(kinds: Kinds, state: InstanceState[Any], context: Any, attributes: Iterable[str] | None) -> None:
+    if context is None and state.session is not None:  # not read from the database, but taken over from a statement
+        # What the object never had, SQLAlchemy leaves out: it would be None for good.
+        unknown = [name for name in attributes or () if name in kinds and name not in state.dict]
+        if unknown:
+            state.session.expire(state.object, unknown)
+        _filled(kinds, state, context, attributes)
+
+
+def _keep(kinds: Kinds, state: InstanceState[Any], names: Iterable[str], dialect: Dialect) -> None:
+    held = state.dict
+    for name in list(names):
+        kind = kinds.get(name)
+        if kind is None:
+            continue
+        value = held.get(name)
+        if value is None or type(value) in kind.kept_as_given:
+            continue
+        if not (isinstance(value, ClauseElement) or hasattr(value, "__clause_element__")):
+            held[name] = kind.kept(value, dialect)
