@@ -70,10 +70,14 @@ class Note(OwnBase):
 
 def exact(one: Any, other: Any) -> None:
     """Equal, of the same type and, for amounts and times, in the same form; documents all the way down."""
-    if isinstance(one, (dict, list)) and isinstance(other, (dict, list)):
-        pairs = zip(one.items(), other.items(), strict=True) if isinstance(one, dict) else zip(one, other, strict=True)  # type: ignore[union-attr] # of one kind
-        for mine, its in pairs:
-            exact(list(mine) if isinstance(mine, tuple) else mine, list(its) if isinstance(its, tuple) else its)
+    if isinstance(one, dict):
+        exact(sorted(one), sorted(other))  # JSONB has an order of its own
+        exact([one[key] for key in sorted(one)], [other[key] for key in sorted(one)])
+        return
+    if isinstance(one, list):
+        assert len(one) == len(other)
+        for mine, its in zip(one, other, strict=True):
+            exact(mine, its)
         return
     assert (type(one), str(one)) == (type(other), str(other))
 
