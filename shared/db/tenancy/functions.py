@@ -17,7 +17,7 @@ from shared.db.errors import InvalidValueError
 
 _NAME = re.compile(r"[a-z_]\w*(\.[a-z_]\w*)*")
 
-# Aggregates, windows, choice, text, numbers, time, documents, arrays, ranges, search, keys; on either database.
+# Aggregates, windows, choice, text, numbers, time, documents, arrays, ranges, search, samples, keys; of both databases.
 _ORDINARY: Final = """
     aggregate_strings any_value array_agg avg bit_and bit_or bit_xor bool_and bool_or corr count covar_pop covar_samp
     every group_concat grouping json_agg json_group_array json_group_object json_object_agg jsonb_agg
@@ -69,7 +69,7 @@ _ORDINARY: Final = """
     phraseto_tsquery plainto_tsquery setweight to_tsquery to_tsvector ts_headline ts_rank ts_rank_cd
     websearch_to_tsquery
 
-    gen_random_uuid uuidv4 uuidv7 uuid_generate_v4
+    bernoulli gen_random_uuid system uuidv4 uuidv7 uuid_generate_v4
 """
 
 # What the library itself writes out by functions of its own. SQLAlchemy keeps those with their class.

@@ -14,8 +14,9 @@ from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, Final, Protocol
 
-# A name that is written as it stands, or inside quotes that nothing in it closes.
-_NAME = re.compile(r'[A-Za-z_][A-Za-z0-9_$]*|"(?:[^"]|"")*"')
+# A name that is written as it stands, or inside quotes that nothing in it closes; or the place of a schema's name,
+# which is filled in when the statement is sent, and comes here then.
+_NAME = re.compile(r'[A-Za-z_][A-Za-z0-9_$]*|"(?:[^"]|"")*"|__\[SCHEMA_\w+\]')
 # An operator given as text may be made of operator characters only, and begin no comment.
 _OPERATOR = re.compile(r"(?!.*(--|/\*))[-+*/<>=~!@#%^&|?]+")
 # A type given as text may hold no parentheses but those around its numbers: it could close the CAST it stands in.
