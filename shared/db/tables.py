@@ -78,6 +78,11 @@ class Ownership:
         """The columns that say whose a row is."""
         return frozenset({self.column, *(reference.column for reference in self.parents)})
 
+    @cached_property
+    def judged(self) -> tuple[str, ...]:
+        """Those, and the columns in which a parent must agree with the row, by name."""
+        return tuple(sorted(self.columns.union(*(reference.agrees for reference in self.parents))))
+
 
 class _Registry(Mapping[type[Any], Ownership | None]):
     """Each declared class with its ownership, None if it is shared by all; in the order of declaration."""

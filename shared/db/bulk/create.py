@@ -230,10 +230,7 @@ class _Creation:
     def _owner_names(self) -> list[str]:
         """The columns that say whose a row is; none if nobody asks."""
         ownership = ownership_of(self._model)
-        if self._guard is None or ownership is None:
-            return []
-        named = {ownership.column}.union(*({reference.column, *reference.agrees} for reference in ownership.parents))
-        return sorted(named)
+        return [] if self._guard is None or ownership is None else list(ownership.judged)
 
     def _prove_batch(self, batch: Batch) -> None:
         """Check whose the rows are, before COPY begins: it leaves no room for a question to the server."""

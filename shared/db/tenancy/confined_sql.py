@@ -164,9 +164,11 @@ class OwnRows(Confinement):
     def binds(self, compiled: ConfinedCompiler, values: Iterable[Mapping[str, Any]]) -> bool:
         """Also whether the user among the values is this one: the text may have been made for another."""
         names = compiled.user_parameters
-        return super().binds(compiled, values) and (
-            not names or all(row[name] == self.user_id for row in values for name in names)
-        )
+        for row in values if names else ():
+            for name in names:
+                if row[name] != self.user_id:
+                    return False
+        return type(compiled.confinement) is OwnRows
 
 
 @lru_cache(maxsize=1024)
@@ -203,18 +205,19 @@ def confine(engine: Engine) -> None:
     # Each engine has a dialect of its own.
     engine.dialect.statement_compiler = _confined(compiler)
     check_types(engine.dialect)
-    event.listen(engine, "before_cursor_execute", _refuse_unconfined)
+    event.listen(engine, "before_cursor_execute", _refuse_unconfined, retval=True)  # without it SQLAlchemy wraps it
 
 
 def _refuse_unconfined(
     connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
-) -> None:
+) -> tuple[str, Any]:
     """A statement that a session confined is not sent in another's place, whoever put that there."""
     required: Confinement | None = None if context is None else context.execution_options.get(CONFINED_TO)
     if required is not None:
         compiled = context.compiled
         if not isinstance(compiled, ConfinedCompiler) or not required.binds(compiled, context.compiled_parameters):
             raise required.refusal("a statement in place of the one that was confined")
+    return statement, parameters
 
 
 def is_confined(engine: Any) -> bool:

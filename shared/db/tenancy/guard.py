@@ -115,8 +115,7 @@ class OwnershipGuard:
         ownership = ownership_of(model)
         if ownership is None:
             return
-        judged = ownership.columns.union(*(reference.agrees for reference in ownership.parents))
-        rows = [{name: as_bound(row[name]) for name in judged if name in row} for row in rows]
+        rows = [{name: as_bound(row[name]) for name in ownership.judged if name in row} for row in rows]
         if ownership.parent is None:
             for row in rows:
                 owner = row.get(ownership.column)
