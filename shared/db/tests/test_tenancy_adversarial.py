@@ -16,10 +16,15 @@ from typing import Any
 import pytest
 from sqlalchemy import (
     DDL,
+    JSON,
     ColumnElement,
     Insert,
+    Integer,
+    LargeBinary,
+    Numeric,
     Sequence,
     String,
+    Uuid,
     all_,
     any_,
     bindparam,
@@ -68,6 +73,7 @@ from sqlalchemy.orm import (
     with_parent,
 )
 from sqlalchemy.orm.attributes import set_committed_value
+from sqlalchemy.orm.loading import merge_frozen_result
 from sqlalchemy.schema import DropTable
 from sqlalchemy.sql.elements import UnaryExpression, quoted_name
 from sqlalchemy.sql.expression import Function, FunctionElement
@@ -99,7 +105,7 @@ from shared.db.column_types import exact_sum, new_uuid, utc_now
 from shared.db.tenancy import functions
 from shared.db.tenancy.confined_sql import OwnRows
 from shared.db.tenancy.guard import UNSET, UserId
-from shared.db.tests.fleet import detached, everything_of, refused_and_unwritten, run_values
+from shared.db.tests.fleet import FOREIGN, detached, everything_of, refused_and_unwritten, run_values
 from shared.db.tests.support import execution_values, trade_values
 
 TABLES: Any = Run.metadata.tables
@@ -1018,6 +1024,48 @@ def test_own_values_may_come_in_any_spelling(fleet: DatabaseFactory) -> None:
         assert session.scalar(select(func.count(Run.run_id))) == 6
 
 
+# Text that closes the quotes it stands in, where SQLAlchemy writes a value or a name into the statement itself.
+CLOSING = f"x' || {INJECTED} || '"
+
+PLAIN_TEXT: dict[str, Callable[[], Any]] = {
+    "a literal": lambda: select(literal(CLOSING, literal_execute=True), Run.run_id),
+    "an enumeration": lambda: select(bindparam(None, CLOSING, SqlEnum(CLOSING), literal_execute=True), Run.run_id),
+    "a document": lambda: select(bindparam(None, {CLOSING: CLOSING}, JSON(), literal_execute=True), Run.run_id),
+    "a UUID": lambda: select(bindparam(None, CLOSING, Uuid(as_uuid=False), literal_execute=True), Run.run_id),
+    "a number": lambda: select(bindparam(None, CLOSING, Numeric(), literal_execute=True), Run.run_id),
+    "a whole number": lambda: select(bindparam(None, CLOSING, Integer(), literal_execute=True), Run.run_id),
+    "bytes": lambda: select(bindparam(None, CLOSING.encode(), LargeBinary(), literal_execute=True), Run.run_id),
+    "an array": lambda: select(
+        bindparam(None, [CLOSING], postgresql.ARRAY(String()), literal_execute=True), Run.run_id
+    ),
+    "VALUES": lambda: select(
+        values(column("x", String), name="v", literal_binds=True).data([(CLOSING,)]).c.x, Run.run_id
+    ),
+    "a label": lambda: select(Run.run_id.label(quoted_name(f'x", {INJECTED} AS "y', True))),
+    "flags of a pattern": lambda: select(Run.run_id).where(Run.run_id.regexp_match("x", flags=CLOSING)),
+    "a configuration of a search": lambda: select(
+        Run.run_id, func.to_tsvector(cast(CLOSING, postgresql.REGCONFIG), "x")
+    ),
+    "a name of a parameter": lambda: select(bindparam(f"x) || {INJECTED} || (%s", "x"), Run.run_id),
+    "an empty list of an odd type": lambda: select(Run.run_id).where(
+        bindparam(None, "x", postgresql.INTERVAL(fields=f"DAY) || {INJECTED} || (")).in_([])
+    ),
+    "a separator": lambda: select(func.aggregate_strings(Run.run_id, CLOSING)),
+}
+
+
+@unlinked
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning")
+def test_text_in_a_statement_stays_text(unpoliced_fleet: DatabaseFactory) -> None:
+    """What is written into it as a value is quoted, refused, or an error; it is never SQL."""
+    for what, make in PLAIN_TEXT.items():
+        found = ""
+        # Whichever error it is; a type may know by itself that the value is none of its own.
+        with suppress(Exception), unpoliced_fleet.get_session(user_id="ann") as session:
+            found = str(session.execute(make()).all())
+        assert "key-" not in found.replace(CLOSING, ""), what
+
+
 def test_an_upsert_has_one_conflict(fleet: DatabaseFactory) -> None:
     """SQLite takes several, of which each may assign: refused by name, or by SQLAlchemy."""
     statement = _insert(fleet)(Run).values(**run_values("ann", run_id="run-bob"))
@@ -1288,6 +1336,49 @@ def test_what_a_merge_takes_along_is_checked(fleet: DatabaseFactory) -> None:
 
     refused_and_unwritten(fleet, nested)
     refused_and_unwritten(fleet, listed)
+
+
+@pytest.mark.parametrize("load", [True, False])
+def test_a_frozen_result_does_not_bring_in_foreign_objects(fleet: DatabaseFactory, load: bool) -> None:
+    """At the latest the flush refuses to write another user's object, or its copy."""
+    with fleet.get_session() as plain:
+        frozen = plain.execute(select(Run).where(Run.user_id == "bob")).freeze()
+        plain.expunge_all()
+
+    def merge(session: Session) -> None:
+        merged: Any = merge_frozen_result(session, select(Run), frozen, load)  # type: ignore[no-untyped-call] # as it is
+        for run in merged().scalars():
+            run.gridcore_version = "x"
+
+    refused_and_unwritten(fleet, merge)
+
+
+@pytest.mark.parametrize("link", ["strategies", "account"])
+def test_a_relationship_that_was_set_as_loaded_takes_nothing_along(fleet: DatabaseFactory, link: str) -> None:
+    """A foreign object in a collection, or as a parent, that the session was told it had loaded."""
+    foreign: Any = {"strategies": Strategy, "account": BybitAccount}[link]
+    before = everything_of(fleet, "bob")
+    found = detached(fleet, foreign, FOREIGN[foreign])
+    with suppress(TenantViolation), fleet.get_session(user_id="ann") as session:
+        if link == "strategies":
+            account = session.get_one(BybitAccount, "acc-ann")
+            set_committed_value(account, link, [found])
+            session.delete(account)
+        else:
+            strategy = session.get_one(Strategy, "str-ann")
+            set_committed_value(strategy, link, found)
+            found.account_name = "x"
+            strategy.symbol = "x"
+    assert everything_of(fleet, "bob") == before
+
+
+def test_rows_that_are_read_after_the_end_of_their_session_are_own_rows(busy_fleet: DatabaseFactory) -> None:
+    """A result that is read in pages, and goes on when the session does not."""
+    with busy_fleet.get_session(user_id="ann") as session:
+        pages = session.scalars(select(Run.run_id).execution_options(yield_per=1))
+        session.close()
+    with suppress(Exception):
+        assert "run-bob" not in pages.all()
 
 
 @pytest.mark.filterwarnings("ignore:The merge_result")
