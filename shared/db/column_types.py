@@ -46,6 +46,8 @@ _MONEY_LIMIT = Decimal(10) ** (MONEY_DIGITS - MONEY_PLACES)
 # Never the caller's decimal context: it may be set to a few digits, or to another rounding.
 _EXACT = Context(prec=60, rounding=ROUND_HALF_EVEN)
 _ZERO = Decimal(0).quantize(_QUANTUM)
+# So many digits every 8-byte float gives back.
+_FLOAT_DIGITS = Context(prec=15, rounding=ROUND_HALF_EVEN)
 # A day inside what both drivers can read back in any server time zone.
 _EARLIEST = datetime(1, 1, 2, tzinfo=UTC)
 _LATEST = datetime(9999, 12, 30, tzinfo=UTC)
@@ -118,10 +120,18 @@ class Money(CheckedType):
     floats. A number beside a money column in SQL is money too, and rounded as such.
     `func.avg(column, type_=Money())` gives a Decimal everywhere; without the type it is a float on SQLite. For sums
     see `exact_sum`.
+
+    With `never_to_zero` an amount that rounding would make 0 is refused. `kept_in` names the JSON column of the same
+    table that keeps all digits of the amount, where it is not NULL: `bulk_create` then stores what `nearest` gives.
     """
 
     impl = Numeric(MONEY_DIGITS, MONEY_PLACES)
     cache_ok = True
+
+    def __init__(self, *, never_to_zero: bool = False, kept_in: str | None = None) -> None:
+        super().__init__()
+        self.never_to_zero = never_to_zero
+        self.kept_in = kept_in
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         """REAL on SQLite: a NUMERIC column would keep 5 as an integer and divide it as one (5 / 2 = 2)."""
@@ -144,6 +154,20 @@ class Money(CheckedType):
 
     def exact(self, value: Any) -> Decimal:
         """The value rounded to 8 places, or `InvalidValueError`."""
+        given = self.amount(value)
+        # The magnitude first: quantizing Decimal("1e999999") would need a million digits.
+        if given and given.adjusted() >= MONEY_DIGITS:
+            raise self.refuse("the amount does not fit Numeric(20, 8): it must be below 10**12")
+        amount = _EXACT.quantize(given, _QUANTUM)
+        # Not abs(): that rounds in the caller's context.
+        if amount.copy_abs() >= _MONEY_LIMIT:
+            raise self.refuse("the amount does not fit Numeric(20, 8): it must be below 10**12")
+        if self.never_to_zero and given and not amount:
+            raise self.refuse(f"{given} would become 0, since Numeric(20, 8) has 8 places; store it in a larger unit")
+        return amount or _ZERO
+
+    def amount(self, value: Any) -> Decimal:
+        """The value as it was given, or `InvalidValueError` if it is no amount."""
         if isinstance(value, float):
             raise self.refuse(f"a float is not exact money; write Decimal(str(x)) for {value!r}")
         if isinstance(value, bool) or not isinstance(value, (Decimal, int, str)):
@@ -156,14 +180,29 @@ class Money(CheckedType):
             ) from None
         if not amount.is_finite():
             raise self.refuse(f"{amount} is not an amount of money; use None for no value")
-        # The magnitude first: quantizing Decimal("1e999999") would need a million digits.
-        if amount and amount.adjusted() >= MONEY_DIGITS:
-            raise self.refuse("the amount does not fit Numeric(20, 8): it must be below 10**12")
-        amount = _EXACT.quantize(amount, _QUANTUM)
-        # Not abs(): that rounds in the caller's context.
-        if amount.copy_abs() >= _MONEY_LIMIT:
-            raise self.refuse("the amount does not fit Numeric(20, 8): it must be below 10**12")
-        return amount or _ZERO
+        return amount
+
+    def nearest(self, value: Any, dialect: Dialect, *, nullable: bool) -> Decimal | float | None:
+        """What to store of a value whose digits are kept elsewhere: never another amount, nor 0 for one that is none.
+
+        On SQLite that is the amount of 15 digits where the float would not give back all of them; and None, if the
+        column is `nullable`, is for what rounding would make 0 and for what is too large.
+        """
+        given = self.amount(value)
+        try:
+            amount = self.exact(value)
+        except InvalidValueError:
+            if nullable:
+                return None
+            raise
+        if given and not amount and nullable:
+            return None
+        if dialect.name != "sqlite":
+            return amount
+        try:
+            return self.as_float(amount)
+        except InvalidValueError:
+            return float(_FLOAT_DIGITS.plus(amount))
 
     def as_float(self, amount: Decimal) -> float:
         """The 8-byte float from which SQLite gives `amount` back digit for digit, or `InvalidValueError`."""

@@ -388,8 +388,8 @@ class PublicTrade(Base):
     exchange_ts: Mapped[datetime] = mapped_column(UTCDateTime(), comment="Exchange time, UTC")
     local_ts: Mapped[datetime] = mapped_column(UTCDateTime(), comment="Local receive time, UTC")
     side: Mapped[str] = mapped_column(Vocabulary(Side, 4), comment="The taker's side")
-    price: Mapped[Decimal] = mapped_column(Money())
-    size: Mapped[Decimal] = mapped_column(Money())
+    price: Mapped[Decimal] = mapped_column(Money(never_to_zero=True))
+    size: Mapped[Decimal] = mapped_column(Money(never_to_zero=True))
 
 
 class PrivateExecution(Base):
@@ -417,10 +417,10 @@ class PrivateExecution(Base):
     order_link_id: Mapped[str | None] = mapped_column(BoundedString(50), comment="Client order ID, for matching")
     exchange_ts: Mapped[datetime] = mapped_column(UTCDateTime(), comment="Execution time, UTC")
     side: Mapped[str] = mapped_column(Vocabulary(Side, 4))
-    exec_price: Mapped[Decimal] = mapped_column(Money())
-    exec_qty: Mapped[Decimal] = mapped_column(Money())
-    exec_fee: Mapped[Decimal | None] = mapped_column(Money(), comment="Negative for a rebate")
-    closed_pnl: Mapped[Decimal | None] = mapped_column(Money(), comment="Realized profit or loss")
+    exec_price: Mapped[Decimal] = mapped_column(Money(never_to_zero=True, kept_in="raw_json"))
+    exec_qty: Mapped[Decimal] = mapped_column(Money(never_to_zero=True, kept_in="raw_json"))
+    exec_fee: Mapped[Decimal | None] = mapped_column(Money(kept_in="raw_json"), comment="Negative for a rebate")
+    closed_pnl: Mapped[Decimal | None] = mapped_column(Money(kept_in="raw_json"), comment="Realized profit or loss")
     raw_json: Mapped[dict[str, Any] | None] = mapped_column(Json(), comment="The exchange's full message")
 
     run: Mapped[Run] = relationship(back_populates="executions")

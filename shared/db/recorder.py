@@ -45,7 +45,7 @@ from shared.db.models import Base
 from shared.db.recording import processes
 from shared.db.recording.buffer import Buffer, Part
 from shared.db.recording.dead_letters import DEAD_LETTERS, DeadLetters
-from shared.db.recording.refusals import OnError, Refusals, shown
+from shared.db.recording.refusals import OnError, OnNote, Refusals, shown
 from shared.db.recording.row_text import RowText
 from shared.db.recording.spool import Spool
 from shared.db.recording.stats import RecorderStats
@@ -91,6 +91,10 @@ class Recorder:
     folder, unless given) and told to `on_error`, which is called with a `RejectedRow` in the recorder's thread: its
     `position` counts the rows that this recorder wrote or refused, from 0.
 
+    Executions are written with `on_conflict="fill"`: what a later message of a fill knows goes into what is NULL.
+    `on_note` is called likewise, with a `Note`, for one that contradicts what is stored, which stays, and for one
+    whose amounts have more digits than their columns.
+
     Use it as a context manager, `with` or `async with`, which closes it.
     """
 
@@ -105,6 +109,7 @@ class Recorder:
         max_seconds: float = 1.0,
         max_buffered: int = 100_000,
         on_error: OnError | None = None,
+        on_note: OnNote | None = None,
         spool: str | Path | None = None,
         spool_limit: int = SPOOL_LIMIT,
         fsync: bool = False,
@@ -128,7 +133,7 @@ class Recorder:
         letters = (
             None if dead_letters is None else DeadLetters(Path(dead_letters).absolute(), text, self._storing.user_id)
         )
-        self._refusals = Refusals(self._name, letters, on_error, _log)
+        self._refusals = Refusals(self._name, letters, on_error, on_note, _log)
         # Without waiting for the buffer to be full, when it raises.
         self._max_rows = min(max_rows, max(1, max_buffered // 2))
         self._max_seconds = max_seconds
@@ -139,6 +144,7 @@ class Recorder:
         self._recovered = self._buffer.waiting
         self._oldest = time.monotonic()
         self._accepted = self._written = self._duplicates = self._rejected = 0
+        self._filled = self._contradicted = self._rounded = 0
         self._batches = self._failures = 0
         self._newest: datetime | None = None
         self._last_error: str | None = None
@@ -249,6 +255,9 @@ class Recorder:
                 recovered=self._recovered,
                 written=self._written,
                 duplicates=self._duplicates,
+                filled=self._filled,
+                contradicted=self._contradicted,
+                rounded=self._rounded,
                 rejected=self._rejected,
                 buffered=self._buffer.in_memory,
                 spooled=self._buffer.in_spool_alone,
@@ -428,6 +437,8 @@ class Recorder:
                 self._begun = None
             if stored.rejected:
                 self._report(stored.rejected)
+            if stored.notes:
+                self._tell_notes(stored)
             newest = _newest(rows, stored)
             self._note_written(batch, stored, newest)
         except Exception as error:  # noqa: BLE001 # the rows are kept, the error is told, and the next attempt comes
@@ -439,6 +450,9 @@ class Recorder:
             self._written += stored.inserted
             self._duplicates += stored.duplicates
             self._rejected += len(stored.rejected)
+            self._filled += stored.filled
+            self._contradicted += stored.contradicted
+            self._rounded += stored.rounded
             self._batches += 1
             self._newest = max((when for when in (self._newest, newest) if when is not None), default=None)
             away_since, waiting = self._away_since, self._buffer.waiting
@@ -501,6 +515,15 @@ class Recorder:
         last = self._refusals.tell([RejectedRow(first + row.position, row.reason, row.row) for row in refused])
         with self._changed:
             self._last_error = last
+
+    def _tell_notes(self, stored: Stored) -> None:
+        with self._changed:
+            first = self._done
+        notes = [note._replace(position=first + note.position) for note in stored.notes]
+        raised = self._refusals.note(notes, stored.contradicted)
+        if raised is not None:
+            with self._changed:
+                self._last_error = raised
 
 
 def _newest(rows: list[Row], stored: Stored) -> datetime | None:

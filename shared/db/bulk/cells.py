@@ -14,7 +14,7 @@ from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Column, Dialect, Table
 from sqlalchemy.dialects import postgresql, sqlite
@@ -42,7 +42,10 @@ Values = Sequence[Any]
 Cells = Sequence[Any]
 # Cells for all of the values; None, or `TypeError`, where any of them needs a closer look.
 Shortcut = Callable[[Values], Cells | None]
+# What amounts have become, by the index of the row, for those that have lost digits.
+Rounded = dict[int, str]
 
+_SHOWN = 40
 _DIALECTS: dict[str, Dialect] = {"postgresql": postgresql.dialect(), "sqlite": sqlite.dialect()}  # type: ignore[no-untyped-call] # SQLAlchemy's own
 _NONE = type(None)
 
@@ -63,8 +66,11 @@ class Layout:
         self.names = [column.name for column in self.columns]
         self._names = frozenset(self.names)
 
-    def cells(self, chunk: Chunk) -> list[Cells]:
-        """One sequence of cells for each column; `InvalidValueError` if any value does not fit."""
+    def cells(self, chunk: Chunk, rounded: Rounded, first: int = 0) -> list[Cells]:
+        """One sequence of cells for each column; `InvalidValueError` if any value does not fit.
+
+        What loses digits is noted in `rounded`, where the chunk's first row has the index `first`.
+        """
         given = self._given(chunk)
         made: dict[Any, Cells] = {}
         cells = []
@@ -73,7 +79,8 @@ class Layout:
             # Archives know no local time and give the exchange's twice: the very same times are converted once.
             key = (id(values), column.nullable) if column.is_time and values is not None else column.name
             if key not in made:
-                made[key] = column.cells(values, chunk.size)
+                kept = given.get(column.kept_in) if column.kept_in is not None else None
+                made[key] = column.cells(values, chunk.size, Digits(kept, rounded, first))
             cells.append(made[key])
         return cells
 
@@ -82,7 +89,7 @@ class Layout:
         given = self._given(chunk)
         for column in self.columns:
             if column.name in given:
-                column.cells(given[column.name], chunk.size)
+                column.cells(given[column.name], chunk.size, Digits(None, {}, 0))
 
     def _given(self, chunk: Chunk) -> dict[str, Values]:
         for name in chunk.names:
@@ -104,6 +111,14 @@ def layout_of(table: Table, dialect: str, numbered: bool) -> Layout:
     return Layout(table, dialect, numbered)
 
 
+class Digits(NamedTuple):
+    """Where the digits of amounts are kept that a column cannot hold, if anywhere, and where that is noted."""
+
+    kept: Values | None
+    rounded: Rounded
+    first: int
+
+
 class CellColumn:
     """One column of a layout."""
 
@@ -112,13 +127,14 @@ class CellColumn:
         self.nullable = bool(column.nullable)
         self.is_time = isinstance(column.type, UTCDateTime)
         self.is_text = not isinstance(column.type, (Money, UTCDateTime))
+        self.kept_in = column.type.kept_in if isinstance(column.type, Money) else None
         self._column = column
         self._place = f"{column.table.name}.{column.name}"
         self._dialect = dialect
         self._on_sqlite = dialect.name == "sqlite"
         self._shortcut = _shortcut(column.type, self._on_sqlite)
 
-    def cells(self, values: Values | None, size: int) -> Cells:
+    def cells(self, values: Values | None, size: int, digits: Digits) -> Cells:
         """The cells of `values`; of the default if the rows do not name the column."""
         if values is None:
             values = self._defaults(size)
@@ -126,15 +142,34 @@ class CellColumn:
         if cells is not None:
             return cells
         present = [value for value in values if value is not None]
-        if len(present) == len(values):
-            return [self._cell(value) for value in values]
-        if not self.nullable:
-            raise InvalidValueError("a value is needed", self._place)
-        if not present:
-            return values
-        cells = self._quickly(present)
-        made = map(self._cell, present) if cells is None else iter(cells)
-        return [None if value is None else next(made) for value in values]
+        if len(present) < len(values):
+            if not self.nullable:
+                raise InvalidValueError("a value is needed", self._place)
+            if not present:
+                return values
+            cells = self._quickly(present)
+            if cells is not None:
+                made = iter(cells)
+                return [None if value is None else next(made) for value in values]
+        cell = self._cell
+        if isinstance(self._column.type, Money):
+            return [None if value is None else self._amount(value, index, digits) for index, value in enumerate(values)]
+        return [None if value is None else cell(value) for value in values]
+
+    def _amount(self, value: Any, index: int, digits: Digits) -> Any:
+        kind = self._column.type
+        assert isinstance(kind, Money)
+        if digits.kept is not None and digits.kept[index] is not None:
+            bound = kind.nearest(value, self._dialect, nullable=self.nullable)
+        else:
+            bound = kind.process_bind_param(value, self._dialect)
+        given = kind.amount(value)
+        if bound is None or given != (Decimal(repr(bound)) if isinstance(bound, float) else bound):
+            stored = "NULL" if bound is None else f"{Decimal(str(bound)):f}"
+            row = digits.first + index
+            said = f"{self.name} {str(given)[:_SHOWN]} is stored as {stored}"
+            digits.rounded[row] = f"{digits.rounded[row]}; {said}" if row in digits.rounded else said
+        return bound if bound is None or self._on_sqlite else str(bound)
 
     def _quickly(self, values: Values) -> Cells | None:
         try:
@@ -163,24 +198,27 @@ class CellColumn:
         return [default.arg(None) for _ in range(size)] if default.is_callable else [default.arg] * size
 
 
-def prepared(layout: Layout, batch: Batch) -> Iterator[list[Cells]]:
+def prepared(layout: Layout, batch: Batch, rounded: Rounded) -> Iterator[list[Cells]]:
     """The cells of a batch, a chunk at a time; `InvalidValueError` with the position of the first bad row."""
+    rounded.clear()  # a second attempt makes all of them again
     for start in range(0, len(batch), CHUNK):
         stop = min(start + CHUNK, len(batch))
         try:
+            first = start
             for chunk in batch.chunks(start, stop):
-                yield layout.cells(chunk)
+                yield layout.cells(chunk, rounded, first)
+                first += chunk.size
         except InvalidValueError:
             for index in range(start, stop):
-                cells_of_row(layout, batch, index)
+                cells_of_row(layout, batch, index, {})
             raise
 
 
-def cells_of_row(layout: Layout, batch: Batch, index: int) -> list[Cells]:
+def cells_of_row(layout: Layout, batch: Batch, index: int, rounded: Rounded) -> list[Cells]:
     """The cells of a single row; `InvalidValueError` with its position."""
     try:
         (chunk,) = batch.chunks(index, index + 1)
-        return layout.cells(chunk)
+        return layout.cells(chunk, rounded, index)
     except InvalidValueError as error:
         raise InvalidValueError(error.problem, error.column, batch.position + index) from None
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, get_args
 
-from sqlalchemy import Engine, Table
+from sqlalchemy import Column, Engine, Table
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 
 from shared.db.audit import record_bulk
-from shared.db.bulk.cells import Cells, cells_of_row, layout_of, prepared
+from shared.db.bulk.cells import Cells, Rounded, cells_of_row, layout_of, prepared
 from shared.db.bulk.postgresql import PostgreSQLWriter
-from shared.db.bulk.result import BulkResult, OnBadRow, OnConflict, RejectedRow
+from shared.db.bulk.result import NOTES, BulkResult, Note, OnBadRow, OnConflict, RejectedRow
 from shared.db.bulk.rows import CHUNK, Batch, Row, batches, mapping_of
 from shared.db.bulk.sqlite import SQLiteWriter
 from shared.db.bulk.writer import Writer, conflict_key
@@ -44,7 +45,15 @@ def bulk_create(
     default may be missing.
 
     A row whose unique key is stored already, or came earlier in `rows`, is left out with `on_conflict="skip"`; gives
-    the stored row the columns it names with "update"; raises `IntegrityError` with "error".
+    the stored row the columns it names with "update"; raises `IntegrityError` with "error". With "fill" it gives the
+    stored row what is NULL there, and counts as updated; it clears nothing, and where it has another value than the
+    stored one it is told in the result, and the stored one stays. A JSON document is not compared: a row that fills
+    something and contradicts nothing brings its own. A column with a default counts if the row names it.
+
+    An amount with more than 8 decimal places is rounded, and told in the result. Where its column says which JSON
+    column of the row keeps all digits (`Money.kept_in`), and that is not NULL, the row is not refused for them either:
+    SQLite's 8-byte floats take the nearest amount of 15 digits, and NULL stands for one that would become 0 or is too
+    large, if the column may be NULL.
 
     A row that does not fit raises `InvalidValueError` with its position and column, one that the database refuses
     SQLAlchemy's `IntegrityError`; with `errors="collect"` both are left out and told in the result. A row that is not
@@ -62,15 +71,18 @@ def bulk_create(
     ownership = ownership_of(model)
     if ownership and isinstance(session, TenantRequiredSession):
         session.connection()  # refuses, and says why
-    if guard and ownership and on_conflict == "update" and ownership.column not in conflict_key(table):
+    changes = on_conflict in ("update", "fill")
+    if guard and ownership and changes and ownership.column not in conflict_key(table):
         raise guard.violation("bulk_create", model, "the row to change may be another user's; use bulk_update()")
     session.flush()
     creation = _Creation(session, model, on_conflict, guard)
     take = creation.take if errors == "raise" else creation.take_what_fits
-    optional = () if on_conflict == "update" else (c.name for c in table.columns if c.nullable and c.default is None)
+    # Rows that name different columns change different ones; to be filled with nothing changes none.
+    by_shape = on_conflict == "update" or (on_conflict == "fill" and any(map(_has_default, table.columns)))
+    optional = () if by_shape else (c.name for c in table.columns if c.nullable and c.default is None)
     if any(isinstance(column.type, SecretText) for column in table.columns):
         rows = _with_sealed_secrets(session, model, rows)
-    given = batches(model, rows, batch_size, fillable=frozenset(optional), by_shape=on_conflict == "update")
+    given = batches(model, rows, batch_size, fillable=frozenset(optional), by_shape=by_shape)
     first = next(given, None)
     if first is not None:
         writer = creation.open(first)
@@ -83,6 +95,10 @@ def bulk_create(
     record_bulk(session, model, AuditAction.CREATE, result.inserted, user_id)
     record_bulk(session, model, AuditAction.UPDATE, result.updated, user_id)
     return result
+
+
+def _has_default(column: Column[Any]) -> bool:
+    return column.default is not None and not column.primary_key
 
 
 def _with_sealed_secrets(session: Session, model: type[Any], rows: Iterable[Any]) -> Iterator[Row]:
@@ -117,8 +133,11 @@ class _Creation:
         self._on_conflict = on_conflict
         self._guard = guard
         self._proved: set[tuple[Any, ...]] = set()
-        self._new = self._written = 0
+        self._new = self._written = self._changed = self._contradicted = 0
         self._rejected: list[RejectedRow] = []
+        self._rounded = 0
+        self._rounded_now: Rounded = {}  # of the batch at hand
+        self._notes: list[Note] = []
 
     def open(self, first: Batch) -> Writer:
         """Make the writer, for rows that are numbered as those of the first batch are."""
@@ -145,10 +164,12 @@ class _Creation:
     def take(self, batch: Batch) -> None:
         """Write a batch; the first bad row raises."""
         self._prove_batch(batch)
-        self._write(lambda: self._owned(prepared(self._writer.layout, batch)), batch)
+        self._write(lambda: self._owned(prepared(self._writer.layout, batch, self._rounded_now)), batch)
+        self._note_rounded(batch)
 
     def take_what_fits(self, batch: Batch) -> None:
         """Write the rows of a batch that can be written, and keep the reason for every other one."""
+        self._rounded_now.clear()
         positions: list[int] = []
         columns: list[list[Any]] = [[] for _ in self._writer.layout.columns]
         for start in range(0, len(batch), CHUNK):
@@ -159,33 +180,58 @@ class _Creation:
         self._prove(set(zip(*(columns[index] for index in self._owners), strict=True)))
         if positions:
             self._salvage(batch, positions, columns)
+        self._note_rounded(batch)
 
     def result(self) -> BulkResult:
         """What became of the rows so far."""
-        known = self._written - self._new
-        if known and self._on_conflict == "update":
+        if self._changed:
             for entity in list(self._session.identity_map.values()):
                 if isinstance(entity, self._model):
                     self._session.expire(entity)
         return BulkResult(
             inserted=self._new,
-            skipped=known if self._on_conflict == "skip" else 0,
-            updated=known if self._on_conflict == "update" else 0,
+            skipped=self._written - self._new - self._changed,
+            updated=self._changed,
             rejected=len(self._rejected),
             errors=tuple(sorted(self._rejected, key=lambda row: row.position)),
+            contradicted=self._contradicted,
+            rounded=self._rounded,
+            notes=tuple(self._notes),
         )
 
-    def _write(self, source: Any, batch: Batch) -> None:
-        new, count = self._writer.write(source, self._changing(batch))
+    def _write(self, source: Any, batch: Batch, positions: Sequence[int] | None = None) -> None:
+        """Write rows of a batch: those at `positions`, or all."""
+        new, count, changed, differing = self._writer.write(source, self._changing(batch))
         self._new += new
         self._written += count
+        self._changed += changed
+        self._contradicted += len(differing)
+        for place, names in differing[: NOTES - len(self._notes)]:
+            index = place if positions is None else positions[place]
+            self._note(batch, index, f"{', '.join(names.split())}: another value is stored, and stays")
+
+    def _note_rounded(self, batch: Batch) -> None:
+        self._rounded += len(self._rounded_now)
+        for index, text in islice(self._rounded_now.items(), NOTES):
+            self._note(batch, index, text)
+        self._rounded_now.clear()
+        self._notes = sorted(self._notes, key=lambda note: note.position)[:NOTES]
+
+    def _note(self, batch: Batch, index: int, text: str) -> None:
+        self._notes.append(Note(batch.position + index, text, batch.row(index)))
 
     def _changing(self, batch: Batch) -> list[str]:
-        """The columns that a stored row takes over: those that the rows name, and what changes with every update."""
-        if self._on_conflict != "update":
+        """The columns that a stored row takes over: those that the rows name, and what changes with every update.
+
+        With "fill", those that it is compared in: a column that no row names is NULL in all, and makes no difference.
+        """
+        if self._on_conflict not in ("update", "fill"):
             return []
         fixed = {*conflict_key(self._table), *self._table.primary_key.columns.keys()}
-        named = batch.names()
+        named = set(batch.names())
+        if self._on_conflict == "fill":
+            named |= {column.name for column in self._table.columns if not _has_default(column)}
+            return [name for name in self._writer.layout.names if name in named and name not in fixed]
         return [
             column.name
             for column in self._table.columns
@@ -193,16 +239,23 @@ class _Creation:
         ]
 
     def _sifted(self, batch: Batch, start: int, stop: int) -> Iterator[tuple[Iterable[int], list[Cells]]]:
+        layout, first, made = self._writer.layout, start, []
+        rounded: Rounded = {}
         try:
-            chunks = [self._writer.layout.cells(chunk) for chunk in batch.chunks(start, stop)]
+            for chunk in batch.chunks(start, stop):
+                made.append(layout.cells(chunk, rounded, first))
+                first += chunk.size
         except InvalidValueError:
             for index in range(start, stop):
+                rounded = {}
                 try:
-                    yield (index,), cells_of_row(self._writer.layout, batch, index)
+                    yield (index,), cells_of_row(layout, batch, index, rounded)
+                    self._rounded_now |= rounded
                 except InvalidValueError as error:
                     self._reject(batch, index, str(InvalidValueError(error.problem, error.column)))
         else:
-            for cells in chunks:
+            self._rounded_now |= rounded
+            for cells in made:
                 yield range(start, start + len(cells[0])), cells
                 start += len(cells[0])
 
@@ -215,7 +268,7 @@ class _Creation:
 
         try:
             with self._writer.savepoint("shared_db_part"):
-                self._write(source, batch)
+                self._write(source, batch, positions)
         except (IntegrityError, DataError) as error:
             if len(positions) == 1:
                 self._reject(batch, positions[0], str(error.orig).partition("\n")[0])
@@ -226,6 +279,7 @@ class _Creation:
 
     def _reject(self, batch: Batch, index: int, reason: str) -> None:
         self._rejected.append(RejectedRow(batch.position + index, reason, batch.row(index)))
+        self._rounded_now.pop(index, None)
 
     def _owner_names(self) -> list[str]:
         """The columns that say whose a row is; none if nobody asks."""
@@ -245,7 +299,7 @@ class _Creation:
                     columns = (all_as_bound(given.get(name, [None] * chunk.size)) for name in names)
                     found.update(zip(*columns, strict=True))
         except (InvalidValueError, TypeError):
-            for _ in prepared(self._writer.layout, batch):
+            for _ in prepared(self._writer.layout, batch, {}):
                 pass  # raises, with the row's position
             raise
         self._prove(found)

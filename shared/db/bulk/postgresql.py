@@ -25,8 +25,9 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import IntegrityError
 
 from shared.db.bulk.cells import CellColumn, Cells, Layout
+from shared.db.bulk.filling import Filling
 from shared.db.bulk.result import OnConflict
-from shared.db.bulk.writer import Source, Writer
+from shared.db.bulk.writer import Source, Writer, Written, conflict_key
 
 
 @dataclass
@@ -55,8 +56,8 @@ class PostgreSQLWriter(Writer):
         self._stage = self.quote(f"shared_db_stage_{layout.table.name}{tenant}_{_shape(layout)}")
         self._memory: _Memory = connection.info.setdefault("shared_db_bulk", _Memory())
 
-    def write(self, source: Source, changing: list[str]) -> tuple[int, int]:
-        """How many rows were new, and how many there were."""
+    def write(self, source: Source, changing: list[str]) -> Written:
+        """Write a batch."""
         if not self._through_stage and (self.on_conflict == "error" or self.table not in self._memory.colliding):
             rows = CopyStream(source(), self.layout)
             self._unsent.append("SAVEPOINT shared_db_copy")
@@ -68,7 +69,7 @@ class PostgreSQLWriter(Writer):
                 self.run("ROLLBACK TO SAVEPOINT shared_db_copy", "RELEASE SAVEPOINT shared_db_copy")
                 self._memory.colliding.add(self.table)
             else:
-                return rows.count, rows.count
+                return Written(rows.count, rows.count)
         return self._write_staged(source, changing)
 
     def run(self, *statements: str) -> None:
@@ -76,16 +77,62 @@ class PostgreSQLWriter(Writer):
         with self.named_errors(), self.driver.cursor() as cursor:
             cursor.execute(self._with_unsent(*statements))
 
-    def _write_staged(self, source: Source, changing: list[str]) -> tuple[int, int]:
+    def _write_staged(self, source: Source, changing: list[str]) -> Written:
         rows = CopyStream(source(), self.layout)
         self._empty_stage()
         self._copy(self._stage, rows)
-        with self.named_errors(), self.driver.cursor() as cursor:
-            cursor.execute(self._from_stage(changing))
-            new = cursor.fetchone()[0] if cursor.description else cursor.rowcount
+        new = self._ask(self._from_stage(changing))
         if new == rows.count:
             self._memory.colliding.discard(self.table)
-        return new, rows.count
+            return Written(new, new)
+        if self.on_conflict == "fill" and changing:
+            return self._fill(new, rows.count, changing)
+        return Written(new, rows.count, rows.count - new if self.on_conflict == "update" else 0)
+
+    def _fill(self, new: int, count: int, changing: list[str]) -> Written:
+        """Compare the staged rows with the stored ones, those just inserted included, and fill what is NULL there."""
+        filling = Filling(self.layout.table, changing, self.quote, stored="stored", given="given")
+        keys = conflict_key(self.layout.table)
+        same = " AND ".join(f"stored.{name} = given.{name}" for name in map(self.quote, keys))
+        names = ", ".join(f"{self.table}.{self.quote(name)}" for name in changing)
+        key = ", ".join(f"given.{self.quote(name)}" for name in keys)
+        of_key = " AND ".join(f"{self.table}.{name} = given.{name}" for name in map(self.quote, keys))
+        # OFFSET 0 has the server look up each row by its key, whatever it believes of a table without statistics.
+        met = f"given, LATERAL (SELECT {names} FROM {self.table} WHERE {of_key} OFFSET 0) stored"
+        pairs = f"FROM {self._stage} {met}"
+        numbered = f"(SELECT *, row_number() OVER (ORDER BY ctid) - 1 AS shared_db_place FROM {self._stage})"
+        filled = 0
+        with self.named_errors(), self.driver.cursor() as cursor:
+            cursor.execute(
+                f"SELECT count(*) FILTER (WHERE {filling.fills}), count(*) FILTER (WHERE {filling.differs}) {pairs}"
+            )
+            fill, differ = cursor.fetchone()
+            while fill:
+                # One statement changes a row once: the first of those that fill it, and in the next round the next.
+                cursor.execute(
+                    f"UPDATE {self.table} AS stored SET {filling.assignments} FROM (SELECT DISTINCT ON ({key}) given.* "
+                    f"{pairs} WHERE {filling.fills} ORDER BY {key}, given.ctid) given "
+                    f"WHERE {same} AND {filling.fills}"
+                )
+                filled += cursor.rowcount
+                if cursor.rowcount == fill:
+                    break
+                # There are more for the same rows, or somebody else was faster.
+                cursor.execute(f"SELECT count(*) FILTER (WHERE {filling.fills}) {pairs}")
+                (fill,) = cursor.fetchone()
+                differ = True
+            if not differ:
+                return Written(new, count, filled)
+            cursor.execute(
+                f"SELECT shared_db_place, {filling.names} FROM {numbered} {met} WHERE {filling.differs} ORDER BY 1"
+            )
+            return Written(new, count, filled, cursor.fetchall())
+
+    def _ask(self, statement: str) -> int:
+        """How many rows a statement says, or has, written."""
+        with self.named_errors(), self.driver.cursor() as cursor:
+            cursor.execute(statement)
+            return int(cursor.fetchone()[0] if cursor.description else cursor.rowcount)
 
     def _empty_stage(self) -> None:
         self._unsent.append(
@@ -103,7 +150,7 @@ class PostgreSQLWriter(Writer):
         insert = f"INSERT INTO {self.table} ({self.names})"
         if self.on_conflict == "error":
             return f"{insert} SELECT {self.names} FROM {self._stage}"
-        if self.on_conflict == "skip" or not changing:
+        if self.on_conflict in ("skip", "fill") or not changing:
             return f"{insert} SELECT {self.names} FROM {self._stage} ON CONFLICT ({self.key}) DO NOTHING"
         # One statement must not change a row twice: of those with the same key, the last one given. A row that
         # was there before carries the lock of this transaction in xmax; a new one carries nothing.

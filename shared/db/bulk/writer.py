@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Table, UniqueConstraint
 from sqlalchemy.exc import DBAPIError
@@ -17,11 +17,23 @@ from shared.db.driver_errors import named_errors
 Source = Callable[[], Iterable[list[Cells]]]
 
 
+class Written(NamedTuple):
+    """What became of a batch: how many rows were new, how many were given, and how many changed a stored one.
+
+    `differing` has the places (from 0) of rows that contradict what is stored, with the names of the columns.
+    """
+
+    new: int
+    given: int
+    changed: int = 0
+    differing: Sequence[tuple[int, str]] = ()
+
+
 class Writer(ABC):
     """Writes batches of cells to one table.
 
     `source()` gives the batch's chunks of cells anew each time it is called, so that a second attempt needs no copy
-    of the first. `changing` names the columns that a stored row takes from a new one.
+    of the first. `changing` names the columns that a stored row takes from a new one, or in which it is filled.
     """
 
     def __init__(self, connection: Connection, layout: Layout, on_conflict: OnConflict) -> None:
@@ -38,8 +50,8 @@ class Writer(ABC):
         self.driver: Any = driver
 
     @abstractmethod
-    def write(self, source: Source, changing: list[str]) -> tuple[int, int]:
-        """How many rows were new, and how many there were."""
+    def write(self, source: Source, changing: list[str]) -> Written:
+        """Write a batch."""
 
     @abstractmethod
     def run(self, *statements: str) -> None:

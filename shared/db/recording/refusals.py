@@ -1,31 +1,41 @@
-"""What becomes of rows that are not written: kept, told, and said in the log without anything of a row."""
+"""What becomes of rows that are not written, or otherwise than they came: kept, told, and in the log without a value."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from shared.db.bulk import RejectedRow
+from shared.db.bulk import Note, RejectedRow
 from shared.db.bulk.rows import Row
 from shared.db.errors import DeadLettersError, RecorderError, SharedDBError
 from shared.db.recording.dead_letters import DeadLetters
 
 OnError = Callable[[RejectedRow], object]
+OnNote = Callable[[Note], object]
 
 
 class Refusals:
-    """Keeps rows in `dead_letters`, if there are any, and tells `on_error` of each; `name` says in the log whose."""
+    """Keeps rows in `dead_letters`, if there are any, and tells `on_error` of each; `name` says in the log whose.
+
+    `on_note` is told of rows that are written, and otherwise than they came.
+    """
 
     def __init__(
-        self, name: str, dead_letters: DeadLetters | None, on_error: OnError | None, log: logging.Logger
+        self,
+        name: str,
+        dead_letters: DeadLetters | None,
+        on_error: OnError | None,
+        on_note: OnNote | None,
+        log: logging.Logger,
     ) -> None:
         self.callback_errors = 0
         self._name = name
         self._dead_letters = dead_letters
         self._on_error = on_error
+        self._on_note = on_note
         self._log = log
 
     def tell(self, refused: Sequence[RejectedRow]) -> str:
@@ -45,14 +55,26 @@ class Refusals:
         last = refused[-1].reason
         if self._on_error is None:
             return last
-        for row in refused:
+        return self._called("on_error", self._on_error, refused) or last
+
+    def note(self, notes: Sequence[Note], contradicted: int) -> str | None:
+        """Call `on_note`, and say in the log how many rows contradict what is stored; what the callback raised last."""
+        if contradicted:
+            self._log.warning(
+                "%s: %d rows have other values than what is stored, which stays", self._name, contradicted
+            )
+        return None if self._on_note is None else self._called("on_note", self._on_note, notes)
+
+    def _called(self, name: str, callback: Callable[[Any], object], rows: Sequence[Any]) -> str | None:
+        raised = None
+        for row in rows:
             try:
-                self._on_error(row)
+                callback(row)
             except BaseException as error:  # noqa: BLE001 # the caller's code must not end the recorder
-                self._log.error("%s: on_error raised %s%s", self._name, type(error).__name__, _raised_at(error))
+                self._log.error("%s: %s raised %s%s", self._name, name, type(error).__name__, _raised_at(error))
                 self.callback_errors += 1
-                last = f"on_error raised {type(error).__name__}: {error}"
-        return last
+                raised = f"{name} raised {type(error).__name__}: {error}"
+        return raised
 
     def give_up(self, rows: Sequence[Row], first: int, why: str, failure: BaseException | None) -> NoReturn:
         """Keep rows that were not written when the recorder closed, the first of them at position `first`, and say so.

@@ -21,6 +21,12 @@ class RecorderStats:
     """Rows that were new to the database."""
     duplicates: int
     """Rows that were stored already, also by a batch of this recorder whose COMMIT was not answered."""
+    filled: int
+    """Duplicates that knew more of an execution than what was stored, and filled it."""
+    contradicted: int
+    """Duplicates that have another value of an execution than what is stored, which stays; `on_note` is told."""
+    rounded: int
+    """Executions with an amount of more digits than its column keeps; raw_json has them, and `on_note` is told."""
     rejected: int
     """Rows that a rule refused."""
     buffered: int

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from shared.db.bulk import BulkResult, RejectedRow
+from shared.db.bulk import BulkResult, Note, OnConflict, RejectedRow
 from shared.db.bulk.rows import Row
 from shared.db.database import DatabaseFactory
 from shared.db.errors import InvalidValueError, SharedDBError, TenantScopeError, TenantViolation
@@ -34,11 +34,18 @@ _OTHER_FAULTS = (SQLAlchemyError, SharedDBError, OSError, MemoryError, Warning)
 
 @dataclass(frozen=True)
 class Stored:
-    """What became of a batch; the position of a rejected row is its place in the batch."""
+    """What became of a batch; the position of a rejected row, and of a note, is its place in the batch.
+
+    Of the duplicates `filled` brought what a stored row lacked.
+    """
 
     inserted: int = 0
     duplicates: int = 0
     rejected: tuple[RejectedRow, ...] = ()
+    filled: int = 0
+    contradicted: int = 0
+    rounded: int = 0
+    notes: tuple[Note, ...] = ()
 
 
 class Storing:
@@ -73,6 +80,8 @@ class Storing:
         self._db = db
         self._repository = repository
         self._across_users = across_users
+        # One fill comes on several streams, and each knows something else of it. A trade is the same wherever it is from.
+        self._on_conflict: OnConflict = "fill" if model is PrivateExecution else "skip"
         self._watch = SourceWatch() if model is PublicTrade else None
         # The columns that say whose a row is: rows that have them in common are refused or taken together.
         self._owners = [] if ownership is None else sorted(ownership.columns)
@@ -118,23 +127,32 @@ class Storing:
         where = repository.across_users(session) if self._across_users else repository(session)
         if self._watch is not None:
             self._watch.look(session, rows)
-        return where.bulk_create(rows, batch_size=len(rows), **how)
+        return where.bulk_create(rows, on_conflict=self._on_conflict, batch_size=len(rows), **how)
 
     def _session(self) -> AbstractContextManager[Session]:
         return self._db.get_session(user_id=UNSET if self.user_id is None else self.user_id)
 
 
 def _stored(result: BulkResult) -> Stored:
-    return Stored(result.inserted, result.skipped, result.errors)
+    return Stored(
+        result.inserted,
+        result.skipped + result.updated,
+        result.errors,
+        result.updated,
+        result.contradicted,
+        result.rounded,
+        result.notes,
+    )
 
 
 def _joined(parts: Sequence[Stored], starts: Sequence[int]) -> Stored:
+    placed = list(zip(parts, starts, strict=True))
     return Stored(
         sum(part.inserted for part in parts),
         sum(part.duplicates for part in parts),
-        tuple(
-            RejectedRow(start + row.position, row.reason, row.row)
-            for part, start in zip(parts, starts, strict=True)
-            for row in part.rejected
-        ),
+        tuple(row._replace(position=start + row.position) for part, start in placed for row in part.rejected),
+        sum(part.filled for part in parts),
+        sum(part.contradicted for part in parts),
+        sum(part.rounded for part in parts),
+        tuple(note._replace(position=start + note.position) for part, start in placed for note in part.notes),
     )
