@@ -20,6 +20,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from shared.db import DatabaseFactory, PrivateExecution, PrivateExecutionRepository, PublicTrade, PublicTradeRepository
 from shared.db.benchmarks.data import Rows
+from shared.db.bulk import OnConflict
 from shared.db.bulk.instants import instant_texts
 
 Batches = list[Rows]
@@ -46,14 +47,14 @@ def bulk_trades(url: URL) -> Way:
     return write
 
 
-def bulk_executions(url: URL) -> Way:
+def bulk_executions(url: URL, on_conflict: OnConflict = "skip") -> Way:
     """Our own bulk_create, a session and a commit for each batch."""
     db = DatabaseFactory(url)
 
     def write(batches: Batches) -> None:
         for batch in batches:
             with db.get_session() as session:
-                PrivateExecutionRepository.across_users(session).bulk_create(batch)
+                PrivateExecutionRepository.across_users(session).bulk_create(batch, on_conflict=on_conflict)
 
     return write
 

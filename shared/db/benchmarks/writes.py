@@ -154,6 +154,33 @@ def executions(here: Place) -> None:
     )
 
 
+def filling(here: Place) -> None:
+    """`on_conflict="fill"` beside skip and update: new executions, the same ones again, and what completes others."""
+    rounds = max(here.rounds, 15)
+    stream = ExecutionStream(_RUN, _ACCOUNT)
+    known = [stream.take(1_000) for _ in range(5)]
+    unknown = dict.fromkeys(("order_link_id", "exec_fee", "closed_pnl", "raw_json"))
+    loads: dict[str, Callable[[int], list[Rows]]] = {
+        "new executions": lambda number: [stream.take(1_000) for _ in range(5)],
+        "executions that are stored": lambda number: known,
+        "executions of both streams": lambda number: [
+            rows
+            for whole in (stream.take(1_000) for _ in range(3))
+            for rows in ([row | unknown for row in whole], whole)
+        ],
+    }
+    for database, new in (("PostgreSQL", here.new_postgresql), ("SQLite file", here.new_sqlite)):
+        for name, load in loads.items():
+            compare(
+                f"{name.capitalize()}, {database}",
+                [Contender(way, ways.bulk_executions(_with_run(new()), way)) for way in ("skip", "update", "fill")],
+                load,
+                rounds,
+                count=sum(map(len, load(0))),
+                goals=[Goal("fill", 1, "update") if "both" in name else Goal("fill", 1 / 1.15, "skip")],
+            )
+
+
 def memory(here: Place) -> None:
     """Extra memory of one call at its peak, in a new process, above the rows that the caller holds."""
     reached = [
@@ -214,5 +241,6 @@ BENCHMARKS = {
     "duplicates-postgresql": duplicates_postgresql,
     "trades-sqlite": trades_sqlite,
     "executions": executions,
+    "filling": filling,
     "memory": memory,
 }

@@ -120,8 +120,8 @@ class PostgreSQLWriter(Writer):
                 # There are more for the same rows, or somebody else was faster.
                 cursor.execute(f"SELECT count(*) FILTER (WHERE {filling.fills}) {pairs}")
                 (fill,) = cursor.fetchone()
-                differ = True
-            if not differ:
+            # Whoever was faster may have filled what these rows contradict.
+            if not (differ or filled):
                 return Written(new, count, filled)
             cursor.execute(
                 f"SELECT shared_db_place, {filling.names} FROM {numbered} {met} WHERE {filling.differs} ORDER BY 1"

@@ -1,4 +1,4 @@
-"""What becomes of rows that are not written, or otherwise than they came: kept, told, and in the log without a value."""
+"""What becomes of rows that are not written, or otherwise than they came: kept, told, logged without a value."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class Storing:
         self._db = db
         self._repository = repository
         self._across_users = across_users
-        # One fill comes on several streams, and each knows something else of it. A trade is the same wherever it is from.
+        # One fill comes on several streams, each of which knows something else of it. A trade is the same everywhere.
         self._on_conflict: OnConflict = "fill" if model is PrivateExecution else "skip"
         self._watch = SourceWatch() if model is PublicTrade else None
         # The columns that say whose a row is: rows that have them in common are refused or taken together.

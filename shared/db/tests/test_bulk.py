@@ -914,8 +914,9 @@ def test_an_upsert_cannot_take_over_another_users_row(fleet: DatabaseFactory, wa
     }
     with opened as session:
         guard = RunRepository(session, **who)._guard("ann")
-        with pytest.raises(TenantViolation):
-            bulk_create(session, Run, [mine], on_conflict="update", guard=guard)
+        for changing in ("update", "fill"):
+            with pytest.raises(TenantViolation):
+                bulk_create(session, Run, [mine], on_conflict=changing, guard=guard)
         assert bulk_create(session, Run, [mine], guard=guard) == BulkResult(skipped=1)
     with fleet.get_session() as session:
         run = session.get(Run, "run-bob")

@@ -321,7 +321,7 @@ def _bulk_create_misplaced_rows(session: Session, world: World, rng: Random) -> 
     model, values = _misplaced(world, rng)
     rows = [world.new(model, rng), values]
     options: dict[str, Any] = {
-        "on_conflict": rng.choice(["skip", "error", *(["update"] if model is PrivateExecution else [])]),
+        "on_conflict": rng.choice(["skip", "error", *(["update", "fill"] if model is PrivateExecution else [])]),
         "errors": rng.choice(["raise", "collect"]),
         "batch_size": rng.choice([1, 5000]),
     }
@@ -334,7 +334,7 @@ def _bulk_create_misplaced_rows(session: Session, world: World, rng: Random) -> 
 @_attack(clean=True)
 def _bulk_upsert_a_foreign_row(session: Session, world: World, rng: Random) -> None:
     values = world.new(Run, rng) | {"run_id": world.a_foreign(Run, rng)}
-    bulk_create(session, Run, [values], on_conflict="update")
+    bulk_create(session, Run, [values], on_conflict=rng.choice(["update", "fill"]))
 
 
 @_attack(clean=True)
