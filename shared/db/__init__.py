@@ -1,6 +1,6 @@
 """`shared.db`: the multi-tenant data layer of a fleet of grid bots, on SQLite and PostgreSQL."""
 
-from shared.db.bulk import BulkResult, RejectedRow
+from shared.db.bulk import BulkResult, RejectedRow, RowNote
 from shared.db.bulk.gaps import Gap, RunCoverage
 from shared.db.bulk.ranges import ExecutionRow, TradeRow, cursor_of
 from shared.db.bulk.summaries import Candle, Coverage, RunTotals
@@ -192,6 +192,7 @@ __all__ = [
     "Reference",
     "RejectedRow",
     "RowNotFoundError",
+    "RowNote",
     "RowSecurityError",
     "RowSecurityStatus",
     "Run",

@@ -92,7 +92,7 @@ class Recorder:
     `position` counts the rows that this recorder wrote or refused, from 0.
 
     Executions are written with `on_conflict="fill"`: what a later message of a fill knows goes into what is NULL.
-    `on_note` is called likewise, with a `Note`, for one that contradicts what is stored, which stays, and for one
+    `on_note` is called likewise, with a `RowNote`, for one that contradicts what is stored, which stays, and for one
     whose amounts have more digits than their columns.
 
     Use it as a context manager, `with` or `async with`, which closes it.

@@ -5,7 +5,7 @@ checks and defaults apply, and the rows written are not in the session afterward
 """
 
 from shared.db.bulk.create import BATCH_SIZE, bulk_create
-from shared.db.bulk.result import BulkResult, Note, OnBadRow, OnConflict, RejectedRow
+from shared.db.bulk.result import BulkResult, OnBadRow, OnConflict, RejectedRow, RowNote
 from shared.db.bulk.update import bulk_update
 
-__all__ = ["BATCH_SIZE", "BulkResult", "Note", "OnBadRow", "OnConflict", "RejectedRow", "bulk_create", "bulk_update"]
+__all__ = ["BATCH_SIZE", "BulkResult", "OnBadRow", "OnConflict", "RejectedRow", "RowNote", "bulk_create", "bulk_update"]

@@ -14,7 +14,7 @@ from sqlalchemy.pool import StaticPool
 from shared.db.audit import record_bulk
 from shared.db.bulk.cells import Cells, Rounded, cells_of_row, layout_of, prepared
 from shared.db.bulk.postgresql import PostgreSQLWriter
-from shared.db.bulk.result import NOTES, BulkResult, Note, OnBadRow, OnConflict, RejectedRow
+from shared.db.bulk.result import NOTES, BulkResult, OnBadRow, OnConflict, RejectedRow, RowNote
 from shared.db.bulk.rows import CHUNK, Batch, Row, batches, mapping_of
 from shared.db.bulk.sqlite import SQLiteWriter
 from shared.db.bulk.writer import Writer, conflict_key
@@ -137,7 +137,7 @@ class _Creation:
         self._rejected: list[RejectedRow] = []
         self._rounded = 0
         self._rounded_now: Rounded = {}  # of the batch at hand
-        self._notes: list[Note] = []
+        self._notes: list[RowNote] = []
 
     def open(self, first: Batch) -> Writer:
         """Make the writer, for rows that are numbered as those of the first batch are."""
@@ -218,7 +218,7 @@ class _Creation:
         self._notes = sorted(self._notes, key=lambda note: note.position)[:NOTES]
 
     def _note(self, batch: Batch, index: int, text: str) -> None:
-        self._notes.append(Note(batch.position + index, text, batch.row(index)))
+        self._notes.append(RowNote(batch.position + index, text, batch.row(index)))
 
     def _changing(self, batch: Batch) -> list[str]:
         """The columns that a stored row takes over: those that the rows name, and what changes with every update.

@@ -20,7 +20,7 @@ class RejectedRow(NamedTuple):
     row: Any
 
 
-class Note(NamedTuple):
+class RowNote(NamedTuple):
     """A row that is stored otherwise than it was given: its position (from 0), in what, and the row itself."""
 
     position: int
@@ -45,4 +45,4 @@ class BulkResult:
     errors: tuple[RejectedRow, ...] = ()
     contradicted: int = 0
     rounded: int = 0
-    notes: tuple[Note, ...] = ()
+    notes: tuple[RowNote, ...] = ()

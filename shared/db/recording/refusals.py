@@ -8,13 +8,13 @@ from typing import Any, NoReturn
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from shared.db.bulk import Note, RejectedRow
+from shared.db.bulk import RejectedRow, RowNote
 from shared.db.bulk.rows import Row
 from shared.db.errors import DeadLettersError, RecorderError, SharedDBError
 from shared.db.recording.dead_letters import DeadLetters
 
 OnError = Callable[[RejectedRow], object]
-OnNote = Callable[[Note], object]
+OnNote = Callable[[RowNote], object]
 
 
 class Refusals:
@@ -57,7 +57,7 @@ class Refusals:
             return last
         return self._called("on_error", self._on_error, refused) or last
 
-    def note(self, notes: Sequence[Note], contradicted: int) -> str | None:
+    def note(self, notes: Sequence[RowNote], contradicted: int) -> str | None:
         """Call `on_note`, and say in the log how many rows contradict what is stored; what the callback raised last."""
         if contradicted:
             self._log.warning(

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from shared.db.bulk import BulkResult, Note, OnConflict, RejectedRow
+from shared.db.bulk import BulkResult, OnConflict, RejectedRow, RowNote
 from shared.db.bulk.rows import Row
 from shared.db.database import DatabaseFactory
 from shared.db.errors import InvalidValueError, SharedDBError, TenantScopeError, TenantViolation
@@ -45,7 +45,7 @@ class Stored:
     filled: int = 0
     contradicted: int = 0
     rounded: int = 0
-    notes: tuple[Note, ...] = ()
+    notes: tuple[RowNote, ...] = ()
 
 
 class Storing:

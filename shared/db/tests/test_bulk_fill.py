@@ -24,7 +24,7 @@ from shared.db import (
     parse_execution_list,
     parse_executions,
 )
-from shared.db.bulk import BulkResult, Note, bulk_create
+from shared.db.bulk import BulkResult, RowNote, bulk_create
 from shared.db.tests.bybit_samples import execution_entry, execution_message, rest_answer
 from shared.db.tests.support import (
     execution_values,
@@ -234,7 +234,7 @@ def test_digits_that_a_column_cannot_hold(db: DatabaseFactory, ann: Run) -> None
             result = create([execution_values(ann, 0), execution_values(ann, 1, **given)], on_conflict="fill")
             assert (counts(result), result.rounded) == ((2, 0, 0, 0) if times == 1 else (0, 0, 2, 0), 1)
             (note,) = result.notes
-            assert isinstance(note, Note)
+            assert isinstance(note, RowNote)
             assert note.position == 1
             assert "exec_price 0.000009461 is stored as 0.00000946" in note.text
             assert "closed_pnl 1E-9 is stored as NULL" in note.text
