@@ -8,6 +8,8 @@ SQLite also has locks for the threads of a process. One that another thread hold
 go in the child, and whoever asks for it there waits for good, in whatever file. So a fork waits until no other thread
 is inside SQLite and keeps them out for its moment; if that takes too long, the child is refused SQLite by name.
 
+SQLAlchemy counts sessions, loads and cursors under locks of its own, for an instant each; the child gets new ones.
+
 A fork by a C library (uWSGI) calls none of Python's hooks, so whoever takes a connection compares the process's number.
 """
 
@@ -16,6 +18,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sqlite3
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +26,9 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from sqlalchemy import Engine, event
+from sqlalchemy.dialects.postgresql import _psycopg_common
+from sqlalchemy.orm import loading
+from sqlalchemy.orm import session as orm_session
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 
 from shared.db.errors import ForkError
@@ -47,6 +53,11 @@ _also_in_child: list[Callable[[], None]] = []
 _process = os.getpid()
 # One lock a process: in a child that a C library forked, an older one may be held by a thread that is not there.
 _noticing: dict[int, threading.Lock] = {}
+
+# There is no public way to these; a test notices when one of them is another thing.
+_COUNTERS = (orm_session._new_sessionid, loading._new_runid, _psycopg_common._server_side_id)
+_MAPPING: Any = sys.modules["sqlalchemy.orm.mapper"]  # the package has a function in this name's place
+_LOCK = type(threading.Lock())
 
 # Who is inside SQLite: a token for each use, with its thread.
 _inside: dict[object, int] = {}
@@ -196,6 +207,11 @@ def _after_fork_in_child() -> None:
     _locks_are_lost = _locks_are_lost or _others_are_inside()
     _inside.clear()
     _forking, _turn, _somebody_left = None, threading.RLock(), threading.Condition()
+    for counter in _COUNTERS:
+        for cell in counter.__closure__ or ():
+            if isinstance(cell.cell_contents, _LOCK):
+                cell.cell_contents = threading.Lock()
+    _MAPPING._CONFIGURE_MUTEX = threading.RLock()
     for record in _living(_records):
         if record.dbapi_connection is not None:
             if _FILE in record.info:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import sys
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import URL, event, select, text
+from sqlalchemy import URL, Column, MetaData, Table, event, select, text
+from sqlalchemy.dialects.postgresql import _psycopg_common
+from sqlalchemy.orm import loading, registry
+from sqlalchemy.orm import session as orm_session
 
 from shared.db import DatabaseFactory, ForkError, PublicTrade, Recorder, User, forking
 from shared.db.tests.support import backend_of, in_children, trade_values, usernames, usernames_elsewhere
@@ -212,6 +217,46 @@ def test_a_child_is_refused_sqlite_if_another_thread_stayed_inside(
             thread.join()
         assert others == [first, first]
         assert usernames(db) == []
+
+
+def test_a_child_does_not_wait_for_a_lock_of_sqlalchemys(lasting: DatabaseFactory) -> None:
+    """One that another thread held at the fork, while it counted sessions, loads or cursors, or mapped a class."""
+    with lasting.get_session() as session:
+        session.add(User(username="alice"))
+    held: list[Any] = [sys.modules["sqlalchemy.orm.mapper"].__dict__["_CONFIGURE_MUTEX"]]
+    for counter in (orm_session._new_sessionid, loading._new_runid, _psycopg_common._server_side_id):
+        held += [cell.cell_contents for cell in counter.__closure__ or () if hasattr(cell.cell_contents, "acquire")]
+    assert len(held) == 4
+    begun, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with ExitStack() as stack:
+            for lock in held:
+                stack.enter_context(lock)
+            begun.set()
+            over.wait(60)
+
+    def child(number: int) -> list[str]:
+        found: list[str] = []
+
+        def work() -> None:
+            registry().map_imperatively(type("Late", (), {}), Table("late", MetaData(), Column("id", primary_key=True)))
+            with lasting.get_session(read_only=True) as session:
+                found.extend(user.username for user in session.scalars(select(User).execution_options(yield_per=1)))
+
+        asking = threading.Thread(target=work, daemon=True)
+        asking.start()
+        asking.join(20)
+        return found
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        assert begun.wait(30)
+        assert in_children(1, child) == [["alice"]]
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_a_fork_by_a_c_library_is_noticed_at_the_next_connection(lasting: DatabaseFactory) -> None:
