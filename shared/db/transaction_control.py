@@ -3,7 +3,7 @@
 A COMMIT or ROLLBACK in raw SQL is unknown to SQLAlchemy and to the driver: what follows it commits by itself, statement
 by statement, an exception undoes nothing, and of a user's session under PostgreSQL's policies nothing is confined any
 more. So each text is refused that holds one; and whatever ended a transaction all the same is noticed with the next
-statement, without asking the server.
+raw statement, without asking the server.
 """
 
 from __future__ import annotations
@@ -99,6 +99,11 @@ def _control(words: list[str]) -> str | None:
     return first if first in _WORDS or first in _WORDS_OF_SAVEPOINTS else None
 
 
+def is_raw(context: ExecutionContext) -> bool:
+    """Whether a statement is text, or holds some; what is made of constructs alone the compiler of `tenancy/` marks."""
+    return context.compiled is None or bool(getattr(context.compiled, "passed_raw_sql", True))
+
+
 def watch(engine: Engine) -> None:
     """Have an engine refuse and notice what the module says."""
     event.listen(engine, "before_cursor_execute", _refuse)
@@ -108,6 +113,8 @@ def watch(engine: Engine) -> None:
 def _refuse(
     connection: Connection, cursor: Any, statement: str, parameters: Any, context: ExecutionContext, executemany: bool
 ) -> None:
+    if ";" not in statement and not _SUSPECT.match(statement):
+        return
     # Outside of a transaction it is the one that begins it.
     if connection.get_transaction() is None or getattr(cursor.connection, "autocommit", False) is True:
         return
@@ -120,6 +127,8 @@ def _refuse(
 def _make_sure(
     connection: Connection, cursor: Any, statement: str, parameters: Any, context: ExecutionContext, executemany: bool
 ) -> None:
+    if not is_raw(context) or connection.get_transaction() is None:
+        return
     driver: Any = connection.connection.dbapi_connection
     over = transaction_status(driver) is TransactionStatus.NONE
     if over and not isinstance(driver, sqlite3.Connection):
@@ -127,7 +136,7 @@ def _make_sure(
     elif over:
         # On the one connection of an in-memory database another session may have ended the transaction.
         over = not isinstance(connection.engine.pool, StaticPool)
-    if over and connection.get_transaction() is not None:
+    if over:
         raise TransactionControlError("something in this statement")
 
 
@@ -136,7 +145,8 @@ class Cursor(psycopg2.extensions.cursor):
 
     def execute(self, query: Any, vars: Any = None) -> None:
         """As the driver's; `TransactionControlError` for a COMMIT or the like."""
-        self._look_at(query)
+        if not isinstance(query, str) or ";" in query or _SUSPECT.match(query):
+            self._look_at(query)
         super().execute(query, vars)
 
     def executemany(self, query: Any, vars_list: Any) -> None:

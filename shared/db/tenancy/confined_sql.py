@@ -13,6 +13,7 @@ statement that is not itself an ORM one (LIMIT, CASE, window functions, ON, VALU
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property, lru_cache
 from typing import Any, Final
@@ -55,8 +56,8 @@ _TENANT_REQUIRED = (
     "db.get_session(user_id=...), or for a tool a DatabaseFactory whose settings have require_tenant=False"
 )
 
-# count(*), EXISTS (SELECT 1 ...): what SQLAlchemy itself writes as a literal column.
-_HARMLESS_LITERALS = frozenset({"*", "1"})
+# count(*), EXISTS (SELECT 1 ...): what SQLAlchemy, and the guard, write as a literal column.
+_HARMLESS_LITERAL = re.compile(r"\*|[0-9]+")
 
 LASTING: Final = "shared_db_lasting"
 """Execution option of a statement that is made once, without values, and asked again and again."""
@@ -375,7 +376,7 @@ class ConfinedCompiler(_Untyped):  # type: ignore[misc] # SQLAlchemy's compilers
 
     def visit_column(self, column: Any, *args: Any, **options: Any) -> Any:
         """Literal columns are raw SQL."""
-        if column.is_literal and column.name not in _HARMLESS_LITERALS:
+        if column.is_literal and not _HARMLESS_LITERAL.fullmatch(column.name):
             self.refuse("literal_column()")
         return super().visit_column(column, *args, **options)
 

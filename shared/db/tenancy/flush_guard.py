@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import Dialect, inspect, select
@@ -14,6 +16,9 @@ from sqlalchemy.sql.selectable import SelectBase
 from shared.db.tables import ownership_of, primary_key
 from shared.db.tenancy.confined_sql import Confinement
 from shared.db.tenancy.guard import OwnershipGuard, as_bound, column_values, written_values
+
+# What most attributes hold, and no expression is.
+_PLAIN = frozenset({type(None), str, int, float, bool, Decimal, datetime, bytes})
 
 
 def check_identity(guard: OwnershipGuard, state: InstanceState[Any]) -> None:
@@ -49,6 +54,8 @@ def expressions(state: InstanceState[Any]) -> Iterator[tuple[str, ClauseElement]
     """The attributes that the flush would write out as SQL, by name."""
     for name in state.dict if state.identity is None else state.committed_state:
         value: Any = state.dict.get(name)
+        if type(value) in _PLAIN:
+            continue
         expression = value.__clause_element__() if hasattr(value, "__clause_element__") else value
         if isinstance(expression, ClauseElement):
             yield name, expression

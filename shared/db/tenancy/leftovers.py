@@ -20,7 +20,7 @@ from sqlalchemy.engine.interfaces import ExecutionContext
 from shared.db.driver_errors import named_errors
 from shared.db.errors import TenantViolation, TransactionControlError
 from shared.db.tenancy.row_security import ADOPTED
-from shared.db.transaction_control import statements
+from shared.db.transaction_control import is_raw, statements
 
 _SOILED = "shared_db_raw_sql"
 # DISCARD ALL in pieces: it may not stand in a transaction. The driver itself asks for the date style, when it connects.
@@ -46,17 +46,16 @@ def soil(connection: Connection) -> None:
 def _note(
     connection: Connection, cursor: Any, statement: str, parameters: Any, context: ExecutionContext, executemany: bool
 ) -> None:
-    user_id = connection.info.get(ADOPTED)
+    # What the compiler made of plain constructs leaves nothing behind, and confines itself.
+    user_id = connection.info.get(ADOPTED) if is_raw(context) else None
     if user_id is None:
         return
     if cursor.connection.get_transaction_status() == TRANSACTION_STATUS_IDLE:
-        # With the transaction the role has gone, and the next statement would run as the login.
+        # With the transaction the role has gone, and the statement would run as the login.
         raise TransactionControlError("something before this statement")
-    # What the compiler made of plain constructs leaves nothing behind; anything else is raw SQL.
-    if context.compiled is None or getattr(context.compiled, "passed_raw_sql", True):
-        soil(connection)
-        if any(words[:1] == ["LOCK"] for words in statements(statement)):
-            raise TenantViolation("LOCK TABLE", "a table", user_id, "every user's sessions would wait for this one")
+    soil(connection)
+    if any(words[:1] == ["LOCK"] for words in statements(statement)):
+        raise TenantViolation("LOCK TABLE", "a table", user_id, "every user's sessions would wait for this one")
 
 
 def _sweep(connection: Connection) -> None:

@@ -31,6 +31,8 @@ PRIVILEGES: Final = ("SELECT", "INSERT", "UPDATE", "DELETE")
 _CURRENT_USER = "(SELECT current_setting('shared_db.user_id', true))"
 ADOPTED: Final = "shared_db_user_id"
 """Where a connection's `info` has the user for whom it adopted the role, until it goes back to the pool."""
+# Where an engine's dialect has the name of the tables' schema, quoted: it is asked for once.
+_SCHEMA = "shared_db_schema"
 # How long the tables of a busy fleet are waited for, and how long others may have to wait meanwhile (seconds).
 _PATIENCE = 30.0
 _TURN = 0.2
@@ -120,8 +122,15 @@ def adopt(connection: Connection, role: str, user_id: str) -> bool:
     try:
         # By the driver itself: each transaction of each user begins with it, and SQLAlchemy would double its time.
         with named_errors(connection), closing(connection.connection.cursor()) as cursor:
+            if not hasattr(connection.dialect, _SCHEMA):
+                cursor.execute("SELECT quote_ident(current_schema())")
+                ((schema,),) = cursor.fetchall()
+                if schema is None:
+                    return False
+                setattr(connection.dialect, _SCHEMA, schema)
             owned = tuple(model for model, entry in OWNERSHIP.items() if entry is not None)
-            cursor.execute(_adoption(owned), {"role": role, "user_id": user_id})
+            statement = _adoption(getattr(connection.dialect, _SCHEMA), owned)
+            cursor.execute(statement, {"role": role, "user_id": user_id})
             ((confined,),) = cursor.fetchall()
     except DBAPIError as error:
         if not isinstance(error.orig, (psycopg2.errors.InsufficientPrivilege, psycopg2.errors.InvalidParameterValue)):
@@ -156,7 +165,7 @@ _ADOPT_UNASKED = "SELECT set_config('role', %(role)s, true), set_config('shared_
 
 
 @lru_cache(maxsize=8)
-def _adoption(owned: tuple[type[Any], ...]) -> str:
+def _adoption(schema: str, owned: tuple[type[Any], ...]) -> str:
     """The statement that adopts the role, and asks for the policies of the tables that hold users' rows."""
     # Evaluated from left to right: whether the policies hold is asked as the role they are for, and by the full name,
     # since a temporary table of the same name would come first.
@@ -165,10 +174,10 @@ def _adoption(owned: tuple[type[Any], ...]) -> str:
         "set_config('shared_db.user_id', %(user_id)s, true) IS NOT NULL",
     ]
     for model in owned:
-        table = f"to_regclass(quote_ident(current_schema()) || '.{_quoted(model.__tablename__)}')"
+        name = f"{schema}.{_quoted(model.__tablename__)}".replace("'", "''").replace("%", "%%")
         # An optional table need not be there, and may have come since this process began.
-        absent = f"{table} IS NULL OR " if issubclass(model, OptionalBase) else ""
-        conditions.append(f"({absent}coalesce(row_security_active({table}), false))")
+        absent = "true" if issubclass(model, OptionalBase) else "false"
+        conditions.append(f"coalesce(row_security_active(to_regclass('{name}')), {absent})")
     return " AND ".join(conditions)
 
 

@@ -15,12 +15,14 @@ from shared.db import (
     ApiCredentialRepository,
     DatabaseFactory,
     PrivateExecution,
+    PrivateExecutionRepository,
     Run,
+    RunRepository,
     TransactionControlError,
-    User,
     UserSession,
 )
-from shared.db.tests.support import run_on_server
+from shared.db.tests.fleet import run_values
+from shared.db.tests.support import execution_values, run_on_server
 
 # What outlives a transaction, as the next session on the same connection would find it.
 STATE = text(
@@ -170,9 +172,13 @@ def test_what_leaves_nothing_is_not_swept(policed_fleet: DatabaseFactory) -> Non
         connection.execute(text("PREPARE canary AS SELECT 1"))
         connection.commit()
     with policed_fleet.get_session(user_id="bob") as session:
-        session.add(User(user_id="bob", username="x"))
-        session.expunge_all()
-        assert session.scalars(select(Run.run_id)).all() == ["run-bob"]
+        session.add(Run(run_id="run-2", **run_values("bob")))
+        session.flush()
+        executions = PrivateExecutionRepository(session)
+        run = Run(run_id="run-2", account_id="acc-bob")
+        assert executions.bulk_create([execution_values(run)] * 2).inserted == 1
+        assert len(list(executions.iter_run_range("run-2"))) == executions.totals("run-2").count == 1
+        assert RunRepository(session).finish("run-2")
         with session.begin_nested():
             session.get_one(Run, "run-bob").gridcore_version = "2"
     assert ("prepared", "PREPARE canary AS SELECT 1") in _state(policed_fleet)

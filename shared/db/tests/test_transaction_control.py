@@ -147,7 +147,7 @@ def test_nothing_stays_of_a_session_whose_text_would_commit(db: DatabaseFactory)
 
 
 def test_a_transaction_that_ended_all_the_same_is_noticed(lasting: DatabaseFactory) -> None:
-    """By the next statement, from what the driver knows, when somebody ended it behind SQLAlchemy's back."""
+    """By the next raw statement, from what the driver knows, when somebody ended it behind SQLAlchemy's back."""
 
     def behind_its_back(session: Session) -> None:
         driver: Any = session.connection().connection.dbapi_connection
@@ -162,7 +162,7 @@ def test_a_transaction_that_ended_all_the_same_is_noticed(lasting: DatabaseFacto
             session.add(User(username="stored"))
             session.flush()
             behind_its_back(session)
-            session.scalars(select(User.username)).all()
+            session.execute(text("SELECT username FROM users"))
 
     with pytest.raises(TransactionControlError, match="something"):
         write()
