@@ -1,5 +1,6 @@
 """`shared.db`: the multi-tenant data layer of a fleet of grid bots, on SQLite and PostgreSQL."""
 
+import shared.db.starting  # noqa: F401 # first, since all that comes after takes its time to load
 from shared.db.bulk import BulkResult, RejectedRow, RowNote
 from shared.db.bulk.gaps import Gap, RunCoverage
 from shared.db.bulk.ranges import ExecutionRow, TradeRow, cursor_of

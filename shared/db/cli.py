@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import shared.db.commands.backup as backup
 import shared.db.commands.copy_database as copy_database
@@ -21,6 +22,7 @@ import shared.db.commands.status as status
 import shared.db.init_db as init_db
 from shared.db.database import DatabaseFactory
 from shared.db.encryption import generate_entry
+from shared.db.operations.interruption import interruptible, noted_signals
 from shared.db.operations.key_rotation import rotate_keys
 from shared.db.operations.progress import WHOLE, Progress
 
@@ -45,18 +47,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = options.run(options)
         return code
 
-    try:
-        return init_db.report_failure("shared.db", run)
-    except KeyboardInterrupt:
-        print("shared.db: interrupted", file=sys.stderr)
-        return row_files.INTERRUPTED
+    return init_db.report_failure("shared.db", run, ends_process=arguments is None)
 
 
 def _row_security(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     parser.add_argument("action", choices=("enable", "disable", "status"))
 
     def run(options: argparse.Namespace) -> int:
-        with DatabaseFactory(init_db.settings_from_arguments(options)) as db:
+        changing = options.action != "status"
+        state = "the policies are all in force or none is; run: python -m shared.db row-security status"
+        with (
+            interruptible(state) if changing else nullcontext(),
+            DatabaseFactory(init_db.settings_from_arguments(options)) as db,
+        ):
             if options.action == "enable":
                 db.enable_row_security()
             elif options.action == "disable":
@@ -82,14 +85,21 @@ def _keys(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int
             return 0
         with (
             DatabaseFactory(init_db.settings_from_arguments(options)) as db,
+            noted_signals("what was sealed stays sealed; run the same command again to go on") as stop,
             Progress("sealing", WHOLE) as progress,
         ):
             rotation = rotate_keys(
-                db, options.batch, lambda done, total: progress.update(WHOLE * done // max(total, 1), done)
+                db, options.batch, lambda done, total: progress.update(WHOLE * done // max(total, 1), done), stop
             )
         print(f"sealed {rotation.sealed} API secrets")
         for key_id, count in sorted(rotation.by_key_id.items()):
             print(f"  {key_id}: {count}")
+        if not rotation.finished:
+            print(
+                f"shared.db: interrupted; {rotation.sealed} secrets were sealed, run the same command again to go on",
+                file=sys.stderr,
+            )
+            return init_db.EXIT_INTERRUPTED
         return 0
 
     return run

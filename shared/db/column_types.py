@@ -36,6 +36,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import ColumnElement, FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
+from shared.db.driver_errors import note_damage
 from shared.db.errors import DatabaseCorruptError, InvalidValueError
 from shared.db.tracked_json import as_read, as_stored
 
@@ -550,7 +551,11 @@ class _ExactSum:
     def step(self, value: float | None) -> None:
         """Add one stored value."""
         if value is not None:
-            self._units = (self._units or 0) + money_units(value)
+            try:
+                self._units = (self._units or 0) + money_units(value)
+            except (ArithmeticError, TypeError, ValueError):
+                note_damage()
+                raise
 
     def finalize(self) -> str | None:
         """The sum as text, which keeps every digit."""

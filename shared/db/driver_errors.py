@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -85,8 +86,12 @@ _OTHER_FAILURES: tuple[tuple[tuple[type[Exception], ...], type[DatabaseFailure]]
     ((sqlite3.NotSupportedError, psycopg2.NotSupportedError), UnsupportedError),
     ((sqlite3.ProgrammingError, psycopg2.ProgrammingError), StatementRefusedError),
 )
-# Text that is no UTF-8, and no number in an exact sum: nothing of this library can have stored them.
-_NO_VALUES_OF_OURS = ("Could not decode to UTF-8", "user-defined aggregate's 'step' method raised error")
+# Text that is no UTF-8: nothing of this library can have stored it.
+_NO_TEXT_OF_OURS = "Could not decode to UTF-8"
+# An exact sum is a function of ours, of whose failure SQLite tells nothing else. It failed since a value is no number,
+# which `note_damage` was told, or since Ctrl-C came while it ran.
+_AGGREGATE_FAILED = "user-defined aggregate's"
+_found = threading.local()
 # Of stored text that is no UTF-8 it quotes all: 'column 'api_secret' with text '...''.
 _UNDECODABLE = re.compile(r"(Could not decode to UTF-8 column '\w+') with text .*", re.DOTALL)
 # What these say of a value they say after a colon: invalid input syntax for type integer: "...".
@@ -123,10 +128,27 @@ def typed_failure(
     return None if kind is None else kind(driver_error, statement, connection_lost)
 
 
+def note_damage() -> None:
+    """Say of a function that SQLite calls that it fails because of a stored value, before it raises."""
+    _found.damage = True
+
+
+def is_interruption(driver_error: BaseException | None) -> bool:
+    """Whether a signal's handler raised in a function that SQLite called, which says only that the function failed."""
+    failed = isinstance(driver_error, sqlite3.Error) and str(driver_error).startswith(_AGGREGATE_FAILED)
+    return failed and not getattr(_found, "damage", False)
+
+
+def _damage_was_noted() -> bool:
+    noted, _found.damage = getattr(_found, "damage", False), False
+    return noted
+
+
 def _kind_of(driver_error: BaseException) -> type[DatabaseFailure] | None:
     if isinstance(driver_error, sqlite3.Error):
         code, table = getattr(driver_error, "sqlite_errorname", None) or "", _SQLITE_FAILURES
-        if str(driver_error).startswith(_NO_VALUES_OF_OURS):
+        said = str(driver_error)
+        if said.startswith(_NO_TEXT_OF_OURS) or (said.startswith(_AGGREGATE_FAILED) and _damage_was_noted()):
             return DatabaseCorruptError
     elif isinstance(driver_error, psycopg2.Error):
         code, table = driver_error.pgcode or "", _POSTGRESQL_FAILURES

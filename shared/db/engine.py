@@ -22,7 +22,7 @@ from shared.db import database_file, forking, round_trips, transaction_control, 
 from shared.db.bulk import sql_functions
 from shared.db.column_types import register_sqlite_functions
 from shared.db.database_url import is_secret
-from shared.db.driver_errors import hide_row, named_errors, typed_failure
+from shared.db.driver_errors import hide_row, is_interruption, named_errors, typed_failure
 from shared.db.errors import PermissionDeniedError, PoolExhaustedError, ServerReadOnlyError
 from shared.db.hidden import HiddenText
 from shared.db.settings import DatabaseSettings
@@ -253,6 +253,8 @@ def _name_failure(context: ExceptionContext) -> BaseException | None:
     if context.is_pre_ping:
         return None  # the pool knows the driver's own error, and replaces the connection
     error, connection = context.original_exception, context.connection
+    if is_interruption(error):
+        return KeyboardInterrupt("Ctrl-C, or a signal's handler, ended a statement")
     hide_row(error, context.sqlalchemy_exception)
     if connection is None:
         return typed_failure(error)

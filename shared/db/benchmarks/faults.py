@@ -22,6 +22,7 @@ from shared.db.benchmarks.fault_bench.disk_full import disk_full
 from shared.db.benchmarks.fault_bench.figures import Figure, print_figures
 from shared.db.benchmarks.fault_bench.forks import forks
 from shared.db.benchmarks.fault_bench.ground import ground
+from shared.db.benchmarks.fault_bench.interruptions import interruptions
 from shared.db.benchmarks.fault_bench.kills import kills
 from shared.db.benchmarks.fault_bench.quiet_losses import quiet_losses
 from shared.db.benchmarks.fault_bench.recording import recording
@@ -43,6 +44,7 @@ _ALL = (
     bad_input,
     backups,
     copies,
+    interruptions,
 )
 SCENARIOS = {scenario.__name__: scenario for scenario in _ALL}
 

@@ -14,6 +14,7 @@ from sqlalchemy.sql.expression import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from shared.db.column_types import MONEY_PLACES, money_units
+from shared.db.driver_errors import note_damage
 from shared.db.tenancy.functions import allow_functions
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -103,7 +104,11 @@ class _ExactProductSum:
     def step(self, first: float | None, second: float | None) -> None:
         """Add the product of two stored values."""
         if first is not None and second is not None:
-            self._units = (self._units or 0) + money_units(first) * money_units(second)
+            try:
+                self._units = (self._units or 0) + money_units(first) * money_units(second)
+            except (ArithmeticError, TypeError, ValueError):
+                note_damage()
+                raise
 
     def finalize(self) -> str | None:
         """The sum as text, which keeps every digit."""

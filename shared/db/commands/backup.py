@@ -13,8 +13,8 @@ from collections.abc import Callable
 from shared.db.database import DatabaseFactory
 from shared.db.init_db import settings_from_arguments
 from shared.db.operations.backup import BackupReport, back_up, restore
-from shared.db.operations.interruption import terminated_like_interrupted
 from shared.db.operations.progress import WHOLE, Progress
+from shared.db.operations.sqlite_backup import empty_file_removed
 from shared.db.schema_version import SCHEMA_REVISION
 
 
@@ -24,7 +24,6 @@ def backup_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Name
 
     def run(options: argparse.Namespace) -> int:
         with (
-            terminated_like_interrupted(),
             DatabaseFactory(settings_from_arguments(options)) as db,
             Progress("backing up", WHOLE) as progress,
         ):
@@ -40,9 +39,10 @@ def restore_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Nam
     _add_arguments(parser, "the backup to read", "replace everything in a database that has rows")
 
     def run(options: argparse.Namespace) -> int:
+        settings = settings_from_arguments(options)
         with (
-            terminated_like_interrupted(),
-            DatabaseFactory(settings_from_arguments(options)) as db,
+            empty_file_removed(settings),
+            DatabaseFactory(settings) as db,
             Progress("restoring", WHOLE) as progress,
         ):
             report = restore(db, options.file, force=options.force, pg_bin=options.pg_bin, watch=progress.update)

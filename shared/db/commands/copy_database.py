@@ -14,8 +14,8 @@ from collections.abc import Callable
 from shared.db.database import DatabaseFactory
 from shared.db.init_db import settings_from_arguments
 from shared.db.operations.copy_database import copy_database, row_total
-from shared.db.operations.interruption import terminated_like_interrupted
 from shared.db.operations.progress import Progress
+from shared.db.operations.sqlite_backup import empty_file_removed
 from shared.db.settings import DatabaseSettings, read_env_file
 
 _CONFIGURED = "-"
@@ -36,10 +36,13 @@ def copy_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Namesp
     parser.add_argument("--json", action="store_true", help="report as JSON")
 
     def run(options: argparse.Namespace) -> int:
+        from_settings, into_settings = (
+            _settings(parser, options, address) for address in (options.source, options.target)
+        )
         with (
-            terminated_like_interrupted(),
-            DatabaseFactory(_settings(parser, options, options.source)) as source,
-            DatabaseFactory(_settings(parser, options, options.target)) as target,
+            empty_file_removed(into_settings),
+            DatabaseFactory(from_settings) as source,
+            DatabaseFactory(into_settings) as target,
             Progress("copying", row_total(source)) as progress,
         ):
             report = copy_database(source, target, ignore_unknown=options.ignore_unknown, watch=progress.update)

@@ -8,11 +8,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from shared.db.database import DatabaseFactory
+from shared.db.errors import SharedDBError
 from shared.db.init_db import EXIT_DONE, EXIT_FAILED, EXIT_OTHER_REVISION, settings_from_arguments
 from shared.db.migrations import runner
-from shared.db.migrations.revisions import new_revision
+from shared.db.migrations.revisions import BASE, new_revision
 from shared.db.migrations.runner import Change
+from shared.db.operations.interruption import interruptible
+from shared.db.operations.sqlite_backup import empty_file_removed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,17 +42,17 @@ def _status(options: argparse.Namespace) -> Answer:
 
 
 def _up(options: argparse.Namespace) -> Answer:
-    with _database(options) as db:
+    with _changing(options) as db:
         return _changed(runner.upgrade(db, options.revision, audit=options.audit))
 
 
 def _down(options: argparse.Namespace) -> Answer:
-    with _database(options) as db:
+    with _changing(options) as db:
         return _changed(runner.downgrade(db, options.revision, allow_data_loss=options.allow_data_loss))
 
 
 def _adopt(options: argparse.Namespace) -> Answer:
-    with _database(options) as db:
+    with _changing(options) as db:
         change = runner.adopt(db)
         status = runner.status(db)
     if change.before == change.after:
@@ -93,6 +98,22 @@ def _changed(change: Change) -> Answer:
 @contextmanager
 def _database(options: argparse.Namespace) -> Iterator[DatabaseFactory]:
     with DatabaseFactory(settings_from_arguments(options)) as db:
+        yield db
+
+
+@contextmanager
+def _changing(options: argparse.Namespace) -> Iterator[DatabaseFactory]:
+    settings = settings_from_arguments(options)
+
+    def state() -> str:
+        try:
+            with DatabaseFactory(settings) as db:
+                revision = runner.status(db).database_revision or BASE
+            return f"every step is whole or undone, and the database is at {revision}"
+        except (SharedDBError, SQLAlchemyError):
+            return "every step is whole or undone; run: python -m shared.db migrate status"
+
+    with empty_file_removed(settings), interruptible(state), DatabaseFactory(settings) as db:
         yield db
 
 

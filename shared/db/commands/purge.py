@@ -10,13 +10,15 @@ import json
 import sys
 from collections.abc import Callable
 
-from shared.db.commands.row_files import INTERRUPTED, counted, start_time
+from shared.db.commands.row_files import counted, start_time
 from shared.db.database import DatabaseFactory
-from shared.db.init_db import settings_from_arguments
+from shared.db.init_db import EXIT_INTERRUPTED, settings_from_arguments
 from shared.db.models import PrivateExecution, PublicTrade
 from shared.db.operations.interruption import noted_signals
 from shared.db.operations.progress import Progress
 from shared.db.operations.purge import PurgeReport, purge_executions, purge_trades
+
+_STATE = "what was deleted is gone in whole batches; run the same command again to go on"
 
 
 def purge_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
@@ -43,7 +45,7 @@ def purge_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Names
                 return purge_trades(db, options.before, options.symbol, **how)  # type: ignore[arg-type] # as named below
             return purge_executions(db, options.run_id, options.user, options.before, **how)  # type: ignore[arg-type] # as above
 
-        with DatabaseFactory(settings) as db, noted_signals() as stop:
+        with DatabaseFactory(settings) as db, noted_signals(_STATE) as stop:
             report = purge(db, dry_run=True)
             if not options.dry_run:
                 with Progress("purging", report.rows) as progress:
@@ -59,8 +61,8 @@ def purge_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Names
                 f"in transactions of at most {report.longest_batch:.2f} s"
             )
         if not report.finished:
-            print("shared.db: interrupted; run the same command again to go on", file=sys.stderr)
-            return INTERRUPTED
+            print(f"shared.db: interrupted; {rows} were deleted, run the same command again to go on", file=sys.stderr)
+            return EXIT_INTERRUPTED
         if report.rows and not report.dry_run and not options.json and settings.is_sqlite:
             print("the file keeps its size, and the space is used again; to give it back: sqlite3 FILE VACUUM")
         return 0

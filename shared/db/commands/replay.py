@@ -12,6 +12,7 @@ from dataclasses import asdict
 
 from shared.db.database import DatabaseFactory
 from shared.db.init_db import settings_from_arguments
+from shared.db.operations.interruption import interruptible
 from shared.db.operations.replay import replay
 
 
@@ -26,7 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespa
     parser.add_argument("--json", action="store_true", help="report as JSON")
 
     def run(options: argparse.Namespace) -> int:
-        with DatabaseFactory(settings_from_arguments(options)) as db:
+        with (
+            interruptible("what was stored stays, and nothing is lost; run the same command again to go on"),
+            DatabaseFactory(settings_from_arguments(options)) as db,
+        ):
             reports = [replay(db, file) for file in options.files]
         if options.json:
             print(json.dumps([asdict(report) for report in reports]))

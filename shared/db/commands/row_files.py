@@ -14,14 +14,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from shared.db.database import DatabaseFactory
-from shared.db.init_db import settings_from_arguments
+from shared.db.init_db import EXIT_INTERRUPTED, settings_from_arguments
 from shared.db.operations.export import export_executions, export_trades
 from shared.db.operations.interruption import noted_signals
 from shared.db.operations.progress import WHOLE, Progress
 from shared.db.operations.row_layout import FORMATS
 from shared.db.operations.trade_import import import_trades
 
-INTERRUPTED = 130
+_STATE = "what was stored stays; run the same command again to go on"
 
 
 def import_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
@@ -38,7 +38,7 @@ def import_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Name
         settings = settings_from_arguments(options)
         with (
             DatabaseFactory(settings) as db,
-            noted_signals() as stop,
+            noted_signals(_STATE) as stop,
             Progress("importing", size) as progress,
         ):
             report = import_trades(
@@ -75,8 +75,11 @@ def import_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Name
                     taken = counted(file.inserted + file.skipped, "trade")
                     print(f"  {file.file}: {taken} of {', '.join(file.symbols)}, {file.first_ts} to {file.last_ts}")
         if not report.finished:
-            print("shared.db: interrupted; run the same command again to go on", file=sys.stderr)
-            return INTERRUPTED
+            print(
+                f"shared.db: interrupted; {rows:,} trades are stored, run the same command again to go on",
+                file=sys.stderr,
+            )
+            return EXIT_INTERRUPTED
         return 1 if report.failed or report.rejected else 0
 
     return run

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from shared.db.database import DatabaseFactory
 from shared.db.errors import BackupError, InputError
 from shared.db.operations import postgresql_backup, sqlite_backup
 from shared.db.operations.checksum import checksum, checksum_path, verify_checksum, write_checksum
+from shared.db.operations.interruption import check, finishing, interruptible
 from shared.db.operations.postgresql_tools import tools_for
 from shared.db.operations.progress import WHOLE
 from shared.db.operations.replacing import refuse_database, refuse_to_replace, written_beside
@@ -64,10 +65,19 @@ def back_up(
     Raises `BackupError` if `path` is there already and `force` is not given, for a database without tables, and when
     the tools are missing or older than the server; `InputError` if nothing can be written there, and for anything but
     an ordinary file, the database's own files, and those of any SQLite database in use. A failure leaves no file, and
-    what was there as it was.
+    what was there as it was, and so does an interruption (`Interrupted`, a `KeyboardInterrupt` that says so).
     """
+    with interruptible(f"no backup was made, and {path} is as it was"):
+        return _back_up(db, Path(path), force, pg_bin, watch)
+
+
+def _back_up(db: DatabaseFactory, path: Path, force: bool, pg_bin: str | Path | None, watch: Watch) -> BackupReport:
     started = time.monotonic()
-    path = Path(path)
+
+    def told(share: float) -> None:
+        check()
+        watch(int(WHOLE * share), 0)
+
     refuse_to_replace(path, force)
     _refuse_open_sessions(db)
     for file in (path, checksum_path(path)):
@@ -78,12 +88,12 @@ def back_up(
         raise BackupError(f"there is nothing to back up: {db.settings.safe_url} has no tables; is it the right one?")
     with _written_with_checksum(path, force) as part:
         if db.settings.is_sqlite:
-            rows = sqlite_backup.back_up(db, part, lambda share: watch(int(WHOLE * share * 0.5), 0))
+            rows = sqlite_backup.back_up(db, part, lambda share: told(share / 2))
             contents = sqlite_backup.verified(part)
             if contents.rows != rows or contents.revision != revision:
                 raise BackupError("the backup does not hold what the database does; nothing was kept, try again")
         else:
-            rows = postgresql_backup.back_up(db, part, pg_bin, lambda share: watch(int(WHOLE * share), 0))
+            rows = postgresql_backup.back_up(db, part, pg_bin, told)
         size = part.stat().st_size
         watch(WHOLE, sum(rows.values()))
     return BackupReport(str(path), db.settings.safe_url, revision, rows, size, time.monotonic() - started)
@@ -105,16 +115,23 @@ def restore(
     Raises `TargetNotEmptyError` for a database with rows, unless `force` is given; `InputError` for a file that is
     damaged, is not the one whose checksum stands beside it, is of the other kind of database, or of a newer schema than
     this code's; `DatabaseLockedError` when other sessions do not let go of the tables. A failure leaves the database
-    as it was.
+    as it was. `Interrupted`, a `KeyboardInterrupt`, says whether the restore took place.
     """
+    with interruptible(f"the restore did not take place, and {db.settings.safe_url} is as it was"):
+        return _restore(db, Path(path), force, pg_bin, watch)
+
+
+def _restore(db: DatabaseFactory, path: Path, force: bool, pg_bin: str | Path | None, watch: Watch) -> BackupReport:
     started = time.monotonic()
-    path = Path(path)
     _refuse_other_kind(path, db.settings.is_sqlite)
     verify_checksum(path)
     _refuse_open_sessions(db)
     refuse_database(db, path)
 
+    restored = f"the restore took place, and {db.settings.safe_url} holds the rows of {path}"
+
     def told(share: float) -> None:
+        check()
         watch(int(WHOLE * share), 0)
 
     missing_roles: list[str] = []
@@ -122,14 +139,14 @@ def restore(
         contents = sqlite_backup.verified(path)
         rows, revision = contents.rows, contents.revision
         _refuse_newer(path, revision, rows)
-        sqlite_backup.restore(db, path, contents, force, told)
+        sqlite_backup.restore(db, path, contents, force, told, restored)
     else:
         with db.engine.connect() as connection:
             tools = tools_for(connection, pg_bin)
-        archive = postgresql_backup.read_archive(path, tools)
+        archive = postgresql_backup.read_archive(path, tools, lambda rows: check())
         rows, revision = dict(archive.rows), archive.revision
         _refuse_newer(path, revision, rows)
-        missing_roles = sorted(postgresql_backup.restore(db, archive, force, told).missing_roles)
+        missing_roles = sorted(postgresql_backup.restore(db, archive, force, told, restored).missing_roles)
     seconds = time.monotonic() - started
     return BackupReport(str(path), db.settings.safe_url, revision, rows, path.stat().st_size, seconds, missing_roles)
 
@@ -137,12 +154,15 @@ def restore(
 @contextmanager
 def _written_with_checksum(path: Path, force: bool) -> Iterator[Path]:
     """A new file beside `path`, which takes its place when the block ends, with its checksum beside it."""
-    with written_beside(path, force) as part:
-        yield part
-        refuse_to_replace(path, force)
-        found = checksum(part)
-        checksum_path(path).unlink(missing_ok=True)  # first, so that an interruption leaves no wrong one
-    write_checksum(path, found)
+    with ExitStack() as last:
+        with written_beside(path, force) as part:
+            yield part
+            refuse_to_replace(path, force)
+            found = checksum(part)
+            check()
+            last.enter_context(finishing(f"the backup {path} is complete and verified"))
+            checksum_path(path).unlink(missing_ok=True)  # first, so that a kill leaves no wrong one
+        write_checksum(path, found)
 
 
 def _refuse_other_kind(path: Path, is_sqlite: bool) -> None:

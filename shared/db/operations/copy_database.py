@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
@@ -28,6 +28,7 @@ from shared.db.models import AuditLog, Base, OptionalBase
 from shared.db.operations.contents import row_counts, tables_with_rows
 from shared.db.operations.copy_values import batches
 from shared.db.operations.digests import differences, digest
+from shared.db.operations.interruption import check, finishing, interruptible
 from shared.db.schema_version import VERSION_TABLE
 from shared.db.tenancy import row_security
 
@@ -74,8 +75,15 @@ def copy_database(
     Raises `SchemaVersionError` unless both are at this code's revision (or the target is empty), `TargetNotEmptyError`
     for a target with rows, `CopyError` for tables in the source that this code does not know (unless
     `ignore_unknown`), for a value that the target cannot hold, and for any difference between the two at the end.
-    Whatever is raised, the target is as it was.
+    Whatever is raised, the target is as it was; `Interrupted`, a `KeyboardInterrupt`, says whether it is.
     """
+    with interruptible(f"nothing was copied, and {target_db.settings.safe_url} is as it was"):
+        return _copy_database(source_db, target_db, ignore_unknown, watch)
+
+
+def _copy_database(
+    source_db: DatabaseFactory, target_db: DatabaseFactory, ignore_unknown: bool, watch: Watch
+) -> CopyReport:
     started = time.monotonic()
     source_db.check_schema()
     _refuse_open_sessions(source_db, target_db)
@@ -87,6 +95,7 @@ def copy_database(
         def tell(count: int) -> None:
             nonlocal done
             done += count
+            check()
             watch(done, done)
 
         for table in tables:
@@ -94,6 +103,7 @@ def copy_database(
         found: list[str] = []
         rows = {}
         for table in tables:
+            check()
             of_source = digest(source, table)
             rows[table.name] = of_source["rows"]
             found += differences(table, of_source, digest(target, table))
@@ -134,10 +144,12 @@ def _snapshot(db: DatabaseFactory) -> Iterator[Connection]:
 
 @contextmanager
 def _filling(db: DatabaseFactory) -> Iterator[Connection]:
-    with db.engine.begin() as connection:
+    with ExitStack() as last, db.engine.begin() as connection:
         if connection.dialect.name == "postgresql":
             schema_version.lock_schema(connection)
         yield connection
+        check()
+        last.enter_context(finishing(f"the copy took place, and {db.settings.safe_url} holds all rows"))
 
 
 def _tables(source: Connection, ignore_unknown: bool) -> list[Table]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from shared.db.database import DatabaseFactory
 from shared.db.errors import InputError
+from shared.db.operations.interruption import check, interruptible
 from shared.db.operations.progress import WHOLE
 from shared.db.operations.replacing import refuse_database
 from shared.db.operations.row_files import writing
@@ -79,12 +80,20 @@ def _refuse_reversed(start: datetime | None, end: datetime | None) -> None:
 def _export(
     rows: Iterator[Any], newest_first: Iterator[Any], layout: Layout, path: Path, kind: Format, watch: Watch
 ) -> int:
+    with interruptible(f"{path} is as it was"):
+        return _write_all(rows, newest_first, layout, path, kind, watch)
+
+
+def _write_all(
+    rows: Iterator[Any], newest_first: Iterator[Any], layout: Layout, path: Path, kind: Format, watch: Watch
+) -> int:
     last: Any = next(newest_first, None)
     values = map(attrgetter(*layout.columns), rows)
     time = layout.columns.index("exchange_ts")
     written, first, until = 0, None, last and last.exchange_ts
     with writing(path, layout, kind) as write:
         while batch := list(islice(values, _BATCH)):
+            check()
             write(batch)
             first = first or batch[0][time]
             written += len(batch)

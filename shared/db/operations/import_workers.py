@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from shared.db.database import DatabaseFactory
 from shared.db.errors import SharedDBError
+from shared.db.operations.interruption import blocked_signals
 from shared.db.operations.trade_file import FileReport, ImportOptions, import_file
 from shared.db.settings import DatabaseSettings
 
@@ -67,9 +67,12 @@ def import_in_parallel(
     ]
     reports = [FileReport(str(path)) for path in paths]
     failure: str | None = None
-    for process in processes:
-        process.start()
     try:
+        # Ctrl-C reaches every process of a terminal, a service manager's stop every one of a service: what that means
+        # is for the parent to decide, from a child's first moment on. It takes over the signals that are blocked here.
+        with blocked_signals():
+            for process in processes:
+                process.start()
         running = list(processes)
         while running:
             wait([process.sentinel for process in running], timeout=_TICK)
@@ -89,10 +92,12 @@ def import_in_parallel(
     finally:
         shared.stopped.set()
         for process in processes:
+            if process.pid is None:
+                continue  # never begun
             process.join(timeout=10)
             process.kill()
             process.join()
-    if failure:
+    if failure and not stop():
         raise SharedDBError(f"{failure}; what is stored stays, run the same command again to go on")
     return reports
 
@@ -100,10 +105,6 @@ def import_in_parallel(
 def _work(
     settings: DatabaseSettings, paths: list[Path], turns: list[list[int]], options: ImportOptions, shared: _Shared
 ) -> None:
-    # Ctrl-C reaches every process of a terminal, a service manager's stop every one of a service: what that means is
-    # for the parent to decide.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def stop() -> bool:

@@ -21,19 +21,27 @@ _STORED: Any = type_coerce(_TABLE.c.api_secret, Text)
 
 @dataclass
 class KeyRotation:
-    """What a rotation did: credentials sealed now, and how many there are for each key id in the end."""
+    """What a rotation did: credentials sealed now, and how many there are for each key id in the end.
+
+    `finished` is False if it was stopped on the way.
+    """
 
     sealed: int = 0
+    finished: bool = True
     by_key_id: Counter[str] = field(default_factory=Counter)
 
 
 def rotate_keys(
-    db: DatabaseFactory, batch: int = 100, progress: Callable[[int, int], None] = lambda done, total: None
+    db: DatabaseFactory,
+    batch: int = 100,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> KeyRotation:
     """Bring every API secret under the active key, `batch` rows a transaction.
 
     Interrupted and run again it goes on where it was; run again afterwards it changes nothing. `rotated_at`, the
-    exchange's rotation, is left alone. `progress` is told (rows looked at, rows in all) after each batch.
+    exchange's rotation, is left alone. `progress` is told (rows looked at, rows in all) after each batch; when `stop()`
+    says so it ends there.
 
     Raises `SettingsError` without a key ring, `SecretError` for a secret that does not open; what was sealed before
     it stays sealed.
@@ -55,6 +63,9 @@ def rotate_keys(
             break
         done, after = done + len(rows), rows[-1][0]
         progress(done, max(done, total))
+        if stop():
+            rotation.finished = False
+            break
     if db.engine.dialect.name == "sqlite":
         # What was plain is overwritten in the file itself, but stands in the log until this.
         connection = db.engine.raw_connection()  # a checkpoint runs outside of any transaction

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -25,6 +25,7 @@ from shared.db.driver_errors import named_errors
 from shared.db.errors import BackupError, InputError, TenantViolation
 from shared.db.models import Base, OptionalBase
 from shared.db.operations.contents import row_counts, tables_with_rows
+from shared.db.operations.interruption import check, finishing
 from shared.db.operations.postgresql_tools import Tools, address, output_of, run, tools_for
 from shared.db.operations.sqlite_backup import WatchShare, refuse_rows
 from shared.db.schema_version import VERSION_TABLE
@@ -144,8 +145,10 @@ def read_archive(path: Path, tools: Tools, watch: Any = lambda rows: None) -> Ar
     return Archive(path, tools, schemas.pop() if schemas else "", rows, revision)
 
 
-def restore(db: DatabaseFactory, archive: Archive, force: bool, watch: WatchShare) -> Restored:
+def restore(db: DatabaseFactory, archive: Archive, force: bool, watch: WatchShare, done_state: str) -> Restored:
     """Replace the tables by the archive's in one transaction, in which nobody else reads or writes them.
+
+    `done_state` is what an interruption says from its COMMIT on.
 
     Raises `TargetNotEmptyError` unless they are empty or `force` is given, `DatabaseLockedError` when others do not
     let go of them within 30 s, `RowSecurityError` where the login may not create a role that the policies need.
@@ -154,7 +157,7 @@ def restore(db: DatabaseFactory, archive: Archive, force: bool, watch: WatchShar
     total = max(sum(archive.rows.values()), 1)
     with db.engine.connect() as connection:
         try:
-            with connection.begin():
+            with ExitStack() as last, connection.begin():
                 schema_version.lock_schema(connection)
                 _clear_the_way(connection, archive, force)
                 with (
@@ -179,6 +182,8 @@ def restore(db: DatabaseFactory, archive: Archive, force: bool, watch: WatchShar
                 found = row_counts(connection)
                 if {table: found.get(table) for table in archive.rows} != archive.rows:
                     raise BackupError("the restored rows are not the backup's; undone, the database is as it was")
+                check()
+                last.enter_context(finishing(done_state))
         finally:
             # The script has changed its settings.
             connection.invalidate()

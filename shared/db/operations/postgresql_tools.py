@@ -22,6 +22,7 @@ from sqlalchemy import Connection
 
 from shared.db.database import DatabaseFactory
 from shared.db.errors import BackupError
+from shared.db.operations.interruption import check, waiting
 
 _VERSION = re.compile(r"\(PostgreSQL\) (\d+)")
 _SECRET_OPTIONS = {"sslpassword"}
@@ -109,6 +110,7 @@ def output_of(program: str, *arguments: str) -> Iterator[IO[bytes]]:
             process.kill()
             raise
         if process.wait():
+            check()  # Ctrl-C reaches every process of a terminal
             words.seek(0)
             raise BackupError(_failure(program, words.read().decode(errors="replace").splitlines()))
 
@@ -126,13 +128,15 @@ def run(program: str, arguments: Sequence[str], secrets: Mapping[str, str], watc
     ) as process:
         assert process.stderr is not None
         try:
-            for line in process.stderr:
-                said.append(line.rstrip())
-                watch(line)
+            with waiting(process.kill):
+                for line in process.stderr:
+                    said.append(line.rstrip())
+                    watch(line)
         except BaseException:
             process.kill()
             raise
     if process.returncode:
+        check()  # as above
         raise BackupError(_failure(program, said))
 
 

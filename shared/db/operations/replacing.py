@@ -17,6 +17,7 @@ from typing import BinaryIO
 from shared.db import database_file
 from shared.db.database import DatabaseFactory
 from shared.db.errors import BackupError, InputError
+from shared.db.operations.interruption import check, finishing
 
 try:
     import fcntl
@@ -52,9 +53,11 @@ def written_beside(path: Path, force: bool = True) -> Iterator[Path]:
     try:
         yield part
         _sync(part)
-        refuse_to_replace(path, force)
-        os.replace(part, path)
-        _sync(path.parent)
+        check()
+        with finishing(f"{path} is complete"):
+            refuse_to_replace(path, force)
+            os.replace(part, path)
+            _sync(path.parent)
     except OSError as error:
         raise InputError(
             f"{path} cannot be written: {error.strerror}; free disk space, or choose another folder"

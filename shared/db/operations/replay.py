@@ -15,6 +15,7 @@ from shared.db.bulk.rows import Row
 from shared.db.database import DatabaseFactory
 from shared.db.errors import InputError
 from shared.db.models import Base, PrivateExecution, PublicTrade
+from shared.db.operations.interruption import check
 from shared.db.recording.dead_letters import DEAD_LETTERS, DeadLetters, append_lines, locked
 from shared.db.recording.row_text import RowText
 from shared.db.recording.spool import SUFFIX, Mark, done_in, locked_folder, salvaged
@@ -140,6 +141,7 @@ def _said_of(segments: list[Path]) -> tuple[tuple[str, str | None], Mark]:
 def _store(
     db: DatabaseFactory, table: str, user_id: str | None, letters: list[_Letter], path: Path, report: ReplayReport
 ) -> None:
+    check()
     model = _MODELS[table]
     everybody = user_id is None and ownership_of(model) is not None
     storing = Storing(db, model, UNSET if user_id is None else user_id, everybody)

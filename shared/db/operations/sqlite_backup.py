@@ -8,15 +8,16 @@ old write-ahead log beside it, which SQLite would apply to the new file.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from shared.db import audit, forking
+from shared.db import audit, database_file, forking
 from shared.db.database import DatabaseFactory
 from shared.db.driver_errors import typed_failure
 from shared.db.errors import (
@@ -28,11 +29,15 @@ from shared.db.errors import (
     TargetNotEmptyError,
 )
 from shared.db.operations.contents import row_counts, tables_with_rows
+from shared.db.operations.interruption import came, check, finishing
 from shared.db.schema_version import VERSION_TABLE
+from shared.db.settings import DatabaseSettings
 
 MAGIC = b"SQLite format 3\0"
 # 4 MB at a time: few enough that Ctrl-C and the display never wait.
 _PAGES = 1000
+# Of SQLite's machine, between two looks for a signal: a millisecond or so.
+_STEPS = 50_000
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _SHOWN_PROBLEMS = 3
 
@@ -75,6 +80,7 @@ def verified(path: Path) -> FileContents:
     """
     try:
         with forking.inside_sqlite(), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as file:
+            file.set_progress_handler(came, _STEPS)
             problems = [row[0] for row in file.execute("PRAGMA integrity_check")]
             if problems == ["ok"]:
                 problems = [
@@ -84,12 +90,17 @@ def verified(path: Path) -> FileContents:
                 if not problems:
                     return _contents(file, tables)
     except sqlite3.DatabaseError as error:
+        check()
         raise InputError(f"{path} is damaged or no SQLite database ({error}); use another backup") from error
     raise InputError(f"{path} is damaged ({'; '.join(problems[:_SHOWN_PROBLEMS])}); use another backup")
 
 
-def restore(db: DatabaseFactory, path: Path, contents: FileContents, force: bool, watch: WatchShare) -> None:
+def restore(
+    db: DatabaseFactory, path: Path, contents: FileContents, force: bool, watch: WatchShare, restored: str
+) -> None:
     """Write the verified file's pages into the database, as one transaction under SQLite's own locks.
+
+    `restored` is what an interruption says from then on.
 
     Raises `TargetNotEmptyError` unless the database is empty or `force` is given, `DatabaseLockedError` when a
     writer does not finish in time.
@@ -111,7 +122,8 @@ def restore(db: DatabaseFactory, path: Path, contents: FileContents, force: bool
         # Not all pages in the first step: once the last one is written there is nothing left to refuse.
         pages = source.execute("PRAGMA page_count").fetchone()[0]
         step = min(_PAGES, max(pages - 1, 1))
-        source.backup(target, pages=step, progress=_progress(watch, once_locked=check_again))
+        with finishing(restored):  # until the last page `watch` looks for signals
+            source.backup(target, pages=step, progress=_progress(watch, once_locked=check_again))
         if not db.settings.is_memory:
             target.execute("PRAGMA wal_checkpoint")  # as far as no reader is in the way
     audit.look_again(db.engine.dialect)
@@ -138,6 +150,32 @@ def _writable(db: DatabaseFactory, force: bool) -> Iterator[sqlite3.Connection]:
         driver = connection.connection.dbapi_connection
         assert isinstance(driver, sqlite3.Connection)
         yield driver
+
+
+@contextmanager
+def empty_file_removed(settings: DatabaseSettings) -> Iterator[None]:
+    """A block that may make the file of an SQLite database; if it raises and no table came into it, it goes again."""
+    if not settings.is_sqlite or settings.is_memory:
+        yield
+        return
+    # As the engine has it, which nothing has been opened with yet.
+    path = Path(database_file.path_of(database_file.located(settings.url, os.getcwd())))
+    was_there = os.path.lexists(path)
+    try:
+        yield
+    except BaseException:
+        if not was_there and path.is_file():
+            with suppress(sqlite3.Error, OSError):
+                _remove_if_empty(path)
+        raise
+
+
+def _remove_if_empty(path: Path) -> None:
+    with forking.inside_sqlite(), closing(sqlite3.connect(path, isolation_level=None)) as file:
+        file.execute("BEGIN IMMEDIATE")  # nobody makes a table meanwhile
+        if not file.execute("SELECT EXISTS (SELECT 1 FROM sqlite_schema)").fetchone()[0]:
+            for suffix in ("", "-wal", "-shm"):
+                path.with_name(f"{path.name}{suffix}").unlink(missing_ok=True)
 
 
 def refuse_rows(tables: list[str]) -> None:

@@ -18,6 +18,7 @@ from shared.db.tables import OWNERSHIP
 PACKAGE = Path(shared.db.__file__).parent
 # A module may import what stands before it, and its own room.
 ROOMS = (
+    "starting",
     "errors",
     "driver_errors",
     "transactions",
