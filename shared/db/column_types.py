@@ -10,7 +10,7 @@ import math
 import sqlite3
 import uuid
 from collections.abc import Callable, Mapping
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 from enum import StrEnum
 from typing import Any, ClassVar, Final
@@ -24,6 +24,7 @@ from sqlalchemy import (
     DateTime,
     Dialect,
     Integer,
+    Interval,
     Numeric,
     String,
     Table,
@@ -32,6 +33,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql import operators
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import ColumnElement, FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
@@ -53,6 +55,20 @@ _FLOAT_DIGITS = Context(prec=15, rounding=ROUND_HALF_EVEN)
 _EARLIEST = datetime(1, 1, 2, tzinfo=UTC)
 _LATEST = datetime(9999, 12, 30, tzinfo=UTC)
 _INT64 = 2**63
+_PATTERNS = frozenset(
+    {
+        operators.like_op,
+        operators.not_like_op,
+        operators.ilike_op,
+        operators.not_ilike_op,
+        operators.startswith_op,
+        operators.endswith_op,
+        operators.contains_op,
+        operators.istartswith_op,
+        operators.iendswith_op,
+        operators.icontains_op,
+    }
+)
 # Far more than any document of ours, and far less than the interpreter's stack.
 _JSON_DEPTH = 100
 UNITS = 10.0**MONEY_PLACES
@@ -248,6 +264,10 @@ class UTCDateTime(CheckedType):
     impl = DateTime(timezone=True)
     cache_ok = True
 
+    def coerce_compared_value(self, op: Any, value: Any) -> Any:
+        """A duration beside a time stays one."""
+        return Interval() if isinstance(value, timedelta) else self
+
     def process_bind_param(self, value: Any, dialect: Dialect) -> datetime | None:
         """The instant in UTC; naive on SQLite, which keeps no zone."""
         if value is None:
@@ -333,6 +353,10 @@ class Vocabulary(CheckedType):
         self.length = length
         self._allowed = {word.value: word.value for word in words}
 
+    def coerce_compared_value(self, op: Any, value: Any) -> Any:
+        """A pattern is no word, and of equals only a word makes sense."""
+        return String() if op in _PATTERNS else self
+
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
         """The word as a plain string."""
         if value is None:
@@ -402,7 +426,9 @@ class Json(CheckedType):
         return None if value is None else self.plain(value)
 
     def coerce_compared_value(self, op: Any, value: Any) -> Any:
-        """Paths into the document keep JSON's own rules."""
+        """A whole document is checked as a stored one; what is compared with a part of it keeps JSON's own rules."""
+        if op in (operators.eq, operators.ne) and value is not None:
+            return self if isinstance(value, (Mapping, list, tuple)) else self.impl_instance
         return self.impl_instance.coerce_compared_value(op, value)
 
     def kept(self, value: Any, dialect: Dialect) -> Any:

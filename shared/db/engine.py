@@ -18,7 +18,7 @@ from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool, StaticPool
 
-from shared.db import database_file, forking, round_trips, transaction_control, write_lock
+from shared.db import database_file, forking, round_trips, same_answers, transaction_control, write_lock
 from shared.db.bulk import sql_functions
 from shared.db.column_types import register_sqlite_functions
 from shared.db.database_url import is_secret
@@ -103,6 +103,7 @@ def make_engine(settings: DatabaseSettings, folder: str, url: URL | None = None)
     event.listen(engine, "release_savepoint", refuse_aborted_savepoint)
     event.listen(engine, "commit", _note_commit)
     event.listen(engine, "handle_error", _name_failure)
+    same_answers.unify(engine)
     confined_sql.confine(engine)
     return engine
 
@@ -154,6 +155,7 @@ def _on_connect_sqlite(connection: sqlite3.Connection, record: Any) -> None:
     connection.isolation_level = None
     register_sqlite_functions(connection)
     sql_functions.register(connection)
+    same_answers.register(connection)
     connection.execute("PRAGMA foreign_keys=ON")
     # Deleted secrets are overwritten, not just unlinked.
     connection.execute("PRAGMA secure_delete=ON")

@@ -56,8 +56,8 @@ _TENANT_REQUIRED = (
     "db.get_session(user_id=...), or for a tool a DatabaseFactory whose settings have require_tenant=False"
 )
 
-# count(*), EXISTS (SELECT 1 ...): what SQLAlchemy, and the guard, write as a literal column.
-_HARMLESS_LITERAL = re.compile(r"\*|[0-9]+")
+# count(*), EXISTS (SELECT 1 ...), LIKE '%' || ...: what SQLAlchemy, and the guard, write as a literal column.
+_HARMLESS_LITERAL = re.compile(r"\*|[0-9]+|'%'")
 
 LASTING: Final = "shared_db_lasting"
 """Execution option of a statement that is made once, without values, and asked again and again."""

@@ -1,0 +1,364 @@
+"""What a condition means, where the two databases would answer it differently: what PostgreSQL takes it to mean.
+
+By rules of the compiler, and by functions that SQLite is given.
+
+A condition is written out once for each form of statement, so that most of this costs nothing when it runs. What is
+left is in `docs/same_answers.md`, and what must not pass in silence is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from decimal import Context, Decimal
+from functools import lru_cache
+from typing import Any, Final
+
+from sqlalchemy import JSON, Date, DateTime, Engine, Float, Integer, Interval, Numeric, String
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.elements import (
+    BinaryExpression,
+    ClauseElement,
+    ClauseList,
+    ColumnClause,
+    ColumnElement,
+    Grouping,
+    TextClause,
+    UnaryExpression,
+)
+from sqlalchemy.sql.schema import Column
+from sqlalchemy.sql.selectable import Join
+
+from shared.db.column_types import MONEY_PLACES, Money, MoneyTotal
+from shared.db.errors import InvalidValueError
+
+_EQUALITIES: Final = {operators.eq: "=", operators.ne: "!="}
+_ORDERINGS: Final = frozenset({operators.lt, operators.le, operators.gt, operators.ge, operators.between_op})
+_COMPARISONS: Final = frozenset(
+    {*_EQUALITIES, *_ORDERINGS, operators.not_between_op, operators.in_op, operators.not_in_op}
+)
+_CALCULATIONS: Final = frozenset({operators.add, operators.sub, operators.mul, operators.truediv, operators.mod})
+_DIRECTIONS: Final = frozenset({operators.asc_op, operators.desc_op})
+_NULLS: Final = frozenset({operators.nulls_first_op, operators.nulls_last_op})
+# As `UTCDateTime` is stored on SQLite, and there an interval too, as the moment that long after 1970 began.
+_EPOCH: Final = datetime(1970, 1, 1)  # noqa: DTZ001 # SQLite keeps no zone
+_NOW: Final = "(strftime('%Y-%m-%d %H:%M:%f000', 'now'))"
+
+_Untyped: Any = SQLCompiler
+
+
+def unify(engine: Engine) -> None:
+    """Have an engine write out conditions by these rules."""
+    rules = _SQLite if engine.dialect.name == "sqlite" else _PostgreSQL
+    compiler: Any = engine.dialect.statement_compiler
+    # Each engine has a dialect of its own.
+    engine.dialect.statement_compiler = _with_rules(rules, compiler)
+
+
+@lru_cache
+def _with_rules(rules: Any, compiler: Any) -> Any:
+    return type(compiler.__name__, (rules, compiler), {})
+
+
+class _Rounded(ColumnElement[Decimal]):
+    """The result of a calculation with money, to the places that a stored amount has."""
+
+    __visit_name__ = "rounded_money"
+    inherit_cache = False  # it is made while a statement is written, and is never part of one before
+
+    def __init__(self, element: ColumnElement[Any]) -> None:
+        self.element = element
+        self.type = element.type
+
+    @property
+    def _from_objects(self) -> Any:
+        return self.element._from_objects
+
+
+class _Rules(_Untyped):  # type: ignore[misc] # SQLAlchemy's compilers have no types
+    """What both databases need."""
+
+    def visit_binary(self, binary: Any, override_operator: Any = None, **options: Any) -> Any:
+        """Comparisons of documents, and of calculated amounts."""
+        op = override_operator or binary.operator
+        if op in _COMPARISONS:
+            if op in _ORDERINGS and (_is_json(binary.left) or _is_json(binary.right)):
+                raise InvalidValueError(
+                    "documents have no order; compare what is in them as a type: column['key'].as_float() > 1"
+                )
+            if op in _EQUALITIES and (_is_json(binary.left) or _is_json(binary.right)):
+                for option in ("from_linter", "lateral_from_linter", "eager_grouping"):
+                    options.pop(option, None)
+                sides = [self.document(side, **options) for side in (binary.left, binary.right)]
+                return f" {_EQUALITIES[op]} ".join(sides)
+            if _is_calculated(binary.left) or _is_calculated(binary.right):
+                binary = binary._clone()
+                binary.left, binary.right = _rounded(binary.left), _rounded(binary.right)
+        return super().visit_binary(binary, override_operator=override_operator, **options)
+
+    def visit_rounded_money(self, element: Any, **options: Any) -> str:
+        """On SQLite 0.1 * 3 is not 0.3; on PostgreSQL a product has up to 16 places."""
+        return f"round({self.process(element.element, **options)}, {MONEY_PLACES})"
+
+    def document(self, side: Any, **options: Any) -> str:
+        """A side of a comparison of documents."""
+        raise NotImplementedError
+
+
+class _PostgreSQL(_Rules):
+    """What differs from SQLAlchemy's own there."""
+
+    def document(self, side: Any, **options: Any) -> str:
+        """SQLAlchemy sends a document as JSON, which has no equality."""
+        text: str = self.process(side, **options)
+        return text if isinstance(side, ColumnClause) else f"CAST({text} AS JSONB)"
+
+    def visit_extract(self, extract: Any, **options: Any) -> str:
+        """In UTC, whatever the session's zone."""
+        if _is_time(extract.expr) and extract.field != "epoch":
+            field = self.extract_map.get(extract.field, extract.field)
+            return f"EXTRACT({field} FROM {self._in_utc(extract.expr, **options)})"
+        text: str = super().visit_extract(extract, **options)
+        return text
+
+    def visit_cast(self, cast: Any, **options: Any) -> str:
+        """A day is one of UTC's, too."""
+        if isinstance(cast.type, Date) and _is_time(cast.clause):
+            return f"CAST({self._in_utc(cast.clause, **options)} AS DATE)"
+        text: str = super().visit_cast(cast, **options)
+        return text
+
+    def _in_utc(self, expression: Any, **options: Any) -> str:
+        return f"timezone('UTC', {self.process(expression, **options)})"
+
+
+class _SQLite(_Rules):
+    """PostgreSQL's answers on SQLite."""
+
+    def document(self, side: Any, **options: Any) -> str:
+        """The same document, whatever the order of its keys and the form of its numbers."""
+        return f"shared_db_document({self.process(side, **options)})"
+
+    # LIKE minds the case by a PRAGMA of the connection.
+
+    def visit_like_op_binary(self, binary: Any, operator: Any, **options: Any) -> str:
+        """A backslash takes a sign of the pattern literally."""
+        return super().visit_like_op_binary(binary, operator, **options) + _default_escape(binary)  # type: ignore[no-any-return] # text
+
+    def visit_not_like_op_binary(self, binary: Any, operator: Any, **options: Any) -> str:
+        """The same the other way round."""
+        return super().visit_not_like_op_binary(binary, operator, **options) + _default_escape(binary)  # type: ignore[no-any-return] # text
+
+    def visit_now_func(self, function: Any, **options: Any) -> str:
+        """In the form in which a time is stored."""
+        return _NOW
+
+    def visit_current_timestamp_func(self, function: Any, **options: Any) -> str:
+        """The same clock."""
+        return _NOW
+
+    def visit_cast(self, cast: Any, **options: Any) -> str:
+        """As a date SQLite would take the year alone, as a number."""
+        if isinstance(cast.type, Date) and _is_time(cast.clause):
+            return f"date({self.process(cast.clause, **options)})"
+        text: str = super().visit_cast(cast, **options)
+        return text
+
+    def visit_sub_binary(self, binary: Any, operator: Any, **options: Any) -> str:
+        """Differences of times."""
+        return self._calculated(binary, " - ", **options)
+
+    def visit_add_binary(self, binary: Any, operator: Any, **options: Any) -> str:
+        """Times and durations."""
+        return self._calculated(binary, " + ", **options)
+
+    def visit_mul_binary(self, binary: Any, operator: Any, **options: Any) -> str:
+        """Of durations refused."""
+        return self._calculated(binary, " * ", **options)
+
+    def visit_mod_binary(self, binary: Any, operator: Any, **options: Any) -> str:
+        """Of amounts: SQLite's own cuts them to whole numbers first."""
+        if isinstance(binary.left.type, Money) or isinstance(binary.right.type, Money):
+            return f"shared_db_remainder({self._sides(binary, **options)})"
+        text: str = super().visit_mod_binary(binary, operator, **options)
+        return text
+
+    def _calculated(self, binary: Any, sign: str, **options: Any) -> str:
+        kinds = [_time_kind(side) for side in (binary.left, binary.right)]
+        if kinds == [None, None]:
+            text: str = self._generate_generic_binary(binary, sign, **options)
+            return text
+        if sign == " * " or None in kinds or (sign == " + " and kinds == [DateTime, DateTime]):
+            raise InvalidValueError(
+                "durations are added to and subtracted from times and each other, and compared; calculate anything "
+                "else in Python"
+            )
+        return f"shared_db_time_{'less' if sign == ' - ' else 'plus'}({self._sides(binary, **options)})"
+
+    def _sides(self, binary: Any, **options: Any) -> str:
+        options.pop("eager_grouping", None)
+        return ", ".join(self.process(side, **options) for side in (binary.left, binary.right))
+
+    def visit_json_getitem_op_binary(self, binary: Any, operator: Any, **options: Any) -> str:
+        """What is not there is NULL, and a value is cast to the type that is asked for."""
+        sides, kind = self._sides(binary, **options), binary.type._type_affinity
+        found = f"json_extract({sides})"
+        if kind is JSON:
+            return f"CASE WHEN json_type({sides}) IS NOT NULL THEN json_quote({found}) END"
+        if issubclass(kind, String):
+            truth = "WHEN 'true' THEN 'true' WHEN 'false' THEN 'false'"
+            return f"CASE json_type({sides}) {truth} ELSE CAST({found} AS TEXT) END"
+        if issubclass(kind, Integer):
+            return f"CAST({found} AS INTEGER)"
+        return f"CAST({found} AS REAL)" if issubclass(kind, (Numeric, Float)) else found
+
+    visit_json_path_getitem_op_binary = visit_json_getitem_op_binary
+
+    def order_by_clause(self, select: Any, **options: Any) -> str:
+        """NULL is the greatest, as on PostgreSQL; nothing is added where there is none, which keeps an index in use."""
+        certain = not any(isinstance(source, Join) and _makes_nulls(source) for source in _sources(select))
+        written = []
+        for clause in select._order_by_clauses:
+            text = self.process(clause, **options)
+            if text:
+                written.append(text + _nulls(clause, certain=certain))
+        return f" ORDER BY {', '.join(written)}" if written else ""
+
+    def visit_over(self, over: Any, **options: Any) -> str:
+        """The same within a window."""
+        if over.order_by is not None and len(over.order_by):
+            over = over._clone()
+            over.order_by = ClauseList(*(_with_nulls(clause) for clause in over.order_by.clauses))
+        text: str = super().visit_over(over, **options)
+        return text
+
+
+def _is_json(side: Any) -> bool:
+    return getattr(side, "type", None) is not None and side.type._type_affinity is JSON
+
+
+def _is_calculated(side: Any) -> bool:
+    while isinstance(side, Grouping):
+        side = side.element
+    return (
+        isinstance(side, BinaryExpression)
+        and side.operator in _CALCULATIONS
+        and isinstance(side.type, Money)
+        and not isinstance(side.type, MoneyTotal)
+    )
+
+
+def _rounded(side: Any) -> Any:
+    return _Rounded(side) if _is_calculated(side) else side
+
+
+def _is_time(expression: Any) -> bool:
+    return issubclass(expression.type._type_affinity, DateTime)
+
+
+def _time_kind(side: Any) -> type[Any] | None:
+    affinity = side.type._type_affinity
+    return next((kind for kind in (DateTime, Interval) if issubclass(affinity, kind)), None)
+
+
+def _default_escape(binary: Any) -> str:
+    return " ESCAPE '\\'" if binary.modifiers.get("escape") is None else ""
+
+
+def _sources(select: Any) -> Iterator[Any]:
+    froms = select.get_final_froms() if hasattr(select, "get_final_froms") else ()
+    waiting = list(froms)
+    while waiting:
+        source = waiting.pop()
+        yield source
+        if isinstance(source, Join):
+            waiting += [source.left, source.right]
+
+
+def _makes_nulls(join: Join) -> bool:
+    return bool(join.isouter or join.full)
+
+
+def _nulls(clause: Any, *, certain: bool) -> str:
+    """What has to be said of NULL behind a clause of ORDER BY."""
+    descending = False
+    while not isinstance(clause, Column):
+        if isinstance(clause, TextClause) or getattr(clause, "is_literal", False):
+            return ""  # raw SQL says itself what it wants
+        if isinstance(clause, UnaryExpression):
+            if clause.modifier in _NULLS:
+                return ""
+            descending = descending or clause.modifier is operators.desc_op
+        inner = getattr(clause, "element", None)
+        if not isinstance(inner, ClauseElement) or (isinstance(clause, UnaryExpression) and clause.modifier is None):
+            break
+        clause = inner
+    if isinstance(clause, Column) and not clause.nullable and certain:
+        return ""
+    return " NULLS FIRST" if descending else " NULLS LAST"
+
+
+def _with_nulls(clause: Any) -> Any:
+    wanted = _nulls(clause, certain=False)
+    if not wanted:
+        return clause
+    return UnaryExpression(clause, modifier=operators.nulls_first_op if "FIRST" in wanted else operators.nulls_last_op)
+
+
+def register(connection: sqlite3.Connection) -> None:
+    """Give a SQLite connection what the rules above write out."""
+    connection.execute("PRAGMA case_sensitive_like=ON")
+    functions: dict[str, tuple[int, Callable[..., Any]]] = {
+        "shared_db_document": (1, _document),
+        "shared_db_time_less": (2, _time_less),
+        "shared_db_time_plus": (2, _time_plus),
+        "shared_db_remainder": (2, _remainder),
+    }
+    for name, (count, function) in functions.items():
+        connection.create_function(name, count, function, deterministic=True)
+
+
+_EXACT = Context(prec=2_000)
+
+
+def _document(text: str | None) -> str | None:
+    """A JSON document in the one form that all equal documents have."""
+    return None if text is None else _form_of(json.loads(text, parse_float=Decimal, parse_int=Decimal))
+
+
+def _form_of(value: Any) -> str:
+    if isinstance(value, Decimal):
+        return str(value.normalize(_EXACT)) if value else "0"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{json.dumps(key)}:{_form_of(value[key])}" for key in sorted(value)) + "}"
+    if isinstance(value, list):
+        return f"[{','.join(map(_form_of, value))}]"
+    return json.dumps(value)
+
+
+def _time_less(one: str | None, other: str | None) -> str | None:
+    """A time, or the time between two, without a duration or another time."""
+    if one is None or other is None:
+        return None
+    return _stored(_EPOCH + (datetime.fromisoformat(one) - datetime.fromisoformat(other)))
+
+
+def _time_plus(one: str | None, other: str | None) -> str | None:
+    """A time or duration, and a duration."""
+    if one is None or other is None:
+        return None
+    return _stored(datetime.fromisoformat(one) + (datetime.fromisoformat(other) - _EPOCH))
+
+
+def _stored(moment: datetime) -> str:
+    return moment.isoformat(" ", "microseconds")
+
+
+def _remainder(one: float | None, other: float | None) -> float | None:
+    """What is left of an amount, with the sign that it has; NULL for a division by zero, as SQLite's own."""
+    if one is None or not other:
+        return None
+    return float(_EXACT.remainder(Decimal(repr(one)), Decimal(repr(other))))
