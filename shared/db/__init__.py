@@ -8,6 +8,8 @@ from shared.db.bulk.summaries import Candle, Coverage, RunTotals
 from shared.db.bybit import (
     parse_execution_list,
     parse_executions,
+    parse_private_message,
+    parse_public_message,
     parse_public_trades,
     parse_recent_trades,
     read_archive,
@@ -250,6 +252,8 @@ __all__ = [
     "get_db",
     "parse_execution_list",
     "parse_executions",
+    "parse_private_message",
+    "parse_public_message",
     "parse_public_trades",
     "parse_recent_trades",
     "read_archive",

@@ -86,8 +86,8 @@ _OTHER_FAILURES: tuple[tuple[tuple[type[Exception], ...], type[DatabaseFailure]]
     ((sqlite3.NotSupportedError, psycopg2.NotSupportedError), UnsupportedError),
     ((sqlite3.ProgrammingError, psycopg2.ProgrammingError), StatementRefusedError),
 )
-# Text that is no UTF-8: nothing of this library can have stored it.
-_NO_TEXT_OF_OURS = "Could not decode to UTF-8"
+# Text that is no UTF-8, a document that is no JSON: nothing of this library can have stored them.
+_NO_TEXT_OF_OURS = ("Could not decode to UTF-8", "malformed JSON")
 # An exact sum is a function of ours, of whose failure SQLite tells nothing else. It failed since a value is no number,
 # which `note_damage` was told, or since Ctrl-C came while it ran.
 _AGGREGATE_FAILED = "user-defined aggregate's"

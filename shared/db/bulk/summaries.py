@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Context, Decimal
-from typing import NamedTuple
+from functools import reduce
+from typing import Any, NamedTuple
 
-from sqlalchemy import case, func, select
+from sqlalchemy import asc, case, desc, func, select
 from sqlalchemy.orm import Session
 
 from shared.db.bulk.ranges import TRADES, RowRange
@@ -44,17 +46,26 @@ class Coverage(NamedTuple):
 
 
 class RunTotals(NamedTuple):
-    """Sums over executions, exact, with 8 places; fees are negative where rebates outweigh them."""
+    """Sums over executions, exact, with 8 places; fees are negative where rebates outweigh them.
+
+    `fees_by_currency` tells fees apart by the `feeCurrency` of Bybit's message in raw_json; None stands for those whose
+    message is not there or names none, as a contract's, whose fees are in the coin that it is settled in. `fees` is
+    their sum, or None if there are several currencies: spot buys are charged in the coin that was bought.
+    """
 
     count: int  # type: ignore[assignment] # in place of tuple.count(), which nobody misses here
     closed_pnl: Decimal
-    fees: Decimal
+    fees: Decimal | None
     buy_volume: Decimal
     sell_volume: Decimal
+    fees_by_currency: dict[str | None, Decimal]
 
 
 def candles(session: Session, trades: RowRange, interval: timedelta | str) -> list[Candle]:
     """The candles of a symbol in order of time; an interval without a trade has none.
+
+    Trades of one millisecond follow each other by id, numbers as numbers: a shorter id comes before a longer one, and
+    ids of one length are in the order of their characters.
 
     Raises `InvalidValueError` for what is no interval, and `DatabaseCorruptError` for a time that is none.
     """
@@ -79,10 +90,10 @@ def candles(session: Session, trades: RowRange, interval: timedelta | str) -> li
         # Two index look-ups a candle, in place of sorting every interval's trades.
         select(columns.price)
         .where(columns.symbol == trades.owner, columns.exchange_ts == instant)
-        .order_by(columns.trade_id.desc() if instant is grouped.c.last_ts else columns.trade_id)
+        .order_by(*(order(key) for key in (func.length(columns.trade_id), columns.trade_id)))
         .limit(1)
         .scalar_subquery()
-        for instant in (grouped.c.first_ts, grouped.c.last_ts)
+        for instant, order in ((grouped.c.first_ts, asc), (grouped.c.last_ts, desc))
     )
     found = grouped.c
     # First the times themselves, for their type's sake: of what is no time SQLite makes an interval all the same.
@@ -124,13 +135,28 @@ def coverage(session: Session, *, count: bool = True) -> list[Coverage]:
 def totals(session: Session, executions: RowRange) -> RunTotals:
     """The sums over a range of executions; zeros if there are none."""
     columns = executions.source.columns
-    statement = select(
-        func.count(),
-        exact_sum(columns.closed_pnl),
-        exact_sum(columns.exec_fee),
-        *(exact_sum(case((columns.side == side, columns.exec_qty))) for side in (Side.BUY, Side.SELL)),
-    ).where(*executions.criteria(), *executions.confined)
-    return RunTotals._make(_ZERO if value is None else value for value in read(session, statement).one())
+    # NULL where there is no fee, which has no currency either; '' where there is one, and nobody says in what.
+    currency = case((columns.exec_fee != 0, func.coalesce(columns.raw_json["feeCurrency"].as_string(), "")))
+    statement = (
+        select(
+            currency,
+            func.count(),
+            exact_sum(columns.closed_pnl),
+            exact_sum(columns.exec_fee),
+            *(exact_sum(case((columns.side == side, columns.exec_qty))) for side in (Side.BUY, Side.SELL)),
+        )
+        .where(*executions.criteria(), *executions.confined)
+        .group_by(currency)
+    )
+    parts: Sequence[Any] = read(session, statement).all()
+    fees = {part[0] or None: part[3] for part in parts if part[0] is not None}
+    closed_pnl, fee, bought, sold = (_added(part[place] for part in parts) for place in range(2, 6))
+    return RunTotals(sum(part[1] for part in parts), closed_pnl, None if len(fees) > 1 else fee, bought, sold, fees)
+
+
+def _added(amounts: Iterable[Decimal | None]) -> Decimal:
+    # Not sum(): that rounds in the caller's context.
+    return reduce(_EXACT.add, (amount for amount in amounts if amount is not None), _ZERO)
 
 
 def interval_of(interval: timedelta | str) -> timedelta:

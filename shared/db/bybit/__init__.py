@@ -17,6 +17,8 @@ from shared.db.bybit.messages import (
     Parsed,
     parse_execution_list,
     parse_executions,
+    parse_private_message,
+    parse_public_message,
     parse_public_trades,
     parse_recent_trades,
 )
@@ -35,6 +37,8 @@ __all__ = [
     "open_text",
     "parse_execution_list",
     "parse_executions",
+    "parse_private_message",
+    "parse_public_message",
     "parse_public_trades",
     "parse_recent_trades",
     "read_archive",

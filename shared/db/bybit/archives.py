@@ -22,8 +22,8 @@ from shared.db.bybit.values import (
     RefusedError,
     Row,
     TradeFields,
+    checked_ids,
     checked_text,
-    checked_texts,
     instant_of,
     price_of,
     side_of,
@@ -286,7 +286,7 @@ class _Lines:
         moments = {time: instant_of(time) for time in set(times)}
         rows.add(
             list(map(self._symbol_of, symbols)),
-            checked_texts(trade_ids, "trade id", TRADE_ID_LENGTH),
+            checked_ids(trade_ids, "trade id", TRADE_ID_LENGTH),
             [moments[time] for time in times],
             list(map(side_of, sides)),
             list(map(price_of, prices)),

@@ -15,19 +15,22 @@ from shared.db.bybit.values import (
     RefusedError,
     Row,
     TradeFields,
+    checked_id,
     checked_text,
+    fill_amount,
     instant_of,
-    number,
     price_of,
     side_of,
     size_of,
     stored_length,
+    told_amount,
     written,
 )
-from shared.db.errors import InputError
+from shared.db.column_types import Json
+from shared.db.errors import InputError, InvalidValueError
 from shared.db.models import PrivateExecution
 
-Message = Mapping[str, Any] | str | bytes
+Message = Mapping[str, Any] | str | bytes | bytearray | memoryview
 
 # The values of execType that change a position (https://bybit-exchange.github.io/docs/v5/enum#exectype). Funding is
 # not one: its entries carry the size of the whole position as their quantity and change none of it, so that every
@@ -41,6 +44,8 @@ _REST = TradeFields("symbol", "execId", "time", "side", "price", "size")
 _EXEC_ID_LENGTH = stored_length(PrivateExecution.exec_id)
 _ORDER_ID_LENGTH = stored_length(PrivateExecution.order_id)
 _LINK_ID_LENGTH = stored_length(PrivateExecution.order_link_id)
+_any_json = Json()
+_SHOWN = 60
 
 
 class Parsed(NamedTuple):
@@ -56,8 +61,18 @@ def parse_public_trades(message: Message, local_ts: datetime | None = None) -> P
     `local_ts` is when it was received: now, unless given. Raises `InputError` for a message of another topic.
     """
     received = datetime.now(UTC) if local_ts is None else local_ts
-    entries = _stream_entries(message, "publicTrade")
+    entries = _stream_entries(_decoded(message), "publicTrade")
     return _parsed(entries, lambda entry: _trade(entry, _STREAM, received))
+
+
+def parse_public_message(message: Message, local_ts: datetime | None = None) -> Parsed:
+    """Trades of any message of a public socket: none for other topics, pongs and replies to what was asked.
+
+    Otherwise as `parse_public_trades`. Raises `InputError` for a reply that refuses, such as a failed subscription,
+    and for what is no message of a socket.
+    """
+    decoded = _decoded(message)
+    return Parsed([], []) if _is_of_others(decoded, "publicTrade") else parse_public_trades(decoded, local_ts)
 
 
 def parse_recent_trades(response: Message, local_ts: datetime | None = None) -> Parsed:
@@ -73,12 +88,26 @@ def parse_recent_trades(response: Message, local_ts: datetime | None = None) -> 
 def parse_executions(message: Message, run_id: str, account_id: str) -> Parsed:
     """Fills of an `execution` or `execution.fast` stream message, to be recorded under a run of an account.
 
-    Only fills are taken, see `FILLS`; other execution types (`Funding`, say) are given back as rejected. A type
-    that is not told counts as a trade: the fast stream sends nothing else, and neither tells the fee, which is
-    None then. Each entry is kept whole in `raw_json`, where prices and fees of more than 8 decimal places, which
-    the columns round, keep every digit. Raises `InputError` for a message of another topic.
+    Only fills are taken, see `FILLS`; other execution types (`Funding`, say) are given back as rejected, and so is the
+    combination of a spread, whose legs are fills of their own. A type that is not told counts as a trade: the fast
+    stream sends nothing else, and neither tells the fee, which is None then.
+
+    Amounts have all their digits. `bulk_create` rounds those that the columns cannot hold, and tells: `raw_json` has
+    the whole entry. A price or quantity that would become 0, or is too large, is given back; so is an entry that no
+    JSON column can hold. Raises `InputError` for a message of another topic.
     """
-    return _parsed(_stream_entries(message, "execution"), lambda entry: _execution(entry, run_id, account_id))
+    entries = _stream_entries(_decoded(message), "execution")
+    return _parsed(entries, lambda entry: _execution(entry, run_id, account_id))
+
+
+def parse_private_message(message: Message, run_id: str, account_id: str) -> Parsed:
+    """Fills of any message of a private socket: none for other topics, pongs and replies to what was asked.
+
+    Otherwise as `parse_executions`. Raises `InputError` for a reply that refuses, such as a failed login, and for what
+    is no message of a socket.
+    """
+    decoded = _decoded(message)
+    return Parsed([], []) if _is_of_others(decoded, "execution") else parse_executions(decoded, run_id, account_id)
 
 
 def parse_execution_list(response: Message, run_id: str, account_id: str) -> Parsed:
@@ -93,7 +122,7 @@ def parse_execution_list(response: Message, run_id: str, account_id: str) -> Par
 def _trade(entry: Mapping[str, Any], names: TradeFields, received: datetime) -> Row:
     return {
         "symbol": checked_text(entry.get(names.symbol), "symbol", SYMBOL_LENGTH),
-        "trade_id": checked_text(entry.get(names.trade_id), "trade id", TRADE_ID_LENGTH),
+        "trade_id": checked_id(entry.get(names.trade_id), "trade id", TRADE_ID_LENGTH),
         "exchange_ts": instant_of(written(entry, names.time)),
         "local_ts": received,
         "side": side_of(written(entry, names.side)),
@@ -105,32 +134,36 @@ def _trade(entry: Mapping[str, Any], names: TradeFields, received: datetime) -> 
 def _execution(entry: Mapping[str, Any], run_id: str, account_id: str) -> Row:
     kind = entry.get("execType") or "Trade"
     if not isinstance(kind, str) or kind not in FILLS:
-        raise RefusedError(f"execType {kind!r} is no fill; fills are {', '.join(sorted(FILLS))}")
+        raise RefusedError(f"execType {_shown(kind)} is no fill; fills are {', '.join(sorted(FILLS))}")
+    if entry.get("legs"):
+        raise RefusedError("the entry is a combination of a spread; its legs are fills, of execType FutureSpread")
     order_id, link_id = entry.get("orderId"), entry.get("orderLinkId")
-    price, quantity = number(entry, "execPrice"), number(entry, "execQty")
+    price, quantity = fill_amount(entry, "execPrice"), fill_amount(entry, "execQty")
     if price < 0 or quantity <= 0:
         raise RefusedError(f"execPrice {price} and execQty {quantity} are those of no fill")
     return {
         "run_id": run_id,
         "account_id": account_id,
         "symbol": checked_text(entry.get("symbol"), "symbol", SYMBOL_LENGTH),
-        "exec_id": checked_text(entry.get("execId"), "execId", _EXEC_ID_LENGTH),
+        "exec_id": checked_id(entry.get("execId"), "execId", _EXEC_ID_LENGTH),
         # What the exchange does by itself, settling a delisted contract say, may have no order.
-        "order_id": checked_text(order_id, "orderId", _ORDER_ID_LENGTH) if order_id or kind == "Trade" else "",
+        "order_id": checked_id(order_id, "orderId", _ORDER_ID_LENGTH) if order_id or kind == "Trade" else "",
         "order_link_id": checked_text(link_id, "orderLinkId", _LINK_ID_LENGTH) if link_id else None,
         "exchange_ts": instant_of(written(entry, "execTime")),
         "side": side_of(written(entry, "side")),
         "exec_price": price,
         "exec_qty": quantity,
-        "exec_fee": number(entry, "execFee") if _told(entry, "execFee") else None,
-        "closed_pnl": number(entry, "execPnl") if _told(entry, "execPnl") else None,
-        "raw_json": dict(entry),
+        "exec_fee": told_amount(entry, "execFee"),
+        "closed_pnl": told_amount(entry, "execPnl"),
+        "raw_json": _kept(entry),
     }
 
 
-def _told(entry: Mapping[str, Any], name: str) -> bool:
-    # Bybit writes "" where it has nothing to say.
-    return entry.get(name) not in (None, "")
+def _kept(entry: Mapping[str, Any]) -> Any:
+    try:
+        return _any_json.plain(entry)
+    except InvalidValueError as error:
+        raise RefusedError(f"the entry cannot be kept in raw_json: {error.problem}") from None
 
 
 def _parsed(entries: list[Any], row_of: Callable[[Mapping[str, Any]], Row]) -> Parsed:
@@ -146,20 +179,46 @@ def _parsed(entries: list[Any], row_of: Callable[[Mapping[str, Any]], Row]) -> P
     return parsed
 
 
-def _stream_entries(message: Message, topic: str) -> list[Any]:
-    decoded = _decoded(message)
+def _stream_entries(decoded: Mapping[str, Any], topic: str) -> list[Any]:
     given = decoded.get("topic")
-    if not isinstance(given, str) or given.partition(".")[0] != topic:
-        raise InputError(f"this is a message of topic {given!r}, not of {topic}; hand over only what that topic sends")
+    if not _is_topic(given, topic):
+        raise InputError(
+            f"this is a message of topic {_shown(given)}, not of {topic}; hand over only what that topic sends, or use "
+            "parse_public_message and parse_private_message, which pass over the others"
+        )
     return _entries(decoded.get("data"), "data")
+
+
+def _is_topic(given: Any, topic: str) -> bool:
+    return isinstance(given, str) and given.partition(".")[0] == topic
+
+
+def _is_of_others(decoded: Mapping[str, Any], topic: str) -> bool:
+    """Whether a message of a socket is another topic's, or answers something; `InputError` if the answer is a no."""
+    given = decoded.get("topic")
+    if isinstance(given, str):
+        return not _is_topic(given, topic)
+    if not isinstance(decoded.get("op", decoded.get("type")), str):
+        raise InputError(f"a message of a socket has a topic or an op, and this one {_names(decoded)}")
+    data = decoded.get("data")
+    failed = isinstance(data, Mapping) and data.get("failTopics")
+    if decoded.get("success") is False or not _is_ok(decoded) or failed:
+        said = decoded.get("ret_msg") or decoded.get("retMsg") or failed
+        raise InputError(f"Bybit refused {_shown(decoded.get('op', 'what was asked'))}: {_shown(said)}")
+    return True
 
 
 def _response_entries(response: Message) -> list[Any]:
     decoded = _decoded(response)
-    if decoded.get("retCode") not in (None, 0):
-        raise InputError(f"Bybit answered {decoded['retCode']} ({decoded.get('retMsg')}), nothing to read; ask again")
+    if not _is_ok(decoded):
+        code, said = decoded["retCode"], decoded.get("retMsg")
+        raise InputError(f"Bybit answered {_plain(code)} ({_plain(said)}), nothing to read; ask again")
     result = decoded.get("result", decoded)
     return _entries(result.get("list") if isinstance(result, Mapping) else None, "list")
+
+
+def _is_ok(decoded: Mapping[str, Any]) -> bool:
+    return decoded.get("retCode") in (None, 0, "0")
 
 
 def _entries(entries: Any, name: str) -> list[Any]:
@@ -169,11 +228,30 @@ def _entries(entries: Any, name: str) -> list[Any]:
 
 
 def _decoded(message: Message) -> Mapping[str, Any]:
+    if isinstance(message, (bytearray, memoryview)):
+        message = bytes(message)
     if isinstance(message, (str, bytes)):
         try:
             message = json.loads(message, parse_float=Decimal)
-        except ValueError as error:
-            raise InputError(f"the message is not JSON ({error}); hand it over as Bybit sent it") from error
+        except (ValueError, ArithmeticError, RecursionError) as error:
+            told = (
+                "it is nested too deeply" if isinstance(error, RecursionError) else str(error) or type(error).__name__
+            )
+            raise InputError(f"the message is not JSON ({told}); hand it over as Bybit sent it") from None
     if not isinstance(message, Mapping):
         raise InputError(f"a message is a mapping or JSON text, not {type(message).__name__}")
     return message
+
+
+def _shown(value: Any) -> str:
+    """A short text with quotation marks, or what else it is."""
+    return repr(value[:_SHOWN]) if isinstance(value, str) else type(value).__name__
+
+
+def _plain(value: Any) -> str:
+    short = isinstance(value, int) and value.bit_length() <= 64
+    return str(value)[:_SHOWN] if short or isinstance(value, str) else type(value).__name__
+
+
+def _names(decoded: Mapping[str, Any]) -> str:
+    return f"has {', '.join(map(_shown, list(decoded)[:5]))}" if decoded else "is empty"

@@ -15,6 +15,9 @@ from shared.db.models import PublicTrade, Side
 Row = dict[str, Any]
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
+# What a spreadsheet makes of an id of 19 digits.
+_SHORTENED = re.compile(r"\d(?:[.,]\d+)?[eE]\+\d+", re.ASCII)
+_LONGEST_NUMBER = 1_024  # bits
 _QUANTUM = Decimal(1).scaleb(-MONEY_PLACES)
 # 2010 to 2100: a unit mixed up (microseconds, say) falls far outside.
 _SECONDS = range(1_262_304_000, 4_102_444_800)
@@ -24,6 +27,7 @@ _EXACT = Context(prec=60)
 _SIDES = {side.value.lower(): side.value for side in Side}
 # Prices and sizes repeat themselves among neighbouring trades.
 _CACHE = 8192
+_SHOWN = 40
 
 
 def stored_length(column: Any) -> int:
@@ -63,13 +67,19 @@ def written(entry: Mapping[str, Any], name: str) -> str:
         )
     if isinstance(value, bool) or not isinstance(value, (int, Decimal)):
         raise RefusedError(f"{name} is missing" if value is None else f"{name} is {type(value).__name__}, not text")
-    return str(value)
+    return _whole_text(value, name) if isinstance(value, int) else str(value)
+
+
+def _whole_text(number: int, name: str) -> str:
+    if number.bit_length() > _LONGEST_NUMBER:
+        raise RefusedError(f"{name} is a number of more than 300 digits")
+    return str(number)
 
 
 def checked_text(value: Any, name: str, length: int) -> str:
     """A text that is not empty and fits; a whole number counts as text."""
     if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
+        value = _whole_text(value, name)
     if not value:
         raise RefusedError(f"{name} is missing or empty")
     if not isinstance(value, str) or not value.isprintable():
@@ -79,35 +89,56 @@ def checked_text(value: Any, name: str, length: int) -> str:
     return value
 
 
-def checked_texts(texts: Sequence[str], name: str, length: int) -> Sequence[str]:
+def checked_id(value: Any, name: str, length: int) -> str:
+    """Such a text that identifies something, and has not lost digits on its way."""
+    text = checked_text(value, name, length)
+    if _SHORTENED.fullmatch(text):
+        raise RefusedError(f"{name} {text} is what a spreadsheet leaves of a number; take it from where it came from")
+    return text
+
+
+def checked_ids(texts: Sequence[str], name: str, length: int) -> Sequence[str]:
     """The same for many texts at once."""
-    lengths = set(map(len, texts))
-    if min(lengths) < 1 or max(lengths) > length or not "".join(texts).isprintable():
-        return [checked_text(text, name, length) for text in texts]
+    lengths, together = set(map(len, texts)), "".join(texts)
+    if min(lengths) < 1 or max(lengths) > length or not together.isprintable() or "+" in together:
+        return [checked_id(text, name, length) for text in texts]
     return texts
 
 
-def number(entry: Mapping[str, Any], name: str) -> Decimal:
-    """A field as a number that fits a money column; of any sign, and with as many decimal places as it came."""
-    return _decimal(written(entry, name), name)
+def fill_amount(entry: Mapping[str, Any], name: str) -> Decimal:
+    """A price or quantity of a fill: of any sign, with as many decimal places as it came, and 0 only if it is 0."""
+    text = written(entry, name)
+    amount = _decimal(text, name)
+    if amount and not amount.quantize(_QUANTUM, context=_EXACT):
+        raise RefusedError(f"{name} {text[:_SHOWN]} would become 0, with the {MONEY_PLACES} places that are stored")
+    return amount
+
+
+def told_amount(entry: Mapping[str, Any], name: str) -> Decimal | None:
+    """A fee or profit, of any size; None where Bybit has nothing to say, and writes "" or nothing."""
+    return None if entry.get(name) in (None, "") else _any_number(written(entry, name), name)
+
+
+def _any_number(text: str, name: str) -> Decimal:
+    if not _NUMBER.fullmatch(text):
+        raise RefusedError(f"{name} {text[:_SHOWN]!r} is not a number" if text else f"{name} is empty")
+    return Decimal(text)
 
 
 def _decimal(text: str, name: str) -> Decimal:
-    if not _NUMBER.fullmatch(text):
-        raise RefusedError(f"{name} {text[:40]!r} is not a number" if text else f"{name} is empty")
-    amount = Decimal(text)
+    amount = _any_number(text, name)
     if amount and amount.adjusted() >= MONEY_DIGITS - MONEY_PLACES:
-        raise RefusedError(f"{name} {text[:40]} is too large for Numeric({MONEY_DIGITS}, {MONEY_PLACES})")
+        raise RefusedError(f"{name} {text[:_SHOWN]} is too large for Numeric({MONEY_DIGITS}, {MONEY_PLACES})")
     return amount
 
 
 def _exact_amount(text: str, name: str) -> Decimal:
     amount = _decimal(text, name)
     if amount <= 0:
-        raise RefusedError(f"{name} {text} is not above zero")
+        raise RefusedError(f"{name} {text[:_SHOWN]} is not above zero")
     # A public trade is stored exactly or not at all: nothing beside it keeps the digits that rounding takes.
     if amount != amount.quantize(_QUANTUM, context=_EXACT):
-        raise RefusedError(f"{name} {text} has more than the {MONEY_PLACES} decimal places that are stored")
+        raise RefusedError(f"{name} {text[:_SHOWN]} has more than the {MONEY_PLACES} decimal places that are stored")
     return amount
 
 
@@ -135,22 +166,26 @@ def side_of(text: str) -> str:
 def instant_of(text: str) -> datetime:
     """The time to the millisecond, from milliseconds, or from seconds with or without a fraction."""
     whole, point, fraction = text.partition(".")
+    if point and not (fraction.isdecimal() and fraction.isascii()):
+        raise RefusedError(f"time {text[:_SHOWN]!r} is not a number")
     if len(whole) > _SECOND_DIGITS:
         whole, fraction = whole[:-3], whole[-3:]
-    elif point and not fraction.isdecimal():
-        raise RefusedError(f"time {text[:40]!r} is not a number")
     return _second(whole) + _fraction(fraction[:3])
 
 
 @lru_cache(128)
 def _second(text: str) -> datetime:
-    if not text.isdecimal() or int(text) not in _SECONDS:
-        raise RefusedError(f"time {text[:40]!r} is no Unix time between 2010 and 2100, in seconds or milliseconds")
+    if not _are_digits(text) or int(text) not in _SECONDS:
+        raise RefusedError(f"time {text[:_SHOWN]!r} is no Unix time between 2010 and 2100, in seconds or milliseconds")
     return datetime.fromtimestamp(int(text), UTC)
 
 
 @lru_cache(1_110)
 def _fraction(text: str) -> timedelta:
-    if text and not text.isdecimal():
+    if text and not _are_digits(text):
         raise RefusedError(f"time ends in {text!r}, which is not a number")
     return timedelta(milliseconds=int(text.ljust(3, "0")))
+
+
+def _are_digits(text: str) -> bool:
+    return text.isdecimal() and text.isascii() and len(text) <= _SECOND_DIGITS

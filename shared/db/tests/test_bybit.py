@@ -22,6 +22,8 @@ from shared.db.bybit import (
     Category,
     parse_execution_list,
     parse_executions,
+    parse_private_message,
+    parse_public_message,
     parse_public_trades,
     parse_recent_trades,
     read_archive,
@@ -72,9 +74,19 @@ class TestPublicTradeStream:
             }
         ]
 
-    @pytest.mark.parametrize("form", [lambda text: text, str.encode, json.loads], ids=["text", "bytes", "mapping"])
+    @pytest.mark.parametrize(
+        "form",
+        [
+            lambda text: text,
+            json.loads,
+            str.encode,
+            lambda text: bytearray(text, "utf-8"),
+            lambda text: memoryview(text.encode()),
+        ],
+        ids=["text", "mapping", "bytes", "bytearray", "memoryview"],
+    )
     def test_a_message_may_come_as_text_bytes_or_mapping(self, form: Any) -> None:
-        """All three give the same rows."""
+        """All of them give the same rows."""
         text = json.dumps(trade_message())
         assert parse_public_trades(form(text), RECEIVED) == parse_public_trades(trade_message(), RECEIVED)
 
@@ -146,6 +158,12 @@ class TestPublicTradeStream:
             ("T", 1741600800123.5, "came as a float"),
             ("T", -1741600800123, "no Unix time"),
             ("T", 5, "no Unix time"),
+            ("T", "1741600800123.abc", "is not a number"),
+            ("T", "1741600800123.", "is not a number"),
+            ("T", "\u0661\u0667\u0664\u0661\u0666\u0660\u0660\u0668\u0660\u0660", "no Unix time"),
+            ("T", "1741600800.\u0661", "is not a number"),
+            ("T", "1" * 5000, "no Unix time"),
+            ("i", "2.29E+18", "what a spreadsheet leaves of a number"),
         ],
     )
     def test_a_value_that_cannot_be_stored_costs_its_row_alone(self, name: str, value: Any, reason: str) -> None:
@@ -157,6 +175,13 @@ class TestPublicTradeStream:
         assert rejected.position == 1
         assert reason in rejected.reason
         assert rejected.row == bad
+
+    @pytest.mark.parametrize("name", ["p", "i", "s", "T"])
+    def test_a_number_without_end_costs_its_row_alone(self, name: str) -> None:
+        """Python refuses to write numbers of more than 4,300 digits; a mapping may hold them."""
+        parsed = parse_public_trades(fields(**{name: 10**5000}))
+        assert (parsed.rows, len(parsed.rejected)) == ([], 1)
+        assert "more than 300 digits" in parsed.rejected[0].reason
 
     @pytest.mark.parametrize("name", ["p", "v", "S", "i", "s", "T"])
     def test_a_field_that_is_stored_must_be_there(self, name: str) -> None:
@@ -237,11 +262,92 @@ class TestRecentTrades:
         with pytest.raises(InputError, match=r"10006 \(Too many visits\)"):
             parse_recent_trades({"retCode": 10006, "retMsg": "Too many visits", "result": {}})
 
+    @pytest.mark.parametrize("code", [0, "0", None])
+    def test_a_return_code_of_0_is_none(self, code: Any) -> None:
+        """As a number, as some clients have it, as text, or left out."""
+        assert len(parse_recent_trades({**rest_answer(self.ENTRY), "retCode": code}).rows) == 1
+
     @pytest.mark.parametrize("answer", [{"retCode": 0, "result": {}}, {"retCode": 0, "result": None}, {}], ids=repr)
     def test_an_answer_without_a_list_is_an_error(self, answer: dict[str, Any]) -> None:
         """It is the answer of something else."""
         with pytest.raises(InputError, match="no list"):
             parse_recent_trades(answer)
+
+
+class TestSockets:
+    """Any message of a public or a private socket."""
+
+    REPLIES: ClassVar = [
+        {"success": True, "ret_msg": "subscribe", "conn_id": "c", "req_id": "", "op": "subscribe"},
+        {"success": True, "ret_msg": "pong", "conn_id": "c", "req_id": "", "op": "ping"},
+        {"success": True, "ret_msg": "", "op": "auth", "conn_id": "c"},
+        {"req_id": "r", "op": "pong", "args": ["1741600800123"], "conn_id": "c"},
+        {"success": True, "conn_id": "c", "data": {"failTopics": [], "successTopics": ["a"]}, "type": "COMMAND_RESP"},
+        {"topic": "tickers.BTCUSDT", "type": "snapshot", "data": {"symbol": "BTCUSDT"}},
+        {"topic": "order", "data": [{"orderId": "1"}]},
+        {"topic": "executions", "data": [{}]},
+        {"topic": "publicTradeX.BTCUSDT", "data": [{}]},
+    ]
+    REFUSALS: ClassVar = [
+        {"success": False, "ret_msg": "error:handler not found,topic:x", "conn_id": "c", "op": "subscribe"},
+        {"success": True, "conn_id": "c", "data": {"failTopics": ["x"], "successTopics": []}, "type": "COMMAND_RESP"},
+        {"retCode": 10004, "retMsg": "Invalid sign", "op": "auth", "connId": "c"},
+        {},
+        {"data": []},
+        {"topic": None},
+        {"op": 7},
+        [],
+        "pong",
+        b"\xff\xfe",
+        None,
+    ]
+
+    @staticmethod
+    def ways() -> list[Any]:
+        """Both parsers."""
+        return [parse_public_message, lambda message: parse_private_message(message, "r", "a")]
+
+    @pytest.mark.parametrize("reply", REPLIES, ids=lambda reply: str(reply.get("op", reply.get("topic"))))
+    def test_a_reply_or_another_topic_gives_nothing(self, reply: Any) -> None:
+        """Nothing is to be stored of it, and a loop over the socket's messages goes on."""
+        for parse in self.ways():
+            assert parse(reply) == ([], [])
+            assert parse(json.dumps(reply)) == ([], [])
+
+    @pytest.mark.parametrize("message", REFUSALS, ids=repr)
+    def test_a_refusal_or_what_is_no_message_is_an_error(self, message: Any) -> None:
+        """A subscription that failed must not look like a quiet market."""
+        for parse in self.ways():
+            with pytest.raises(InputError):
+                parse(message)
+
+    def test_its_own_topic_gives_rows(self) -> None:
+        """The same as the parser of that topic."""
+        trades = parse_public_trades(trade_message(), RECEIVED)
+        assert parse_public_message(json.dumps(trade_message()), RECEIVED) == trades
+        fills = parse_executions(execution_message(), "r", "a")
+        assert parse_private_message(execution_message(), "r", "a") == fills
+        with pytest.raises(InputError, match="no data"):
+            parse_public_message({"topic": "publicTrade.X"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"topic":"publicTrade.X","data":' + "[" * 100_000 + "]" * 100_000 + "}",
+        '{"topic":"publicTrade.X","data":[{"p":1e99999999999999999999}]}',
+        '{"topic":"publicTrade.X","data":[{"p":' + "1" * 5000 + "}]}",
+    ],
+    ids=["deep", "exponent", "digits"],
+)
+def test_json_that_python_cannot_read_is_an_input_error(text: str) -> None:
+    """Neither a RecursionError nor an error of decimal comes out of a parser."""
+    for parse in (parse_public_trades, parse_recent_trades, parse_public_message):
+        with pytest.raises(InputError, match="not JSON"):
+            parse(text)
+    for parse_private in (parse_executions, parse_execution_list, parse_private_message):
+        with pytest.raises(InputError, match="not JSON"):
+            parse_private(text, "r", "a")
 
 
 class TestExecutions:
@@ -328,6 +434,15 @@ class TestExecutions:
             ("execPrice", "-1", "no fill"),
             ("execPrice", 1.5, "came as a float"),
             ("execPrice", "1e13", "too large"),
+            ("execPrice", "0.000000001234", "would become 0"),
+            ("execQty", "0.000000001", "would become 0"),
+            ("execQty", "-1e-9", "would become 0"),
+            ("execId", "2.29E+18", "what a spreadsheet leaves of a number"),
+            ("orderId", "1.5e+10", "what a spreadsheet leaves of a number"),
+            ("legs", [{"symbol": "SOLUSDT", "execId": "x"}], "combination of a spread"),
+            ("note", "a\0b", "cannot be kept in raw_json"),
+            ("note", "\ud800", "cannot be kept in raw_json"),
+            ("note", float("nan"), "cannot be kept in raw_json"),
             ("execQty", "0", "no fill"),
             ("execQty", "-1", "no fill"),
             ("execQty", None, "execQty is missing"),
@@ -363,6 +478,22 @@ class TestExecutions:
         entry = execution_entry()
         del entry["execPnl"]
         assert parse_execution_list(rest_answer(entry), "r", "a").rows[0]["closed_pnl"] is None
+
+    @pytest.mark.parametrize("amount", ["0.000000001", "1e15", "123456789012.123456789"])
+    def test_a_fill_is_never_dropped_for_the_digits_of_its_fee(
+        self, session: Session, sample_run: Run, amount: str
+    ) -> None:
+        """What the columns cannot hold of a fee or profit is told, raw_json has it, and 0 is only what is 0."""
+        entry = execution_entry(execFee=amount, execPnl=f"-{amount}")
+        rows, rejected = parse_executions(execution_message(entry), sample_run.run_id, sample_run.account_id)
+        assert rejected == []
+        result = PrivateExecutionRepository(session, sample_run.user_id).bulk_create(rows)
+        assert (result.inserted, result.rounded) == (1, 1)
+        stored = session.scalars(select(PrivateExecution)).one()
+        assert stored.raw_json == entry
+        assert stored.exec_fee != 0
+        assert stored.exec_fee is None or abs(stored.exec_fee - Decimal(amount)) < Decimal("0.001")
+        assert stored.closed_pnl == (None if stored.exec_fee is None else -stored.exec_fee)
 
     @pytest.mark.parametrize("topic", ["order", "executions", "publicTrade.BTCUSDT", None])
     def test_a_message_of_another_topic_is_an_error(self, topic: str | None) -> None:

@@ -112,7 +112,7 @@ def test_the_ways_past_the_orm_name_it_as_well(tmp_path: Path, reading: Callable
                         )
 
 
-@pytest.mark.parametrize("column", ["exec_fee", "closed_pnl"])
+@pytest.mark.parametrize("column", ["exec_fee", "closed_pnl", "raw_json"])
 def test_a_sum_over_what_is_no_number_is_named(tmp_path: Path, column: str) -> None:
     """The exact sums are functions of ours, of whose failure SQLite tells nothing but that they failed."""
     with DatabaseFactory(f"sqlite:///{tmp_path / 'grid_bot.db'}") as db:

@@ -20,6 +20,7 @@ from shared.db import (
     Coverage,
     DatabaseFactory,
     InvalidValueError,
+    PrivateExecution,
     PrivateExecutionRepository,
     PublicTrade,
     PublicTradeRepository,
@@ -29,7 +30,7 @@ from shared.db import (
 )
 from shared.db.bulk.summaries import interval_of
 from shared.db.column_types import money_units
-from shared.db.tests.support import trade_values, two_runs, with_and_without_policies
+from shared.db.tests.support import execution_values, trade_values, two_runs, with_and_without_policies
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 START = datetime(2025, 5, 19, tzinfo=UTC)
@@ -64,7 +65,7 @@ def expected_candles(rows: Sequence[TradeRow], interval: timedelta) -> list[Cand
     """Candles by Python's integers and fractions."""
     found = []
     for start, group in groupby(rows, key=lambda row: EPOCH + (row.exchange_ts - EPOCH) // interval * interval):
-        inside = list(group)
+        inside = sorted(group, key=lambda row: (row.exchange_ts, len(row.trade_id), row.trade_id))
         volume = sum(Fraction(row.size) for row in inside)
         turnover = sum(Fraction(row.price) * Fraction(row.size) for row in inside)
         prices = [row.price for row in inside]
@@ -222,12 +223,14 @@ def test_totals_are_exact_sums(db: DatabaseFactory) -> None:
         def wanted(*, symbol: str | None = None, first: int = 0, last: int = 19) -> RunTotals:
             inside = [row for row in rows[first : last + 1] if symbol in (None, row.symbol)]
             sides = {side: sum(row.exec_qty for row in inside if row.side == side) for side in ("Buy", "Sell")}
+            fees = sum((row.exec_fee or Decimal(0) for row in inside), Decimal(0))
             return RunTotals(
                 len(inside),
                 sum((row.closed_pnl or Decimal(0) for row in inside), Decimal(0)),
-                sum((row.exec_fee or Decimal(0) for row in inside), Decimal(0)),
+                fees,
                 Decimal(sides["Buy"]),
                 Decimal(sides["Sell"]),
+                {None: fees},
             )
 
         assert repository.totals(run.run_id) == wanted()
@@ -235,8 +238,42 @@ def test_totals_are_exact_sums(db: DatabaseFactory) -> None:
         start, end = rows[3].exchange_ts, rows[9].exchange_ts
         assert repository.totals(run.run_id, start=start, end=end) == wanted(first=3, last=9)
         nothing = repository.totals("no such run")
-        assert nothing == RunTotals(0, *[Decimal(0)] * 4)
-        assert all(str(value) == "0E-8" for value in nothing[1:])
+        assert nothing == RunTotals(0, Decimal(0), Decimal(0), Decimal(0), Decimal(0), {})
+        assert all(str(value) == "0E-8" for value in nothing[1:5])
+
+
+def test_fees_of_different_coins_are_not_added(db: DatabaseFactory) -> None:
+    """A spot buy is charged in the coin it bought: fees are told by currency, and are one sum where there is one."""
+    run, _ = two_runs(db, executions=0)
+
+    def fill(number: int, fee: str | None, message: Any) -> dict[str, Any]:
+        return execution_values(run, number, exec_fee=fee and Decimal(fee), raw_json=message)
+
+    usdt = [fill(1, "0.25", {"feeCurrency": "USDT"}), fill(2, "-0.05", {"feeCurrency": "USDT"})]
+    no_fee = [fill(3, None, {"feeCurrency": "BTC"}), fill(4, "0", {"feeCurrency": "ETH"}), fill(5, None, None)]
+    untold = [fill(6, "1", None), fill(7, "2", {"feeCurrency": ""}), fill(8, "3", {"x": 1}), fill(9, "4", [1])]
+    for _ in with_and_without_policies(db):
+        with db.get_session(user_id="ann") as session:
+            repository = PrivateExecutionRepository(session)
+            repository.bulk_create(usdt + no_fee)
+            totals = repository.totals(run.run_id)
+            assert (totals.fees, totals.fees_by_currency) == (Decimal("0.2"), {"USDT": Decimal("0.2")})
+            repository.bulk_create([fill(10, "0.000025", {"feeCurrency": "BTC"})])
+            totals = repository.totals(run.run_id)
+            assert (totals.count, totals.fees, totals.closed_pnl) == (6, None, Decimal(-75))
+            assert totals.fees_by_currency == {"USDT": Decimal("0.2"), "BTC": Decimal("0.000025")}
+            repository.bulk_create(untold)
+            assert repository.totals(run.run_id).fees_by_currency[None] == 10
+            session.execute(delete(PrivateExecution))
+
+
+def test_trades_of_one_millisecond_follow_by_number(session: Session) -> None:
+    """The first price of a candle is that of trade 9, not of trade 10, though "10" sorts before "9" as text."""
+    prices = {"9": 100, "10": 101, "11": 102, "8": 99}
+    rows = [trade_values(0, trade_id=trade_id, price=price) for trade_id, price in prices.items()]
+    PublicTradeRepository(session).bulk_create(rows)
+    (candle,) = PublicTradeRepository(session).candles("BTCUSDT", None, None, "1m")
+    assert (candle.open, candle.close) == (Decimal(99), Decimal(102))
 
 
 @settings(max_examples=500)
