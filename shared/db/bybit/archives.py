@@ -144,11 +144,27 @@ class Archive(BlockReader):
         """`InputError` if a packed archive is damaged anywhere; False if `stop()` ended it early."""
         return check_whole(self.path, stop)
 
+    def as_row(self, given: Any) -> Row:
+        """What a line that was not taken says."""
+        columns, symbol_of = self._columns
+        values = given.rstrip("\r").split(",")
+        symbol, trade_id, time, side, price, size = (values[at] if at < len(values) else "" for at in columns)
+        when = _if_it_can(instant_of, time)
+        return {
+            "symbol": _if_it_can(symbol_of, symbol),
+            "trade_id": trade_id,
+            "exchange_ts": when,
+            "local_ts": when,
+            "side": _if_it_can(side_of, side),
+            "price": price,
+            "size": size,
+        }
+
     def blocks(self, size: int) -> Iterator[Block]:
         """The rows by blocks of about `size` lines, as columns, which `bulk_create` takes fastest."""
         with open_text(self.path) as (file, text):
             header = text.readline(_LINE_LIMIT).rstrip("\r\n").split(",")
-            layout = self._layout(header)
+            layout = self._columns = self._layout(header)
             unnamed = int([name.strip().lower() for name in header] == _UNNAMED)
             lines = _Lines([len(header) + more for more in range(unnamed + 1)], *layout)
             line = 2
@@ -240,6 +256,13 @@ def _opened(path: Path) -> Iterator[tuple[io.BufferedReader, Any]]:
             raise InputError(f"{path} is damaged or only half there ({error}); download it again") from error
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _if_it_can(convert: Callable[[str], Any], text: str) -> Any:
+    try:
+        return convert(text)
+    except RefusedError:
+        return text
 
 
 class _Lines:

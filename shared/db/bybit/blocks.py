@@ -56,5 +56,9 @@ class BlockReader(ABC, Iterable[Row]):
         """`InputError` if the file is damaged anywhere, as far as it can tell; False if `stop()` ended it early."""
 
     @abstractmethod
+    def as_row(self, given: Any) -> Row:
+        """What a row that was not taken says, by the table's columns; texts where no value can be made of them."""
+
+    @abstractmethod
     def blocks(self, size: int) -> Iterator[Block]:
         """The rows by blocks of about `size` lines; the rows not taken are in the block."""

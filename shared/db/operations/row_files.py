@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -114,6 +114,16 @@ class ExportedFile(BlockReader):
                 if stop():
                     return False
         return True
+
+    def as_row(self, given: Any) -> Row:
+        """What a line that was not taken says."""
+        row: Row = {}
+        for name, decode in self._decoders:
+            value = row[name] = given.get(name) if isinstance(given, dict) else None
+            if isinstance(value, str):
+                with suppress(ValueError):
+                    row[name] = decode(value)
+        return row
 
     def blocks(self, size: int) -> Iterator[Block]:
         """The rows by blocks of about `size` lines, as mappings."""

@@ -31,6 +31,9 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 # What spreadsheets take for the start of a formula, full-width signs and white space before it included; and the
 # apostrophe that says it is none.
 _NEEDS_APOSTROPHE = re.compile("\\s*[=+@\uff1d\uff0b\uff0d\uff20-]|[\t\r\n']")
+# 2.29E+18 is what a spreadsheet makes of 2290000000098765432, and saves.
+_SHORTENED = re.compile(r"^-?\d(?:[.,]\d+)?[eE][+-]\d+$", re.ASCII)
+_IDS = {"trade_id", "exec_id", "order_id"}
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,8 @@ def decoder(column: Column[Any], kind: Format) -> Callable[[Any], Any]:
         return _from_digits
     if kind != "csv":
         return _identity
+    if column.name in _IDS:
+        return _from_id_cell
     return _from_nullable_cell if column.nullable else _from_cell
 
 
@@ -152,6 +157,8 @@ def _from_digits(value: Any) -> Decimal | None:
         return None
     if not isinstance(value, (str, Decimal)):
         raise ValueError(f"is {type(value).__name__}; exact numbers are written as text")
+    if isinstance(value, str) and _SHORTENED.search(value):
+        raise ValueError(f"{value[:40]!r} has an exponent, as a spreadsheet writes what it has shortened; export again")
     try:
         return Decimal(value)
     except InvalidOperation:
@@ -164,6 +171,12 @@ def _from_json_text(value: Any) -> Any:
 
 def _from_cell(text: str) -> str:
     return text.removeprefix("'")
+
+
+def _from_id_cell(text: str) -> str:
+    if _SHORTENED.search(text):
+        raise ValueError(f"{text!r} is what a spreadsheet leaves of a number; export again")
+    return _from_cell(text)
 
 
 def _from_nullable_cell(text: str) -> str | None:

@@ -21,9 +21,11 @@ from shared.db.bulk.trade_sources import incomparable
 from shared.db.bybit import Block, BlockReader, Category, TradeColumns, read_archive
 from shared.db.database import DatabaseFactory
 from shared.db.errors import InputError, InvalidValueError
+from shared.db.models import PublicTrade
 from shared.db.operations.replacing import replacing
 from shared.db.operations.row_files import read_export, recognized
 from shared.db.operations.row_layout import TRADES
+from shared.db.recording.row_text import RowText
 from shared.db.repositories import PublicTradeRepository
 
 # A transaction of this size costs next to nothing beside its rows, and lets another SQLite writer in soon.
@@ -31,6 +33,7 @@ LINES_A_COMMIT = 20_000
 _SWITCH_INTERVAL = 0.0005
 # Packed bytes that take about a second to unpack.
 _LONG_TO_CHECK = 50_000_000
+_TEXT = RowText(PublicTrade)
 _TOLD_OF_A_REASON = 1_000
 _REASONS = 100
 # What differs between reasons of one kind: numbers, and what is quoted.
@@ -118,6 +121,8 @@ def read_trades(path: Path, symbol: str | None, category: Category | None) -> Bl
 class RejectedRows:
     """The rows of a file that are not taken, one JSON object a line, in FILE.rejected.jsonl, in `folder` if given.
 
+    They are dead letters, as a recorder's, which `replay` stores after they were corrected, with the `line` besides.
+
     The file appears when the block ends, whole; one of an earlier import is replaced, or removed if there are none. Of
     rows that are refused for the same reason over and over the first thousand are told and the others counted: whoever
     corrects that has the file itself.
@@ -131,8 +136,8 @@ class RejectedRows:
         self._stack = ExitStack()
         self._file: BinaryIO | None = None
 
-    def add(self, row: RejectedRow) -> None:
-        """Note a row that was not taken."""
+    def add(self, row: RejectedRow, values: Mapping[str, Any]) -> None:
+        """Note a row that was not taken, and what it says by the table's columns."""
         self.count += 1
         # The first reason stands for those that differ in a value alone.
         kind = _VALUE.sub("", row.reason)
@@ -142,7 +147,10 @@ class RejectedRows:
             return
         if self._file is None:
             self._file = self._stack.enter_context(replacing(self.path))
-        self._file.write(json.dumps(row._asdict(), default=str).encode() + b"\n")
+        (written,) = json.loads(_TEXT.encoded([dict(values)]))
+        letter = {"table": _TEXT.model.__tablename__, "user_id": None, "position": row.position, "reason": row.reason}
+        letter |= {"row": written} if isinstance(row.row, Mapping) else {"row": written, "line": row.row}
+        self._file.write(json.dumps(letter, default=str).encode() + b"\n")
 
     def __enter__(self) -> Self:
         return self
@@ -216,9 +224,9 @@ def _insert_blocks(
         report.inserted += result.inserted
         report.skipped += result.skipped
         for row in block.rejected:
-            rejected.add(row)
+            rejected.add(row, source.as_row(row.row))
         for row in result.errors:
-            rejected.add(RejectedRow(block.line_of(row.position), row.reason, row.row))
+            rejected.add(RejectedRow(block.line_of(row.position), row.reason, row.row), row.row)
         watch(source.bytes_read, report.inserted + report.skipped)
 
 

@@ -35,21 +35,24 @@ from shared.db import (
     Strategy,
     User,
 )
-from shared.db.bybit import parse_executions, parse_public_trades
+from shared.db.bybit import parse_executions, parse_public_trades, read_archive
 from shared.db.cli import main
 from shared.db.operations import trade_file
 from shared.db.operations.export import export_executions, export_trades
 from shared.db.operations.progress import WHOLE
+from shared.db.operations.replay import replay
 from shared.db.operations.row_files import read_export, writing
 from shared.db.operations.row_layout import EXECUTIONS, FORMATS, TRADES, Format, Layout, pyarrow
 from shared.db.operations.trade_import import import_trades
 from shared.db.tests.bybit_samples import (
     DERIVATIVES_HEADER,
+    SPOT_HEADER,
     archive_line,
     derivatives_archive,
     execution_entry,
     execution_message,
     spot_archive,
+    spot_line,
     trade_entry,
     trade_message,
     written,
@@ -166,11 +169,39 @@ class TestImport:
         report = import_trades(db, [path])
         assert (report.inserted, report.rejected) == (2, 2)
         told = Path(report.files[0].rejected_file or "").read_text().splitlines()
-        assert [json.loads(line) for line in told] == [
-            {"position": 3, "reason": "price is empty", "row": bad},
-            {"position": 5, "reason": "the line has 1 columns, not the header's 11", "row": "x"},
+        assert [[json.loads(line)[name] for name in ("position", "reason", "line")] for line in told] == [
+            [3, "price is empty", bad],
+            [5, "the line has 1 columns, not the header's 11", "x"],
         ]
         assert Path(report.files[0].rejected_file or "") == tmp_path / "a.csv.rejected.jsonl"
+
+    def test_rejected_rows_are_corrected_and_replayed(self, db: DatabaseFactory, tmp_path: Path) -> None:
+        """As a recorder's dead letters: what fits now is stored, and what does not stays in the file."""
+        bad = [archive_line(1, price=""), archive_line(2, size="1e-9", side="sideways"), "x"]
+        import_trades(db, [written(tmp_path / "a.csv", DERIVATIVES_HEADER, [archive_line(0), *bad])])
+        file = tmp_path / "a.csv.rejected.jsonl"
+        letters = [json.loads(line) for line in file.read_text().splitlines()]
+        letters[0]["row"]["price"] = "64000.50"
+        letters[1]["row"] |= {"size": "0.00000001", "side": "Sell"}
+        file.write_text("".join(json.dumps(letter) + "\n" for letter in letters))
+        report = replay(db, file)
+        assert (report.inserted, report.rejected, report.unreadable) == (2, 1, 0)
+        assert [json.loads(line)["row"]["price"] for line in file.read_text().splitlines()] == [""]
+        wanted = list(read_archive(derivatives_archive(tmp_path / "good.csv", 3)))
+        wanted[1] |= {"price": Decimal("64000.50")}
+        wanted[2] |= {"size": Decimal("0.00000001"), "side": "Sell"}
+        assert rows_of(db) == wanted
+
+    def test_a_spreadsheets_ids_are_refused(self, db: DatabaseFactory, tmp_path: Path) -> None:
+        """2.29E+18 was another id for each trade, and would be one for all; so is a price that lost its digits."""
+        header = "exchange_ts,symbol,side,price,size,trade_id,local_ts"
+        line = "2025-05-19T00:00:00Z,BTCUSDT,Buy,{},1,{},2025-05-19T00:00:00Z"
+        cells = [("100000", "2290000000098765432"), ("100000", "2.29E+18"), ("1.00E+05", "1")]
+        lines = [line.format(*pair) for pair in cells]
+        report = import_trades(db, [written(tmp_path / "a.csv", header, lines)])
+        assert (report.inserted, report.rejected) == (1, 2)
+        spot = written(tmp_path / "BTCUSDT_2025-05-19.csv", SPOT_HEADER, [spot_line(1), spot_line(2, id="2.29E+18")])
+        assert import_trades(db, [spot], symbol="BTCUSDT.SPOT").rejected == 1
 
     def test_a_later_import_without_bad_rows_removes_the_file(self, db: DatabaseFactory, tmp_path: Path) -> None:
         """What it said is no longer true."""
