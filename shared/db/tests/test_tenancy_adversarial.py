@@ -800,6 +800,14 @@ def test_text_in_a_loaders_criteria_is_refused(unpoliced_fleet: DatabaseFactory)
             ).unique().all()
 
 
+def test_a_table_without_a_class_in_a_loaders_criteria_is_refused(unpoliced_fleet: DatabaseFactory) -> None:
+    """In statements that SQLAlchemy makes to load tables stand unmapped; one that nobody knows is not among them."""
+    secrets = select(table("api_credentials", column("api_key_id")).c.api_key_id).exists()
+    for how in (joinedload, selectinload):
+        with unpoliced_fleet.get_session(user_id="ann") as session, pytest.raises(TenantViolation):
+            session.scalars(select(User).options(how(User.runs.and_(secrets)))).unique().all()
+
+
 def test_ordinary_operators_types_and_functions_are_not_raw_sql(fleet: DatabaseFactory) -> None:
     """What mapped code needs passes."""
     with fleet.get_session(user_id="ann") as session:

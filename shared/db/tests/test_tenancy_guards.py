@@ -154,3 +154,11 @@ def test_a_value_that_a_function_gives_is_nobodys(fleet: DatabaseFactory) -> Non
     owner: BindParameter[str] = bindparam("owner", callable_=lambda: "bob", unique=True)
     values = run_values("bob") | {"user_id": owner}
     refused_and_unwritten(fleet, lambda session: session.execute(insert(Run).values(run_id="run-new", **values)))
+
+
+def test_a_row_that_names_no_parent_is_refused_by_that_name(fleet: DatabaseFactory) -> None:
+    """Before the database says that a value is missing, in words of its own."""
+    values = run_values("ann")
+    del values["strategy_id"]
+    refused = refused_and_unwritten(fleet, lambda session: session.execute(insert(Run).values(**values)))
+    assert "names no strategy_id" in str(refused)
