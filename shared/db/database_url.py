@@ -99,6 +99,15 @@ def url_text(url: URL, read: Callable[[str], URL]) -> str:
     )
 
 
+class MaskedURL(URL):
+    """A URL that shows no secret of its query either; SQLAlchemy's own masks the password alone."""
+
+    def __repr__(self) -> str:
+        return safe_text(self)
+
+    __str__ = __repr__
+
+
 def safe_text(url: URL) -> str:
     """The URL as text with every secret masked."""
     hidden = {key: MASK for key in url.query if is_secret(key)}

@@ -12,7 +12,7 @@ from collections.abc import MutableMapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from sqlalchemy import (
     CheckConstraint,
@@ -241,6 +241,14 @@ class ApiCredential(Base):
     rotated_at: Mapped[datetime | None] = mapped_column(UTCDateTime(), comment="Last rotation at the exchange, UTC")
 
     account: Mapped[BybitAccount] = relationship(back_populates="credentials")
+
+    def __new__(cls, *_: Any, **values: Any) -> Self:
+        """A misspelt keyword is SQLAlchemy's `TypeError` before SQLAlchemy keeps the values in a traceback's frames."""
+        unknown = [name for name in values if not hasattr(cls, name)]
+        values.clear()
+        if unknown:
+            raise TypeError(f"{unknown[0]!r} is an invalid keyword argument for {cls.__name__}")
+        return super().__new__(cls)
 
     @hybrid_property
     def api_secret(self) -> str:

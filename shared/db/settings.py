@@ -31,6 +31,7 @@ from shared.db.database_url import (
     POSTGRESQL_DRIVER,
     SQLITE_DRIVER,
     URL_FORMS,
+    MaskedURL,
     is_host,
     is_memory,
     is_port,
@@ -39,6 +40,7 @@ from shared.db.database_url import (
     url_text,
 )
 from shared.db.errors import SettingsError
+from shared.db.hidden import HiddenText
 
 # What Kubernetes sets in every pod for each Service: tcp://10.96.0.7:5432.
 _SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
@@ -272,6 +274,12 @@ class DatabaseSettings(BaseSettings):
                 raise ValueError(error.problem) from None
         return value
 
+    @field_validator(*_SECRETS)
+    @classmethod
+    def _hidden(cls, value: str | None) -> str | None:
+        # For vars() and dict(), and for a traceback with its frames' variables.
+        return None if value is None else HiddenText(value)
+
     # The last one of its mode: pydantic begins with it.
     @field_validator("*", mode="before")
     @classmethod
@@ -313,8 +321,13 @@ class DatabaseSettings(BaseSettings):
     def url(self) -> URL:
         """The database as SQLAlchemy's URL object: driver filled in, password out of the query string.
 
-        Raises `SettingsError` naming every missing field and its variable.
+        Its repr and str are masked, those of its query's secrets too. Raises `SettingsError` naming every missing field
+        and its variable.
         """
+        return MaskedURL(*self._url)
+
+    @property
+    def _url(self) -> URL:
         if self.database_url is not None:
             return parse_url(self.database_url)
         if self.db_type == "sqlite":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
@@ -179,14 +179,14 @@ def _prepare(target: Connection, tables: list[Table]) -> None:
 def _copy(source: Connection, target: Connection, table: Table, tell: Callable[[int], None]) -> None:
     into = target.dialect.identifier_preparer.quote(table.name)
     names = ", ".join(target.dialect.identifier_preparer.quote(column.name) for column in table.columns)
-    chunks = _counted(batches(source, table, target.dialect.name), tell)
-    first = next(chunks, None)
-    if first is None:
-        return
-    chunks = chain([first], chunks)
-    del first  # a traceback may be printed with its frames' variables
     driver: Any = target.connection.dbapi_connection
-    with _refusal_named(table), named_errors(target):
+    with closing(batches(source, table, target.dialect.name)) as pages, _refusal_named(table), named_errors(target):
+        chunks = _counted(pages, tell)
+        first = next(chunks, None)
+        if first is None:
+            return
+        chunks = chain([first], chunks)
+        del first  # a traceback may be printed with its frames' variables
         if target.dialect.name == "sqlite":
             into_all = f"INSERT INTO {into} ({names}) VALUES ({', '.join('?' * len(table.columns))})"
             driver.executemany(into_all, chain.from_iterable(_rows(chunks)))
@@ -194,8 +194,8 @@ def _copy(source: Connection, target: Connection, table: Table, tell: Callable[[
         stream = CopyStream(chunks, layout_of(table, "postgresql", True))
         with driver.cursor() as cursor:
             cursor.copy_expert(f"COPY {into} ({names}) FROM STDIN WITH (ENCODING 'UTF8')", stream)
-    if stream.failure is not None:
-        raise stream.failure
+        if stream.failure is not None:
+            raise stream.failure
 
 
 def _counted(chunks: Iterator[list[Cells]], tell: Callable[[int], None]) -> Iterator[list[Cells]]:

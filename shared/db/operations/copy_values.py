@@ -6,7 +6,8 @@ JSON null and SQL NULL stay apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -27,27 +28,29 @@ _TIME_LENGTH = len("2025-05-19 00:00:36.878000")
 Convert = Callable[[Cells], Cells]
 
 
-def batches(source: Connection, table: Table, target: str) -> Iterator[list[Cells]]:
+def batches(source: Connection, table: Table, target: str) -> Generator[list[Cells]]:
     """All rows of a table in order of their key, some at a time, as columns of what `target`'s driver takes.
 
-    Raises `CopyError`, which names table, row and column, for a value that the target cannot hold.
+    Raises `CopyError`, which names table, row and column, for a value that the target cannot hold. To be closed where
+    it is not read to its end: it has a cursor open on the source.
     """
     columns = list(table.columns)
     convert = [_converter(column, source.dialect.name, target) for column in columns]
-    for rows in _pages(source, _stored(table, source.dialect.name, target)):
-        given: list[Cells] = list(zip(*rows, strict=True))
-        try:
-            turned = [cells if turn is None else turn(cells) for turn, cells in zip(convert, given, strict=True)]
-        except _UNFIT:
-            problem = _problem(table, convert, given)
-        else:
+    with closing(_pages(source, _stored(table, source.dialect.name, target))) as pages:
+        for rows in pages:
+            given: list[Cells] = list(zip(*rows, strict=True))
+            try:
+                turned = [cells if turn is None else turn(cells) for turn, cells in zip(convert, given, strict=True)]
+            except _UNFIT:
+                problem = _problem(table, convert, given)
+            else:
+                del rows, given
+                yield turned
+                del turned
+                continue
+            # Where nothing is left of the rows: a traceback may be printed with its frames' variables.
             del rows, given
-            yield turned
-            del turned
-            continue
-        # Where nothing is left of the rows: a traceback may be printed with its frames' variables.
-        del rows, given
-        raise CopyError(problem)
+            raise CopyError(problem)
 
 
 _UNFIT = (ArithmeticError, InvalidValueError, TypeError, ValueError)
@@ -87,7 +90,7 @@ def _of_postgresql(column: Column[Any], target: str) -> ColumnElement[Any]:
     return type_coerce(column, NullType())
 
 
-def _pages(source: Connection, statement: Select[Any]) -> Iterator[Sequence[Any]]:
+def _pages(source: Connection, statement: Select[Any]) -> Generator[Sequence[Any]]:
     if source.dialect.name == "postgresql":
         # Through a server-side cursor.
         with source.execute(statement, execution_options={"yield_per": _BATCH}) as result:

@@ -67,7 +67,7 @@ def tools_for(connection: Connection, folder: str | Path | None) -> Tools:
 def _version(program: str) -> int:
     try:
         said = subprocess.run(  # noqa: S603 # a program that the caller names, and no shell
-            [program, "--version"], capture_output=True, text=True, check=True
+            [program, "--version"], capture_output=True, text=True, check=True, env=_environment({}, connects=False)
         ).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         raise BackupError(f"{program} cannot be run ({error}); reinstall PostgreSQL's client programs") from error
@@ -98,7 +98,11 @@ def output_of(program: str, *arguments: str) -> Iterator[IO[bytes]]:
     with (
         TemporaryFile() as words,
         subprocess.Popen(  # noqa: S603 # as above
-            [program, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=words, env=_environment({})
+            [program, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=words,
+            env=_environment({}, connects=False),
         ) as process,
     ):
         assert process.stdout is not None
@@ -122,7 +126,7 @@ def run(program: str, arguments: Sequence[str], secrets: Mapping[str, str], watc
         [program, *arguments],
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        env=_environment(secrets),
+        env=_environment(secrets, connects=True),
         text=True,
         errors="replace",
     ) as process:
@@ -140,9 +144,17 @@ def run(program: str, arguments: Sequence[str], secrets: Mapping[str, str], watc
         raise BackupError(_failure(program, said))
 
 
-def _environment(secrets: Mapping[str, str]) -> dict[str, str]:
+def _environment(secrets: Mapping[str, str], *, connects: bool) -> dict[str, str]:
+    """What the program needs of our environment, in which our own keys and passwords, and others' tokens, may stand.
+
+    Only one that connects gets libpq's variables.
+    """
+    passed = re.compile(
+        r"PATH|HOME|USER|LOGNAME|TMPDIR|TZ|SYSTEMROOT|(LD|DYLD|SSL|KRB5)_?.*" + ("|PG.*" if connects else "")
+    )
+    needed = {name: value for name, value in os.environ.items() if passed.fullmatch(name)}
     # In English, since its words are looked into.
-    return {**os.environ, "LC_ALL": "C", **secrets}
+    return {**needed, "LC_ALL": "C", **secrets}
 
 
 def _failure(program: str, said: Iterable[str]) -> str:

@@ -259,6 +259,7 @@ FAILURES: dict[str, Callable[[Stage], None]] = {
     "surrogate in the secret": _flush(api_secret=SECRET + "\ud800"),
     "secret like an envelope": _flush(api_secret="enc:" + SECRET),
     "no secret": _flush(api_secret=None),
+    "misspelt keyword": _attempt(lambda stage: ApiCredential(api_secrt=SECRET)),
     "changed to no key id": _change(api_key_id=None),
     "changed to an unknown account": _change(account_id="nobody"),
     "changed to an active one more": _in_session(

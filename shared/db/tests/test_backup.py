@@ -633,9 +633,9 @@ def test_tools_older_than_the_server_are_named(postgresql_url: URL, tmp_path: Pa
 
 
 def test_the_password_is_in_no_argument_and_no_error(
-    postgresql_url: URL, postgresql_tools: Path, tmp_path: Path
+    postgresql_url: URL, postgresql_tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """pg_dump finds it in its environment; what pg_dump says when it fails has none."""
+    """pg_dump finds it in its environment, and no other secret; pg_restore, which does not connect, finds none."""
     for name in ("pg_dump", "pg_restore"):
         program = tmp_path / name
         program.write_text(
@@ -644,10 +644,20 @@ def test_the_password_is_in_no_argument_and_no_error(
         )
         program.chmod(0o755)
     url = postgresql_url.set(password="backup-password-Xk3")
+    monkeypatch.setenv("GRIDBOT_DB_ENCRYPTION_KEYS", RING)
+    monkeypatch.setenv("A_TOKEN", "backup-token-Xk3")
     with DatabaseFactory(url) as db, pytest.raises(BackupError, match=r"^pg_dump failed: error: no luck$"):
         back_up(db, tmp_path / "backup", pg_bin=tmp_path)
     assert "backup-password-Xk3" not in (tmp_path / "arguments").read_text()
     assert "PGPASSWORD=backup-password-Xk3" in (tmp_path / "environment").read_text()
+    (tmp_path / "environment").unlink()
+    (tmp_path / "archive").write_bytes(postgresql_backup.MAGIC)
+    monkeypatch.setenv("PGPASSWORD", "backup-password-Xk3")
+    with DatabaseFactory(url) as db, pytest.raises(InputError, match="no luck"):
+        restore(db, tmp_path / "archive", pg_bin=tmp_path)
+    environment = (tmp_path / "environment").read_text()
+    for secret in (RING, "backup-token-Xk3", "backup-password-Xk3"):
+        assert secret not in environment
     assert not (tmp_path / "backup").exists()
 
 

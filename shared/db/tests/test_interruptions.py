@@ -64,7 +64,7 @@ def stopping(number: int) -> Callable[[int, int], None]:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_an_interrupted_operation_says_that_nothing_took_place(
-    db: DatabaseFactory, tmp_path: Path, number: signal.Signals
+    db: DatabaseFactory, tmp_path: Path, caplog: pytest.LogCaptureFixture, number: signal.Signals
 ) -> None:
     """Backup, restore, copy and export, for both signals, and the handlers are back afterwards."""
     filled(db)
@@ -88,6 +88,7 @@ def test_an_interrupted_operation_says_that_nothing_took_place(
         target.create_tables()
         assert usernames(target) == []
     assert [signal.getsignal(one) for one in SIGNALS] == before
+    assert not caplog.records  # no cursor that was left open, and closed behind its connection
 
 
 @pytest.mark.parametrize("number", SIGNALS)
