@@ -117,7 +117,7 @@ def report_failure(program: str, run: Callable[[], int], *, ends_process: bool) 
         interrupted.append(told)
         raise told
 
-    with between_operations("nothing was changed", end=end):
+    with between_operations("nothing was changed", end=end, last=ends_process):
         try:
             try:
                 return run()

@@ -79,14 +79,15 @@ def noted_signals(state: str) -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def between_operations(state: str, *, end: Callable[[Interrupted], object]) -> Iterator[None]:
+def between_operations(state: str, *, end: Callable[[Interrupted], object], last: bool) -> Iterator[None]:
     """A program's block, outside of whose operations a signal calls `end` with the `state`, or what one has left since.
 
+    Where it is the `last` thing that the process does, signals are ignored from its end on: all is done, and told.
     Within functions that Python calls by itself, as when it collects garbage, an exception would be printed and lost.
     """
     operation = _Operation(state)
     operation.stop = lambda: end(operation.interrupted)
-    with _noting(operation):
+    with _noting(operation, afterwards=signal.SIG_IGN if last else None):
         yield
 
 
@@ -134,7 +135,7 @@ def finishing(state: str) -> Iterator[None]:
 
 
 @contextmanager
-def _noting(operation: _Operation) -> Iterator[None]:
+def _noting(operation: _Operation, *, afterwards: signal.Handlers | None = None) -> Iterator[None]:
     if not _in_main_thread():
         yield
         return
@@ -154,7 +155,7 @@ def _noting(operation: _Operation) -> Iterator[None]:
         for one in outer:
             one.state = operation.state
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler if afterwards is None else afterwards)
         _operations.remove(operation)
 
 

@@ -262,7 +262,7 @@ def test_an_amount_that_sqlite_cannot_hold_stops_the_copy(postgresql_url: URL, n
             "public_trades, row 2, column symbol: is nothing that belongs",
         ),
         (
-            "UPDATE public_trades SET symbol = '123456789012345678901' WHERE id = 2",
+            "UPDATE public_trades SET symbol = '123456789012345678901234567890123' WHERE id = 2",
             "public_trades, row 2 by its key, column symbol",
         ),
         ("UPDATE public_trades SET trade_id = 'a' || char(0) WHERE id = 2", "public_trades, row 2 by its key"),

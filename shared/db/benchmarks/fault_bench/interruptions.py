@@ -208,8 +208,6 @@ def _run(arguments: list[str], folder: Path, number: signal.Signals | None, afte
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             sys.argv[1:] = arguments
             code = main()
-            for answer in _SIGNALS[:2]:
-                signal.signal(answer, signal.SIG_IGN)
             sys.stderr.flush()
         except BaseException:  # noqa: BLE001 # a forked process must not run on in its parent's code
             traceback.print_exc()
