@@ -348,6 +348,15 @@ class Run(Base):
         Index(None, "status"),
         # For closing orphans, and for the cascade from strategies.
         Index(None, "strategy_id"),
+        # Of two processes that start the same work at once, one must not go on unnoticed.
+        Index(
+            "uq_runs_running_strategy_id_run_type",
+            "strategy_id",
+            "run_type",
+            unique=True,
+            postgresql_where=text("status = 'running'"),
+            sqlite_where=text("status = 'running'"),
+        ),
     )
     _repr_names = ("run_type", "status", "start_ts")
 

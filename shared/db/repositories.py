@@ -131,7 +131,11 @@ class BaseRepository(Generic[T]):
         Raises `RowNotFoundError` if the user has no such row.
         """
         self._require_existing(entity, self._resolve(user_id))
-        self.session.delete(self.session.get_one(self.model, key_of(entity)))
+        # Locked: of two processes that delete it at once the other one is told that it is gone.
+        stored = self.session.get(self.model, key_of(entity), with_for_update=True)
+        if stored is None:
+            raise RowNotFoundError(self.model.__name__, key_of(entity))
+        self.session.delete(stored)
         self.session.flush()
 
     @property
@@ -192,6 +196,17 @@ class BaseRepository(Generic[T]):
     def _scalars(self, statement: Select[tuple[T]], parameters: dict[str, Any] | None) -> Any:
         return self.session.scalars(statement, parameters, execution_options={ALONE: True})
 
+    def _take_turns(self, parent: type[Base], key: Any, user_id: UserId) -> None:
+        """Wait until no other transaction is past here with this row of the user's; SQLite has one writer anyway.
+
+        What is read afterwards is what the others left, and stays so until the transaction ends.
+        """
+        column = getattr(parent, primary_key(parent))
+        turn = select(column).where(column == key).with_for_update(key_share=True)
+        user = self._resolve(user_id)
+        mine = None if user is None or isinstance(self.session, UserSession) else owned_by(parent, user)
+        self.session.execute(turn if mine is None else turn.where(mine))
+
     def _require_existing(self, entity: T, user: str | None) -> str | None:
         """Whose the row is that `entity` is to change; None if it is shared by all."""
         key = key_of(entity)
@@ -249,11 +264,14 @@ class ApiCredentialRepository(BaseRepository[ApiCredential]):
     def rotate(self, account_id: str, new_key_id: str, new_secret: str, *, user_id: UserId = UNSET) -> ApiCredential:
         """Store a new active credential and end the one before, both in the session's transaction.
 
-        `rotated_at` of the old one tells when. Raises `TenantViolation` if the account is not the user's.
+        `rotated_at` of the old one tells when. Of two processes that rotate at once the later one's stays active.
+        Raises `TenantViolation` if the account is not the user's.
         """
         new = ApiCredential(account_id=account_id, api_key_id=new_key_id, api_secret=new_secret)
         del new_secret  # from here on nothing shows it, not even a traceback with its frames' variables
-        for old in self._all(self._of_account(account_id, user_id).where(ApiCredential.is_active)):
+        self._take_turns(BybitAccount, account_id, user_id)
+        active = self._of_account(account_id, user_id).where(ApiCredential.is_active)
+        for old in self._all(active.execution_options(populate_existing=True)):
             old.is_active = False
             old.rotated_at = datetime.now(UTC)
         # Before the new one comes: of two active ones the schema would refuse the second.
@@ -320,13 +338,18 @@ class RunRepository(BaseRepository[Run]):
     def start(self, run: Run, *, user_id: UserId = UNSET) -> Run:
         """Insert `run` as running, and close what an earlier process left running of its strategy and type.
 
-        Raises `TenantViolation` if its account or strategy is not the user's, or the strategy of another account.
+        Of two processes that start the same at once the later one's run goes on, and the other's next `heartbeat` or
+        `finish` is told. Raises `TenantViolation` if its account or strategy is not the user's, or the strategy of
+        another account.
         """
-        run.status = RunStatus.RUNNING.value
+        # The schema takes no second one that is running, and whether this one may be is certain only when it is
+        # stored; so is the id of a strategy that came as an object.
+        run.status = RunStatus.FAILED.value
         self.create(run, user_id=user_id)
-        # Only now is the strategy's id certain: it may have come as an object.
-        same = (Run.strategy_id == run.strategy_id, Run.run_type == run.run_type)
-        self._close(*same, Run.run_id != run.run_id, user_id=user_id)
+        self._take_turns(Strategy, run.strategy_id, user_id)
+        self.close_orphans(run.strategy_id, run.run_type, user_id=user_id)
+        run.status = RunStatus.RUNNING.value
+        self.session.flush()
         return run
 
     def finish(self, run_id: str, *, user_id: UserId = UNSET) -> Run:
@@ -364,11 +387,8 @@ class RunRepository(BaseRepository[Run]):
         Their end is the time of their last execution or heartbeat, whichever is later, or their start if they
         have neither: that is when they were last known to be alive.
         """
-        return self._close(Run.strategy_id == strategy_id, Run.run_type == run_type, user_id=user_id)
-
-    def _close(self, *orphaned: ColumnElement[bool], user_id: UserId) -> int:
-        running = self._mine(user_id).where(Run.status == RunStatus.RUNNING, *orphaned)
-        orphans = self._all(running.execution_options(populate_existing=True))
+        same = (Run.strategy_id == strategy_id, Run.run_type == run_type)
+        orphans = self._all(self._to_end(user_id).where(Run.status == RunStatus.RUNNING, *same).order_by(Run.run_id))
         for run in orphans:
             last = self.session.scalar(
                 select(func.max(PrivateExecution.exchange_ts)).where(PrivateExecution.run_id == run.run_id)
@@ -379,11 +399,17 @@ class RunRepository(BaseRepository[Run]):
         return len(orphans)
 
     def _current(self, run_id: str, user_id: UserId) -> Run:
-        # As the database has it now, also where this session has read it before: another process may have ended it.
-        run = self._first(self._mine(user_id).where(Run.run_id == run_id).execution_options(populate_existing=True))
+        run = self._first(self._to_end(user_id).where(Run.run_id == run_id))
         if run is None:
             raise RowNotFoundError("Run", run_id)
         return run
+
+    def _to_end(self, user_id: UserId) -> Select[tuple[Run]]:
+        """SELECT of the user's runs as they are now, which nobody else changes until the transaction ends.
+
+        Another process may have ended one since this session read it, or be about to.
+        """
+        return self._mine(user_id).with_for_update(key_share=True).execution_options(populate_existing=True)
 
     def _newest(self, user_id: UserId) -> Select[tuple[Run]]:
         return _newest(self._mine(user_id))

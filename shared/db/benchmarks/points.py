@@ -150,9 +150,11 @@ def _filled(url: URL) -> URL:
                 account = BybitAccount(
                     account_id=_user(number), user=user, account_name="a", environment=Environment.TESTNET
                 )
-                strategy = Strategy(strategy_id=_user(number), strategy_type="GridStrategy", symbol="BTCUSDT")
-                strategy.account, strategy.config_json = account, _CONFIG
-                session.add(strategy)
+                # Of a strategy and type one run at most is running.
+                for running in range(_RUNNING):
+                    strategy = Strategy(strategy_type="GridStrategy", symbol=f"{running}USDT", config_json=_CONFIG)
+                    strategy.strategy_id, strategy.account = _strategy(number, running), account
+                    session.add(strategy)
             session.flush()
             session.execute(insert(Run), [_values(number) for number in range(_RUNS)])
         with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -166,7 +168,7 @@ def _values(number: int) -> dict[str, Any]:
         "run_id": _run(number),
         "user_id": _user(number),
         "account_id": _user(number),
-        "strategy_id": _user(number),
+        "strategy_id": _strategy(number, number // _USERS % _RUNNING),
         "run_type": RunType.LIVE,
         "gridcore_version": "1.2.3",
         "config_snapshot": _CONFIG,
@@ -180,6 +182,10 @@ def _values(number: int) -> dict[str, Any]:
 
 def _user(number: int) -> str:
     return f"user-{number % _USERS:04}"
+
+
+def _strategy(number: int, of_user: int) -> str:
+    return f"{_user(number)}-{of_user}"
 
 
 def _run(number: int) -> str:

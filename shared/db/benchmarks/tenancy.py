@@ -180,7 +180,8 @@ def _fill(db: DatabaseFactory) -> None:
             session.add_all(
                 Run(
                     run_id=f"run-{user}-{number:02}", user_id=f"user-{user}", account_id=account.account_id,
-                    strategy_id=strategy.strategy_id, run_type="live", status="running" if number < 2 else "completed",
+                    strategy_id=strategy.strategy_id, run_type=("live", "shadow")[number % 2],
+                    status="running" if number < 2 else "completed",
                 )
                 for number in range(_RUNS_EACH)
             )  # fmt: skip

@@ -75,13 +75,18 @@ def _checked(layout: Layout, key: str, row: Row, position: int) -> Row:
 
 
 def _load(session: Session, model: type[Any], keys: list[Any], guard: OwnershipGuard | None) -> dict[Any, Any]:
-    """The user's objects with these primary keys."""
+    """The user's objects with these primary keys, as they are now; nobody else changes them any more.
+
+    In order: two processes that each wait for a row of the other would end in a deadlock.
+    """
     column = getattr(model, primary_key(model))
     # A user's session adds the criterion by itself.
     criterion = None if guard is None or isinstance(session, UserSession) else owned_by(model, guard.user_id)
     found = {}
+    keys = sorted(set(keys))
     for start in range(0, len(keys), _KEYS_AT_ONCE):
-        statement = select(model).where(column.in_(keys[start : start + _KEYS_AT_ONCE]))
+        statement = select(model).where(column.in_(keys[start : start + _KEYS_AT_ONCE])).order_by(column)
+        statement = statement.with_for_update(key_share=True).execution_options(populate_existing=True)
         for entity in session.scalars(statement if criterion is None else statement.where(criterion)):
             found[getattr(entity, column.key)] = entity
     return found

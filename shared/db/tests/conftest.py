@@ -193,5 +193,5 @@ def sample_strategy(session: Session, sample_account: BybitAccount) -> Strategy:
 
 @pytest.fixture
 def sample_run(session: Session, sample_strategy: Strategy, sample_account: BybitAccount) -> Run:
-    """A stored run of `sample_strategy`."""
-    return stored(session, new_run(sample_account, sample_strategy))
+    """A stored run of `sample_strategy`, which is running."""
+    return stored(session, new_run(sample_account, sample_strategy, status="running"))

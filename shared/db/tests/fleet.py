@@ -150,9 +150,9 @@ def rows_of(user: str) -> list[Base]:
 
 
 def run_values(user: str = "bob", **values: Any) -> dict[str, Any]:
-    """The values of a new run under the user's account and strategy."""
+    """The values of a new run under the user's account and strategy, which has ended: another is running."""
     given = {"user_id": user, "account_id": f"acc-{user}", "strategy_id": f"str-{user}", "run_type": "live"}
-    return given | values
+    return given | {"status": "completed"} | values
 
 
 def everything_of(db: DatabaseFactory, user: str) -> list[Any]:

@@ -56,6 +56,7 @@ _ROWS: Mapping[str, list[dict[str, Any]]] = {
             "strategy_id": "s1",
             "run_type": "live",
             "start_ts": _WHEN,
+            "status": "completed" if number else "running",
         }
         for number in range(3)
     ],

@@ -60,8 +60,8 @@ def new_strategy(account: BybitAccount, symbol: str = "BTCUSDT", **values: Any) 
 
 
 def new_run(account: BybitAccount, strategy: Strategy, **values: Any) -> Run:
-    """A run that is not stored yet."""
-    given: dict[str, Any] = {"user_id": account.user_id, "run_type": "live"}
+    """A run that is not stored yet, and has ended: of its strategy and type one at most may be running."""
+    given: dict[str, Any] = {"user_id": account.user_id, "run_type": "live", "status": "completed"}
     return Run(account_id=account.account_id, strategy_id=strategy.strategy_id, **(given | values))
 
 
@@ -163,7 +163,8 @@ def two_runs(db: DatabaseFactory, executions: int = 20) -> tuple[Run, Run]:
                 session,
                 BybitAccount(account_id=f"acc-{name}", user_id=name, account_name="main", environment="testnet"),
             )
-            run = stored(session, new_run(account, stored(session, new_strategy(account)), run_id=f"run-{name}"))
+            strategy = stored(session, new_strategy(account))
+            run = stored(session, new_run(account, strategy, run_id=f"run-{name}", status="running"))
             runs.append(run)
             for number in range(executions):
                 values = execution_values(

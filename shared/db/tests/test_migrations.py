@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import URL, Connection, text
 
 import shared.db.migrations as migrations
-from shared.db import DatabaseFactory
+from shared.db import DatabaseFactory, RunRepository
 from shared.db.errors import DataLossError, MigrationError
 from shared.db.migrations import catalog, runner
 from shared.db.migrations.revisions import Revisions
@@ -329,6 +329,22 @@ def test_going_back_names_the_rows_that_the_older_schema_cannot_hold(
         runner.downgrade(empty_db, REVISIONS[REVISIONS.index(revision) - 1])
     assert (schema_of(empty_db), contents(empty_db)) == (schema, rows)
     assert runner.status(empty_db).database_revision == revision
+
+
+def test_runs_that_run_beside_each_other_are_named_before_they_are_forbidden(empty_db: DatabaseFactory) -> None:
+    """0007 says which they are and how to end one, changes nothing, and goes through when that was done."""
+    runner.upgrade(empty_db, "0006_recording_runs")
+    seed(empty_db)
+    with empty_db.engine.begin() as connection:
+        connection.execute(text("UPDATE runs SET status = 'running'"))
+        connection.execute(text("UPDATE runs SET run_type = 'shadow' WHERE run_id = 'r2'"))
+    schema, rows = schema_of(empty_db), contents(empty_db)
+    with pytest.raises(MigrationError, match=r"may be running, and these rows break it: r0, r1; .*fail\(run_id\)"):
+        runner.upgrade(empty_db)
+    assert (schema_of(empty_db), contents(empty_db)) == (schema, rows)
+    with empty_db.get_session() as session:
+        RunRepository.across_users(session).fail("r1")
+    assert runner.upgrade(empty_db).after == SCHEMA_REVISION
 
 
 def test_an_audit_log_is_checked_where_it_is_there(empty_db: DatabaseFactory) -> None:

@@ -154,7 +154,10 @@ INDEXES: dict[str, set[tuple[str, ...]]] = {
     "private_executions": {("account_id", "exchange_ts")},
 }
 # Unique only among some rows, under names of their own: one active credential of an account.
-PARTIAL = {"api_credentials": {("uq_api_credentials_active_account_id", "account_id")}}
+PARTIAL = {
+    "api_credentials": {("uq_api_credentials_active_account_id", "account_id")},
+    "runs": {("uq_runs_running_strategy_id_run_type", "strategy_id", "run_type")},
+}
 CHECKS = {
     "users": {"status"},
     "bybit_accounts": {"environment", "status"},
@@ -430,7 +433,7 @@ def _refused(session: Session, entity: Base) -> None:
 
 
 def test_what_must_be_unique_is(session: Session, sample_run: Run) -> None:
-    """E-mail, account name per user, symbol per account; trades by time too; executions per run."""
+    """E-mail, account name per user, symbol per account, what runs of a strategy; trades and executions."""
     user, account, strategy = sample_run.user, sample_run.account, sample_run.strategy
     stored(session, User(username="x", email="x@example.com"))
     _refused(session, User(username="y", email="x@example.com"))
@@ -446,6 +449,8 @@ def test_what_must_be_unique_is(session: Session, sample_run: Run) -> None:
     _refused(session, PublicTrade(**trade | {"price": Decimal(1), "side": "Sell"}))
     for change in ({"symbol": "ETHUSDT"}, {"trade_id": "2"}, {"exchange_ts": trade["exchange_ts"] + timedelta(days=1)}):
         stored(session, PublicTrade(**trade | change))
+    _refused(session, new_run(account, strategy, status="running"))
+    stored(session, new_run(account, strategy, status="running", run_type="shadow"))
     second = stored(session, new_run(account, strategy))
     stored(session, PrivateExecution(**execution_values(sample_run, 1)))
     _refused(session, PrivateExecution(**execution_values(sample_run, 1, order_id="another")))

@@ -106,9 +106,9 @@ def everything(db: DatabaseFactory) -> list[Any]:
 
 
 def new_run(user: str = "ann", **values: Any) -> Run:
-    """A run of the user's, not stored yet."""
+    """A run of the user's that has ended, not stored yet: another one of its strategy is running."""
     given = {"user_id": user, "account_id": f"acc-{user}", "strategy_id": f"str-{user}", "run_type": "live"}
-    return Run(**(given | values))
+    return Run(**(given | {"status": "completed"} | values))
 
 
 def refused(
@@ -649,7 +649,7 @@ def _foreign_children(session: Session) -> object:
 
 def _new_foreign_children(session: Session) -> object:
     account = BybitAccount(user_id="ann", account_name="second", environment="testnet")
-    account.runs.append(Run(user_id="bob", strategy_id="str-bob", run_type="live"))
+    account.runs.append(Run(user_id="bob", strategy_id="str-bob", run_type="shadow"))
     return BybitAccountRepository(session, "ann").create(account)
 
 
@@ -725,7 +725,7 @@ def test_a_run_names_an_account_and_strategy_of_its_own_user(fleet: DatabaseFact
             values[name.removesuffix("_id")] = session.get_one(model, key)
         return Run(**values)
 
-    own = {"user_id": "ann", "account_id": "acc-ann", "strategy_id": "str-ann", "run_type": "live"}
+    own = {"user_id": "ann", "account_id": "acc-ann", "strategy_id": "str-ann", "run_type": "live", "status": "failed"}
 
     def create(session: Session, wrong: dict[str, str]) -> object:
         return repository(session).create(mixed(session, wrong, **own))
@@ -975,35 +975,39 @@ def test_a_run_fails(plain: Session) -> None:
         runs.finish("run-none")
 
 
-def test_starting_closes_orphans_of_the_same_strategy_and_type(fleet: DatabaseFactory) -> None:
-    """As failed, with the time of their last execution or else of their start; nothing else is touched."""
-    last = START + timedelta(hours=5, microseconds=7)
+@pytest.mark.parametrize(
+    ("executions", "end"),
+    [
+        (["-1 day", "4 h", "5 h"], START + timedelta(hours=5, microseconds=7)),
+        # Recorded late: it must not end the run before its start.
+        (["-1 day"], START),
+        ([], START),
+    ],
+)
+def test_starting_closes_the_orphan_of_the_same_strategy_and_type(
+    fleet: DatabaseFactory, executions: list[str], end: datetime
+) -> None:
+    """As failed, with the time of its last execution or else of its start; nothing else is touched."""
+    after = {"-1 day": timedelta(days=-1), "4 h": timedelta(hours=4), "5 h": timedelta(hours=5, microseconds=7)}
     with fleet.get_session() as session:
         session.execute(PrivateExecution.__table__.delete())  # type: ignore[attr-defined] # a Table, as declared
         _second_account(session)
         runs: dict[str, dict[str, Any]] = {
-            "orphan-traded": {},
-            "orphan-idle": {"start_ts": START + timedelta(hours=1)},
-            "other-type": {"run_type": "shadow"},
-            "other-strategy": {"account_id": "acc2-ann", "strategy_id": "str2-ann"},
+            "other-type": {"run_type": "shadow", "status": "running"},
+            "other-strategy": {"account_id": "acc2-ann", "strategy_id": "str2-ann", "status": "running"},
             "ended": {"status": "completed", "end_ts": START},
         }
         for run_id, values in runs.items():
-            stored(session, new_run(run_id=run_id, **({"start_ts": START} | values)))
-        for number, when in enumerate((last - timedelta(hours=1), last, START - timedelta(days=1))):
-            of_run = execution_values(new_run(run_id="orphan-traded"), number, exchange_ts=when)
+            stored(session, new_run(run_id=run_id, **values))
+        for number, when in enumerate(executions):
+            of_run = execution_values(new_run(run_id="run-ann"), number, exchange_ts=START + after[when])
             stored(session, PrivateExecution(**of_run))
-        # Recorded late: it must not end the run before its start.
-        early = execution_values(new_run(run_id="orphan-idle"), exchange_ts=START - timedelta(days=1))
-        stored(session, PrivateExecution(**early))
         new = RunRepository(session, "ann").start(new_run(run_id="new"))
     with fleet.get_session() as session:
         found = {run.run_id: (run.status, run.end_ts) for run in session.scalars(select(Run))}
     assert found == {
-        "run-ann": ("failed", START),
+        "run-ann": ("failed", end),
         "run-bob": ("running", None),
-        "orphan-traded": ("failed", last),
-        "orphan-idle": ("failed", START + timedelta(hours=1)),
         "other-type": ("running", None),
         "other-strategy": ("running", None),
         "ended": ("completed", START),
@@ -1027,9 +1031,8 @@ def test_a_start_that_is_refused_closes_nothing(fleet: DatabaseFactory) -> None:
 
 def test_close_orphans_counts_what_it_closed(plain: Session) -> None:
     """And closes it once."""
-    plain.add(new_run(run_id="second"))
     runs = RunRepository(plain)
-    assert runs.close_orphans("str-ann", "live", user_id="ann") == 2
+    assert runs.close_orphans("str-ann", "live", user_id="ann") == 1
     assert runs.close_orphans("str-ann", "live", user_id="ann") == 0
     assert runs.get_running("ann") == []
 

@@ -72,7 +72,7 @@ def test_a_user_session_beats_for_its_own_run(db: DatabaseFactory) -> None:
             session,
             Strategy(account_id=account.account_id, strategy_type="Grid", symbol="BTCUSDT", config_json={}),
         )
-        run = stored(session, new_run(account, strategy))
+        run = stored(session, new_run(account, strategy, status="running"))
     with db.get_session(user_id=user.user_id) as session:
         assert RunRepository(session).heartbeat(run.run_id, host="bot-1").heartbeat_ts is not None
 

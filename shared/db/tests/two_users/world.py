@@ -158,6 +158,7 @@ class World:
             strategy = self.an_own(Strategy, rng)
             account = self.rows[Strategy][strategy]["account_id"]
             values = {"user_id": self.user, "account_id": account, "strategy_id": strategy, "run_type": "live"}
+            values["status"] = "completed"  # of a strategy and type one at most is running
         elif model is PrivateExecution:
             run = Run(run_id=self.an_own(Run, rng), account_id=self.an_own(BybitAccount, rng))
             values = execution_values(run, self._number)
