@@ -395,10 +395,18 @@ class ConstraintError(DatabaseFailure, IntegrityError):
         super().__init__(driver_error, statement, connection_invalidated)
         if _NOT_NULL.search(str(driver_error)) and (statement or "").startswith("UPDATE"):
             self.remedy = f"give the column a value; {HOW_TO_DELETE}"
+        elif _FOREIGN_KEY.search(str(driver_error)):
+            self.remedy = HOW_TO_NAME
 
 
 HOW_TO_DELETE = "to delete a row that was taken out of its parent's collection, call session.delete(row)"
+HOW_TO_NAME = (
+    "name rows that are there, and that belong together: a run's account must be its user's, its strategy its "
+    "account's; an account or strategy that has runs keeps its user or account, so make a new one"
+)
 _NOT_NULL = re.compile("not[- ]null", re.IGNORECASE)
+# SQLite says no more than this, PostgreSQL names the rule.
+_FOREIGN_KEY = re.compile("foreign key constraint", re.IGNORECASE)
 
 
 class DatabaseLockedError(DatabaseFailure, OperationalError):

@@ -18,6 +18,7 @@ from sqlalchemy import (
     CheckConstraint,
     Connection,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     MetaData,
     UniqueConstraint,
@@ -151,6 +152,16 @@ def _parent(column: str) -> ForeignKey:
     return ForeignKey(column, ondelete="CASCADE")
 
 
+def _parent_agreeing(table: str, *columns: str) -> ForeignKeyConstraint:
+    """A foreign key to a row by its primary key and by what must be the same in both rows."""
+    return ForeignKeyConstraint(columns, [f"{table}.{column}" for column in columns], ondelete="CASCADE")
+
+
+def _named_by_runs(table: str, *columns: str) -> Index:
+    """What such a foreign key points at. No constraint: it says nothing of which rows are the same."""
+    return Index(f"uq_{table}_{'_'.join(columns)}", *columns, unique=True)
+
+
 class User(Base):
     """A person whose bots trade here: the tenant."""
 
@@ -185,6 +196,7 @@ class BybitAccount(Base):
     __ownership__ = Ownership("user_id")
     __table_args__ = (
         UniqueConstraint("user_id", "account_name"),
+        _named_by_runs("bybit_accounts", "account_id", "user_id"),
         _one_of("environment", Environment),
         _one_of("status", AccountStatus),
     )
@@ -209,7 +221,11 @@ class BybitAccount(Base):
         back_populates="account", cascade="all", passive_deletes=True, order_by="Strategy.symbol"
     )
     runs: Mapped[list[Run]] = relationship(
-        back_populates="account", cascade="all", passive_deletes=True, order_by="(Run.start_ts, Run.run_id)"
+        back_populates="account",
+        foreign_keys="Run.account_id",
+        cascade="all",
+        passive_deletes=True,
+        order_by="(Run.start_ts, Run.run_id)",
     )
 
 
@@ -310,7 +326,10 @@ class Strategy(Base):
 
     __tablename__ = "strategies"
     __ownership__ = Ownership("account_id")
-    __table_args__ = (UniqueConstraint("account_id", "symbol"),)
+    __table_args__ = (
+        UniqueConstraint("account_id", "symbol"),
+        _named_by_runs("strategies", "strategy_id", "account_id"),
+    )
     _repr_names = ("strategy_type", "symbol", "is_enabled")
 
     strategy_id: Mapped[str] = _id_column()
@@ -323,14 +342,19 @@ class Strategy(Base):
 
     account: Mapped[BybitAccount] = relationship(back_populates="strategies")
     runs: Mapped[list[Run]] = relationship(
-        back_populates="strategy", cascade="all", passive_deletes=True, order_by="(Run.start_ts, Run.run_id)"
+        back_populates="strategy",
+        foreign_keys="Run.strategy_id",
+        cascade="all",
+        passive_deletes=True,
+        order_by="(Run.start_ts, Run.run_id)",
     )
 
 
 class Run(Base):
     """One execution of a strategy: live, backtest, shadow, or one that only records.
 
-    It names its user beside its account, so that every query can filter by `user_id` alone.
+    It names its user beside its account, so that every query can filter by `user_id` alone. The account must be one of
+    that user's, and the strategy one of that account's; so an account or strategy with runs stays where it is.
     """
 
     __tablename__ = "runs"
@@ -338,6 +362,8 @@ class Run(Base):
         "user_id", references=("account_id", Reference("strategy_id", Strategy, agrees=("account_id",)))
     )
     __table_args__ = (
+        _parent_agreeing("bybit_accounts", "account_id", "user_id"),
+        _parent_agreeing("strategies", "strategy_id", "account_id"),
         _one_of("run_type", RunType),
         _one_of("status", RunStatus),
         # These two serve the specification's index on user_id by their leading column, and the newest runs of
@@ -362,8 +388,8 @@ class Run(Base):
 
     run_id: Mapped[str] = _id_column()
     user_id: Mapped[str] = mapped_column(BoundedString(ID_LENGTH), _parent("users.user_id"), comment="Owner")
-    account_id: Mapped[str] = mapped_column(BoundedString(ID_LENGTH), _parent("bybit_accounts.account_id"))
-    strategy_id: Mapped[str] = mapped_column(BoundedString(ID_LENGTH), _parent("strategies.strategy_id"))
+    account_id: Mapped[str] = mapped_column(BoundedString(ID_LENGTH))
+    strategy_id: Mapped[str] = mapped_column(BoundedString(ID_LENGTH))
     run_type: Mapped[str] = mapped_column(Vocabulary(RunType, 20))
     gridcore_version: Mapped[str | None] = mapped_column(BoundedString(50), comment="For reproducing the run")
     config_snapshot: Mapped[dict[str, Any] | None] = mapped_column(Json(), comment="GridConfig when the run started")
@@ -376,8 +402,9 @@ class Run(Base):
     host: Mapped[str | None] = mapped_column(BoundedString(255), comment="Machine that runs it")
 
     user: Mapped[User] = relationship(back_populates="runs")
-    account: Mapped[BybitAccount] = relationship(back_populates="runs")
-    strategy: Mapped[Strategy] = relationship(back_populates="runs")
+    # By the key alone: the other column of each foreign key is written by its own attribute.
+    account: Mapped[BybitAccount] = relationship(back_populates="runs", foreign_keys=[account_id])
+    strategy: Mapped[Strategy] = relationship(back_populates="runs", foreign_keys=[strategy_id])
     executions: Mapped[list[PrivateExecution]] = relationship(
         back_populates="run",
         cascade="all",

@@ -13,7 +13,7 @@ from shared.db.models import Base
 _log = logging.getLogger(__name__)
 
 # The newest file of migrations/versions, which makes what models.py says; `migrate new` moves it.
-SCHEMA_REVISION = "0007_one_running_run"
+SCHEMA_REVISION = "0009_one_owner_of_a_run"
 
 # Any constant will do, as long as every process of the fleet uses the same one.
 _SCHEMA_LOCK = 7_305_510_021

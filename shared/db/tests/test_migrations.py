@@ -347,6 +347,30 @@ def test_runs_that_run_beside_each_other_are_named_before_they_are_forbidden(emp
     assert runner.upgrade(empty_db).after == SCHEMA_REVISION
 
 
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ("user_id = 'u2'", "the user_id of a run must be that of the row of bybit_accounts which it names"),
+        ("account_id = 'a2', user_id = 'u2'", "the account_id of a run must be that of the row of strategies"),
+    ],
+)
+def test_runs_that_cross_users_are_named_before_they_are_forbidden(
+    empty_db: DatabaseFactory, wrong: str, named: str
+) -> None:
+    """0009 says which they are, changes nothing, and goes through when they were corrected."""
+    runner.upgrade(empty_db, "0008_keys_for_runs")
+    seed(empty_db)
+    with empty_db.engine.begin() as connection:
+        connection.execute(text(f"UPDATE runs SET {wrong} WHERE run_id IN ('r1', 'r2')"))
+    schema, rows = schema_of(empty_db), contents(empty_db)
+    with pytest.raises(MigrationError, match=f"{named}.*: r1, r2; correct the .* of these runs, or delete them"):
+        runner.upgrade(empty_db)
+    assert (schema_of(empty_db), contents(empty_db)) == (schema, rows)
+    with empty_db.engine.begin() as connection:
+        connection.execute(text("UPDATE runs SET user_id = 'u1', account_id = 'a1'"))
+    assert runner.upgrade(empty_db).after == SCHEMA_REVISION
+
+
 def test_an_audit_log_is_checked_where_it_is_there(empty_db: DatabaseFactory) -> None:
     """With its triggers it is no drift, without one it is; and a database that has one can be adopted."""
     runner.upgrade(empty_db)

@@ -123,8 +123,9 @@ FOREIGN_KEYS = {
     ("api_credentials", "account_id"): "bybit_accounts",
     ("strategies", "account_id"): "bybit_accounts",
     ("runs", "user_id"): "users",
-    ("runs", "account_id"): "bybit_accounts",
-    ("runs", "strategy_id"): "strategies",
+    # What must agree goes along: an account of the user, a strategy of the account.
+    ("runs", "account_id", "user_id"): "bybit_accounts",
+    ("runs", "strategy_id", "account_id"): "strategies",
     ("private_executions", "run_id"): "runs",
 }
 UNIQUE = {
@@ -153,8 +154,11 @@ INDEXES: dict[str, set[tuple[str, ...]]] = {
     "public_trades": set(),
     "private_executions": {("account_id", "exchange_ts")},
 }
-# Unique only among some rows, under names of their own: one active credential of an account.
-PARTIAL = {
+# Unique under names of their own: only among some rows (one active credential of an account, one running run of a
+# strategy and type), or for a foreign key of two columns to point at.
+NAMED_UNIQUE = {
+    "bybit_accounts": {("uq_bybit_accounts_account_id_user_id", "account_id", "user_id")},
+    "strategies": {("uq_strategies_strategy_id_account_id", "strategy_id", "account_id")},
     "api_credentials": {("uq_api_credentials_active_account_id", "account_id")},
     "runs": {("uq_runs_running_strategy_id_run_type", "strategy_id", "run_type")},
 }
@@ -313,12 +317,13 @@ def test_keys_and_indexes_are_the_specifications(db: DatabaseFactory, table: str
     assert {key: found["referred_table"] for key, found in keys.items()} == wanted
     for key in keys.values():
         assert key["options"]["ondelete"] == "CASCADE"
-        assert key["referred_columns"] == [PRIMARY_KEYS[key["referred_table"]]]
+        assert key["referred_columns"][0] == PRIMARY_KEYS[key["referred_table"]]
+        assert key["referred_columns"][1:] == key["constrained_columns"][1:]
     assert {tuple(unique["column_names"]) for unique in live.get_unique_constraints(table)} == UNIQUE[table]
     indexes = [index for index in live.get_indexes(table) if "duplicates_constraint" not in index]
     assert {tuple(index["column_names"]) for index in indexes if not index["unique"]} == INDEXES[table]
-    partial = {(index["name"], *index["column_names"]) for index in indexes if index["unique"]}
-    assert partial == PARTIAL.get(table, set())
+    unique = {(index["name"], *index["column_names"]) for index in indexes if index["unique"]}
+    assert unique == NAMED_UNIQUE.get(table, set())
 
 
 @pytest.mark.parametrize("table", TABLES)

@@ -65,7 +65,7 @@ from shared.db import (
     UserSession,
 )
 from shared.db.tables import OWNERSHIP, ownership_of
-from shared.db.tests.fleet import FOREIGN, OWN, detached, everything_of, refused_and_unwritten, run_values
+from shared.db.tests.fleet import FOREIGN, OWN, cross, detached, everything_of, refused_and_unwritten, run_values
 from shared.db.tests.support import execution_values, trade_values
 
 # The audit log has tests of its own; its table is not there by default.
@@ -172,16 +172,10 @@ def test_a_smuggled_object_is_not_given_out_by_get(fleet: DatabaseFactory) -> No
         assert session.get(Run, "run-bob") is None
 
 
-def _cross(db: DatabaseFactory) -> None:
-    """Have an administrator hang ann's run under bob's account."""
-    with db.get_session() as plain:
-        plain.execute(update(Run).where(Run.run_id == "run-ann").values(account_id="acc-bob", strategy_id="str-bob"))
-
-
 @pytest.mark.parametrize("how", [None, joinedload, selectinload, subqueryload, immediateload])
 def test_a_foreign_parent_of_an_own_row_does_not_load(fleet: DatabaseFactory, how: Callable[..., Any] | None) -> None:
     """Every way of loading a relationship gives None for a parent that is another user's."""
-    _cross(fleet)
+    cross(fleet, "run-ann", "bob")
     with fleet.get_session(user_id="ann") as session:
         options = [] if how is None else [how(Run.account), how(Run.strategy)]
         run = session.execute(select(Run).options(*options)).scalar_one()
@@ -191,7 +185,7 @@ def test_a_foreign_parent_of_an_own_row_does_not_load(fleet: DatabaseFactory, ho
 
 def test_an_inner_join_to_a_foreign_parent_gives_no_row(fleet: DatabaseFactory) -> None:
     """joinedload(innerjoin=True) and join() drop the row rather than show the parent."""
-    _cross(fleet)
+    cross(fleet, "run-ann", "bob")
     with fleet.get_session(user_id="ann") as session:
         assert session.scalars(select(Run).options(joinedload(Run.account, innerjoin=True))).all() == []
         assert session.execute(select(Run, BybitAccount).join(Run.account)).all() == []
@@ -199,8 +193,7 @@ def test_an_inner_join_to_a_foreign_parent_gives_no_row(fleet: DatabaseFactory) 
 
 def test_eager_loads_two_levels_deep_stay_own(fleet: DatabaseFactory) -> None:
     """Account to runs to executions: nothing foreign on any level, not even when an administrator mixed them up."""
-    with fleet.get_session() as plain:
-        plain.execute(update(Run).where(Run.run_id == "run-bob").values(account_id="acc-ann"))
+    cross(fleet, "run-bob", "ann")
     for how in (joinedload, selectinload, subqueryload):
         with fleet.get_session(user_id="ann") as session:
             query = select(BybitAccount).options(how(BybitAccount.runs).options(how(Run.executions)))
@@ -211,8 +204,7 @@ def test_eager_loads_two_levels_deep_stay_own(fleet: DatabaseFactory) -> None:
 
 def test_a_lazy_collection_stays_own(fleet: DatabaseFactory) -> None:
     """account.runs leaves out another user's run that was hung under the account."""
-    with fleet.get_session() as plain:
-        plain.execute(update(Run).where(Run.run_id == "run-bob").values(account_id="acc-ann"))
+    cross(fleet, "run-bob", "ann")
     with fleet.get_session(user_id="ann") as session:
         account = session.get_one(BybitAccount, "acc-ann")
         assert [run.run_id for run in account.runs] == ["run-ann"]
@@ -220,8 +212,7 @@ def test_a_lazy_collection_stays_own(fleet: DatabaseFactory) -> None:
 
 def test_contains_eager_stays_own(fleet: DatabaseFactory) -> None:
     """A join that fills a relationship is confined on both sides."""
-    with fleet.get_session() as plain:
-        plain.execute(update(Run).where(Run.run_id == "run-bob").values(account_id="acc-ann"))
+    cross(fleet, "run-bob", "ann")
     with fleet.get_session(user_id="ann") as session:
         query = select(BybitAccount).join(BybitAccount.runs).options(contains_eager(BybitAccount.runs))
         (account,) = session.scalars(query).unique().all()
@@ -697,8 +688,7 @@ def test_an_unpickled_object_does_not_enter_another_users_session(fleet: Databas
 
 def test_an_object_from_a_users_session_works_unconfined_elsewhere(fleet: DatabaseFactory) -> None:
     """Its lazy loads in a plain session see what the plain session sees."""
-    with fleet.get_session() as plain:
-        plain.execute(update(Run).where(Run.run_id == "run-bob").values(account_id="acc-ann"))
+    cross(fleet, "run-bob", "ann")
     with fleet.get_session(user_id="ann") as session:
         account = session.get_one(BybitAccount, "acc-ann")
         session.expunge(account)

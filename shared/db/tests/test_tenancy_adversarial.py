@@ -105,7 +105,7 @@ from shared.db.column_types import exact_sum, new_uuid, utc_now
 from shared.db.tenancy import functions
 from shared.db.tenancy.confined_sql import OwnRows
 from shared.db.tenancy.guard import UNSET, UserId
-from shared.db.tests.fleet import FOREIGN, detached, everything_of, refused_and_unwritten, run_values
+from shared.db.tests.fleet import FOREIGN, cross, detached, everything_of, refused_and_unwritten, run_values
 from shared.db.tests.support import execution_values, trade_values
 
 TABLES: Any = Run.metadata.tables
@@ -387,14 +387,13 @@ def test_a_parameter_does_not_take_the_users_place(fleet: DatabaseFactory, name:
 
 def test_a_refreshed_object_does_not_bring_along_a_foreign_parent(fleet: DatabaseFactory) -> None:
     """An eager load is confined again when the object is loaded again."""
-    with fleet.get_session() as plain:
-        plain.execute(update(Run).where(Run.run_id == "run-ann").values(account_id="acc-bob", strategy_id="str-bob"))
+    cross(fleet, "run-ann", "bob")
     with fleet.get_session(user_id="ann") as session:
         run = session.scalars(select(Run).options(joinedload(Run.account))).one()
         session.refresh(run)
         assert run.account is None
         session.expire(run)
-        assert run.status == "running"
+        assert run.status == "completed"
         assert run.account is None
         session.refresh(run, ["account"])
         assert run.account is None
