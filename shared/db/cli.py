@@ -20,6 +20,7 @@ import shared.db.commands.replay as replay
 import shared.db.commands.row_files as row_files
 import shared.db.commands.status as status
 import shared.db.init_db as init_db
+import shared.db.numbering as numbering
 from shared.db.database import DatabaseFactory
 from shared.db.encryption import generate_entry
 from shared.db.operations.interruption import interruptible, noted_signals
@@ -105,6 +106,25 @@ def _keys(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int
     return run
 
 
+def _sequences(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    def run(options: argparse.Namespace) -> int:
+        with DatabaseFactory(init_db.settings_from_arguments(options)) as db, db.engine.begin() as connection:
+            mended, lagging = numbering.mend(connection), numbering.lags(connection)
+        for lag in mended:
+            print(f"{lag.table}: brought from {lag.given} to {lag.newest}")
+        for lag in lagging:
+            print(
+                f"shared.db: {lag.table} stays at {lag.given}, and its newest id is {lag.newest}: this login may not "
+                "set its sequence; run this as the owner of the table",
+                file=sys.stderr,
+            )
+        if not mended and not lagging:
+            print("no sequence lags behind its rows")
+        return 1 if lagging else 0
+
+    return run
+
+
 COMMANDS: dict[str, tuple[str, Command]] = {
     "init": ("create missing tables and say what is there", lambda parser: init_db.initialize),
     "keys": ("generate an encryption key, or bring all API secrets under the active one", _keys),
@@ -117,6 +137,7 @@ COMMANDS: dict[str, tuple[str, Command]] = {
         row_files.import_arguments,
     ),
     "export": ("write trades or executions to a CSV, JSON lines or Parquet file", row_files.export_arguments),
+    "sequences": ("PostgreSQL: bring sequences that lag behind their rows' ids forward", _sequences),
     "status": ("say how the database is, and what to do about it", status.add_arguments),
     "replay": ("store what a recorder put into its dead letters, after it was corrected", replay.add_arguments),
     "backup": ("write the whole database to a file, verified, while bots go on writing", backup.backup_arguments),

@@ -188,8 +188,8 @@ def hide_row(driver_error: BaseException | None, wrapped: SQLAlchemyError | None
 
 
 @contextmanager
-def named_errors(connection: Connection) -> Iterator[None]:
-    """What the driver raises in the block, as SQLAlchemy and `errors.py` name it."""
+def named_errors(connection: Connection, statement: str | None = None) -> Iterator[None]:
+    """What the driver raises in the block, as SQLAlchemy and `errors.py` name it; `statement` is what was tried."""
     driver_error: type[Exception] = connection.dialect.loaded_dbapi.Error
     try:
         yield
@@ -199,4 +199,4 @@ def named_errors(connection: Connection) -> Iterator[None]:
         if not isinstance(error, driver_error):
             raise
         # There is no public way to what SQLAlchemy does with a driver's error, the engine's own handler included.
-        connection._handle_dbapi_exception(error, None, None, None, None)
+        connection._handle_dbapi_exception(error, statement, None, None, None)

@@ -25,6 +25,7 @@ from shared.db.database_url import is_secret
 from shared.db.driver_errors import hide_row, is_interruption, named_errors, typed_failure
 from shared.db.errors import PermissionDeniedError, PoolExhaustedError, ServerReadOnlyError
 from shared.db.hidden import HiddenText
+from shared.db.numbering import numbering_error
 from shared.db.settings import DatabaseSettings
 from shared.db.tenancy import confined_sql, leftovers, row_security
 from shared.db.transactions import note_failure, refuse_aborted, refuse_aborted_savepoint
@@ -257,6 +258,7 @@ def _name_failure(context: ExceptionContext) -> BaseException | None:
     error, connection = context.original_exception, context.connection
     if is_interruption(error):
         return KeyboardInterrupt("Ctrl-C, or a signal's handler, ended a statement")
+    numbering = numbering_error(context)
     hide_row(error, context.sqlalchemy_exception)
     if connection is None:
         return typed_failure(error)
@@ -266,7 +268,7 @@ def _name_failure(context: ExceptionContext) -> BaseException | None:
     transaction = connection.get_transaction()
     committing = connection.info.get(_COMMITTING, lambda: None)() is transaction is not None
     writing = not connection.get_execution_options().get(_READ_ONLY)
-    failure = typed_failure(
+    failure = numbering or typed_failure(
         error, context.statement, connection_lost=context.is_disconnect, committing=committing and writing
     )
     if not committing and not context.is_disconnect:

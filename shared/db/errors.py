@@ -409,6 +409,17 @@ _NOT_NULL = re.compile("not[- ]null", re.IGNORECASE)
 _FOREIGN_KEY = re.compile("foreign key constraint", re.IGNORECASE)
 
 
+class NumberingError(DatabaseFailure, OperationalError):
+    """PostgreSQL gave a new row an id that is taken: its sequence lags behind rows that came with ids of their own.
+
+    No row is to blame, so this is no `IntegrityError`: whoever takes one for "it is stored already" would lose the row.
+    `bulk_create` and recorders bring the sequence forward by themselves, where their login may.
+    """
+
+    problem = "the database numbered a new row with an id that is taken, since its sequence lags behind"
+    remedy = "bring it forward: python -m shared.db sequences; then write the rows again"
+
+
 class DatabaseLockedError(DatabaseFailure, OperationalError):
     """Another connection holds a lock for longer than we may wait."""
 

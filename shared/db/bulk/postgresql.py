@@ -28,6 +28,8 @@ from shared.db.bulk.cells import CellColumn, Cells, Layout
 from shared.db.bulk.filling import Filling
 from shared.db.bulk.result import OnConflict
 from shared.db.bulk.writer import Source, Writer, Written, conflict_key
+from shared.db.errors import NumberingError
+from shared.db.numbering import statement_that_mends
 
 
 @dataclass
@@ -58,6 +60,14 @@ class PostgreSQLWriter(Writer):
 
     def write(self, source: Source, changing: list[str]) -> Written:
         """Write a batch."""
+        try:
+            return self._write(source, changing)
+        except NumberingError:
+            self.run("ROLLBACK TO SAVEPOINT shared_db_copy", "RELEASE SAVEPOINT shared_db_copy")
+            self.run(statement_that_mends(self.connection, self.layout.table))
+            return self._write(source, changing)
+
+    def _write(self, source: Source, changing: list[str]) -> Written:
         if not self._through_stage and (self.on_conflict == "error" or self.table not in self._memory.colliding):
             rows = CopyStream(source(), self.layout)
             self._unsent.append("SAVEPOINT shared_db_copy")
@@ -80,8 +90,10 @@ class PostgreSQLWriter(Writer):
     def _write_staged(self, source: Source, changing: list[str]) -> Written:
         rows = CopyStream(source(), self.layout)
         self._empty_stage()
+        self._unsent.append("SAVEPOINT shared_db_copy")
         self._copy(self._stage, rows)
         new = self._ask(self._from_stage(changing))
+        self._unsent.append("RELEASE SAVEPOINT shared_db_copy")
         if new == rows.count:
             self._memory.colliding.discard(self.table)
             return Written(new, new)

@@ -81,7 +81,7 @@ class Writer(ABC):
 
     def named_errors(self) -> AbstractContextManager[None]:
         """What the driver raises in the block, as SQLAlchemy and `errors.py` name it."""
-        return named_errors(self.connection)
+        return named_errors(self.connection, f"INSERT INTO {self.table} ({self.names})")
 
     def assignments(self, changing: list[str]) -> str:
         """The SET list of an upsert."""

@@ -13,7 +13,7 @@ from sqlalchemy import Column, Connection, Engine, Select, func, inspect, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
-from shared.db import database_file, schema_version
+from shared.db import database_file, numbering, schema_version
 from shared.db.engine import make_probe
 from shared.db.errors import DatabaseCorruptError, DatabaseUnreachableError, NotADatabaseError, SharedDBError
 from shared.db.health import postgresql, sqlite
@@ -155,7 +155,7 @@ def _sections(settings: DatabaseSettings, timeout: float) -> Iterable[Section]:
 
         return run
 
-    return map(limited, (first, itself, _revision, policies, _tables, _streams))
+    return map(limited, (first, itself, _revision, policies, _tables, _streams, _sequences))
 
 
 def _revision(connection: Connection, health: Health) -> Health:
@@ -185,6 +185,15 @@ def _streams(connection: Connection, health: Health) -> Health:
             for name, newest in connection.execute(_newest(key, when))
         ),
     )
+
+
+def _sequences(connection: Connection, health: Health) -> Health:
+    for lag in numbering.lags(connection):
+        health = health.with_problem(
+            f"{lag.table}: the newest id is {lag.newest}, and the sequence is at {lag.given}, so that new rows get ids "
+            "which are taken; run: python -m shared.db sequences"
+        )
+    return health
 
 
 def _newest(key: Column[Any], when: Column[Any]) -> Select[Any]:

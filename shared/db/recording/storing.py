@@ -11,10 +11,11 @@ from typing import Any
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from shared.db import numbering
 from shared.db.bulk import BulkResult, OnConflict, RejectedRow, RowNote
 from shared.db.bulk.rows import Row
 from shared.db.database import DatabaseFactory
-from shared.db.errors import InvalidValueError, SharedDBError, TenantScopeError, TenantViolation
+from shared.db.errors import InvalidValueError, NumberingError, SharedDBError, TenantScopeError, TenantViolation
 from shared.db.models import Base, PrivateExecution, PublicTrade
 from shared.db.recording.source_watch import SourceWatch
 from shared.db.repositories import PrivateExecutionRepository, PublicTradeRepository
@@ -89,6 +90,17 @@ class Storing:
     def store(self, rows: list[Row]) -> Stored:
         """Write the rows that fit, in order, and commit. Raises whatever no row is to blame for."""
         try:
+            return self._store(rows)
+        except NumberingError:
+            # The role of users' sessions may not set a sequence; the login that it belongs to mostly may.
+            with self._db.engine.begin() as connection:
+                mended = numbering.mend(connection)
+            if not mended:
+                raise
+            return self._store(rows)
+
+    def _store(self, rows: list[Row]) -> Stored:
+        try:
             with self._session() as session:
                 return _stored(self._bulk_create(session, rows))
         except _ROW_FAULTS:
@@ -101,7 +113,7 @@ class Storing:
                 reason = f"{type(error).__name__} while the row was looked at"
                 return Stored(rejected=(RejectedRow(0, reason, rows[0]),))
             half = len(rows) // 2
-            return _joined([self.store(rows[:half]), self.store(rows[half:])], [0, half])
+            return _joined([self._store(rows[:half]), self._store(rows[half:])], [0, half])
 
     def _apart(self, session: Session, rows: list[Row]) -> Stored:
         """The slower way, which tells which rows are bad."""

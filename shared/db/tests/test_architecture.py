@@ -70,6 +70,7 @@ KNOWS_DIALECTS = {
     "column_types",
     "mapped_values",
     "encryption",
+    "numbering",
     "tenancy",
     "audit",
     "bulk",
