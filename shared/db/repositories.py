@@ -131,11 +131,7 @@ class BaseRepository(Generic[T]):
         Raises `RowNotFoundError` if the user has no such row.
         """
         self._require_existing(entity, self._resolve(user_id))
-        # Locked: of two processes that delete it at once the other one is told that it is gone.
-        stored = self.session.get(self.model, key_of(entity), with_for_update=True)
-        if stored is None:
-            raise RowNotFoundError(self.model.__name__, key_of(entity))
-        self.session.delete(stored)
+        self.session.delete(_locked(self.session, self.model, key_of(entity)))
         self.session.flush()
 
     @property
@@ -195,17 +191,6 @@ class BaseRepository(Generic[T]):
 
     def _scalars(self, statement: Select[tuple[T]], parameters: dict[str, Any] | None) -> Any:
         return self.session.scalars(statement, parameters, execution_options={ALONE: True})
-
-    def _take_turns(self, parent: type[Base], key: Any, user_id: UserId) -> None:
-        """Wait until no other transaction is past here with this row of the user's; SQLite has one writer anyway.
-
-        What is read afterwards is what the others left, and stays so until the transaction ends.
-        """
-        column = getattr(parent, primary_key(parent))
-        turn = select(column).where(column == key).with_for_update(key_share=True)
-        user = self._resolve(user_id)
-        mine = None if user is None or isinstance(self.session, UserSession) else owned_by(parent, user)
-        self.session.execute(turn if mine is None else turn.where(mine))
 
     def _require_existing(self, entity: T, user: str | None) -> str | None:
         """Whose the row is that `entity` is to change; None if it is shared by all."""
@@ -269,7 +254,7 @@ class ApiCredentialRepository(BaseRepository[ApiCredential]):
         """
         new = ApiCredential(account_id=account_id, api_key_id=new_key_id, api_secret=new_secret)
         del new_secret  # from here on nothing shows it, not even a traceback with its frames' variables
-        self._take_turns(BybitAccount, account_id, user_id)
+        _take_turns(self.session, BybitAccount, account_id, self._resolve(user_id))
         active = self._of_account(account_id, user_id).where(ApiCredential.is_active)
         for old in self._all(active.execution_options(populate_existing=True)):
             old.is_active = False
@@ -346,7 +331,7 @@ class RunRepository(BaseRepository[Run]):
         # stored; so is the id of a strategy that came as an object.
         run.status = RunStatus.FAILED.value
         self.create(run, user_id=user_id)
-        self._take_turns(Strategy, run.strategy_id, user_id)
+        _take_turns(self.session, Strategy, run.strategy_id, self._resolve(user_id))
         self.close_orphans(run.strategy_id, run.run_type, user_id=user_id)
         run.status = RunStatus.RUNNING.value
         self.session.flush()
@@ -574,6 +559,25 @@ class PrivateExecutionRepository(BaseRepository[PrivateExecution], ExecutionRead
         if run_id is not None:
             found = found.where(PrivateExecution.run_id == run_id)
         return self.session.scalar(self._confined(found, user_id).limit(1)) is not None
+
+
+def _take_turns(session: Session, parent: type[Base], key: Any, user: str | None) -> None:
+    """Wait until no other transaction is past here with this row of the user's; SQLite has one writer anyway.
+
+    What is read afterwards is what the others left, and stays so until the transaction ends.
+    """
+    column = getattr(parent, primary_key(parent))
+    turn = select(column).where(column == key).with_for_update(key_share=True)
+    mine = None if user is None or isinstance(session, UserSession) else owned_by(parent, user)
+    session.execute(turn if mine is None else turn.where(mine))
+
+
+def _locked(session: Session, model: type[T], key: Any) -> T:
+    """The row as it is now, which nobody else changes any more; `RowNotFoundError` if another process was first."""
+    found = session.get(model, key, with_for_update=True)
+    if found is None:
+        raise RowNotFoundError(model.__name__, key)
+    return found
 
 
 _OWNER = "shared_db_owner"

@@ -15,7 +15,7 @@ from sqlalchemy.sql.selectable import SelectBase
 
 from shared.db.tables import ownership_of, primary_key
 from shared.db.tenancy.confined_sql import Confinement
-from shared.db.tenancy.guard import OwnershipGuard, as_bound, column_values, written_values
+from shared.db.tenancy.guard import OwnershipGuard, as_bound, column_values, parents_of, values_to_come, written_values
 
 # What most attributes hold, and no expression is.
 _PLAIN = frozenset({type(None), str, int, float, bool, Decimal, datetime, bytes})
@@ -74,7 +74,7 @@ def check_flushed(guard: OwnershipGuard, session: Session, *, complete: bool) ->
     for entity in session.new:
         model = type(entity)
         if ownership_of(model) is not None:
-            row = column_values(entity)
+            row = column_values(entity) if complete else values_to_come(session, entity)
             rows_of.setdefault(model, []).append(row)
             if not complete:
                 # A parent that this flush inserts cannot be looked up before it; afterwards it can.
@@ -82,8 +82,11 @@ def check_flushed(guard: OwnershipGuard, session: Session, *, complete: bool) ->
     for entity in session.dirty:
         if _moves(inspect(entity)):
             guard.forget(type(entity), inspect(entity).identity)
-            row = written_values(session, entity) if complete else column_values(entity)
+            row = written_values(session, entity) if complete else values_to_come(session, entity)
             rows_of.setdefault(type(entity), []).append(row)
+            if not complete:
+                # What names it is asked to agree with what it will be, which only afterwards can be looked up.
+                coming.add((type(entity), inspect(entity).identity[0]))
     for model, rows in rows_of.items():
         guard.check_rows(session, "flush", model, rows, complete=complete, coming=coming)
 
@@ -94,6 +97,6 @@ def _moves(state: InstanceState[Any]) -> bool:
     if ownership is None:
         return False
     columns = state.mapper.local_table.c
-    return any(
-        state.mapper.get_property_by_column(columns[name]).key in state.committed_state for name in ownership.columns
-    )
+    names = {state.mapper.get_property_by_column(columns[name]).key for name in ownership.columns}
+    names.update(name for name, _ in parents_of(state.mapper))
+    return not names.isdisjoint(state.committed_state)

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, Final, Literal
 
 from sqlalchemy import Integer, String, bindparam, cast, event, inspect, literal_column, null, select, union_all
-from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm import Mapper, RelationshipDirection, Session
 from sqlalchemy.orm.util import identity_key
 
 from shared.db.errors import RowNotFoundError, TenantScopeError, TenantViolation
@@ -234,6 +234,42 @@ def column_values(entity: object) -> dict[str, Any]:
     return {name: loaded.get(attribute) for name, attribute in _attributes(state.mapper)}
 
 
+def values_to_come(session: Session, entity: object) -> dict[str, Any]:
+    """The column values that a flush is about to write, and what stays as it is of owner and parents.
+
+    Parents that came as objects are told by their keys, which new ones may not have yet.
+    """
+    state = inspect(entity)
+    values = column_values(entity)
+    ownership = ownership_of(type(entity))
+    if ownership is not None and state.identity is not None:
+        unknown = [
+            name for name, key in _attributes(state.mapper) if name in ownership.columns and key not in state.dict
+        ]
+        if unknown:
+            table = state.mapper.local_table
+            stored = select(*(table.c[name] for name in unknown)).where(
+                state.mapper.primary_key[0] == state.identity[0]
+            )
+            values.update(Session.connection(session).execute(stored).mappings().first() or {})
+    for name, pairs in parents_of(state.mapper):
+        # A relationship that was only loaded says nothing: what its column was set to since counts.
+        if name in state.committed_state and (parent := state.dict.get(name)) is not None:
+            values.update({column: inspect(parent).dict.get(key) for column, key in pairs})
+    return values
+
+
+@lru_cache
+def parents_of(mapper: Mapper[Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The relationships that lead to one parent: each one's name, with its columns here and the attributes there."""
+    return [
+        (relation.key, [(here.name, relation.mapper.get_property_by_column(there).key) for here, there in pairs])
+        for relation in mapper.relationships
+        if relation.direction is RelationshipDirection.MANYTOONE
+        for pairs in [relation.local_remote_pairs or []]
+    ]
+
+
 @lru_cache
 def _attributes(mapper: Mapper[Any]) -> list[tuple[str, str]]:
     return [(column.name, mapper.get_property_by_column(column).key) for column in mapper.columns]
@@ -294,12 +330,32 @@ def acting_for(session: Session, user_id: str | None, operation: str, entity: ob
     """Let a plain session write `entity`, and what hangs on it, only as `user_id`'s own; other objects are not judged.
 
     Without `user_id` it may be anybody's, but all of it the same user's. What is known beforehand is refused before
-    anything happens. What only the flush brings to light (a parent given as an object) raises inside it, which leaves
-    the session good for nothing but a rollback.
+    anything happens, or before the flush, and taken back. What only the flush brings to light (the key of a new parent)
+    raises inside it, which leaves the session good for nothing but a rollback.
     """
+    known = column_values(entity)
+    ownership = ownership_of(type(entity))
+    # A tool's row says whose it is meant to be, unless only its parent does.
+    said = known[ownership.column] if ownership is not None and ownership.parent is None else None
+    meant = user_id or (said if isinstance(said, str) else None)
     if user_id is not None:
-        known = [column_values(entity)]
-        OwnershipGuard(user_id).check_rows(session, operation, type(entity), known, complete=False)
+        OwnershipGuard(user_id).check_rows(session, operation, type(entity), [known], complete=False)
+
+    def check_beforehand(session: Session, *args: Any) -> None:
+        written = _in_session(session, entity)
+        if meant is None or written is None:
+            return
+        linked = list(_linked(written))
+        coming = {(type(one), key_of(one)) for one in linked if inspect(one).identity is None}
+        try:
+            for one in linked:
+                rows = [values_to_come(session, one)]
+                OwnershipGuard(meant).check_rows(session, operation, type(one), rows, complete=False, coming=coming)
+        except TenantViolation:
+            with session.no_autoflush:
+                for one in linked:
+                    discard_changes(session, one)
+            raise
 
     def check(session: Session, *args: Any) -> None:
         written = _in_session(session, entity)
@@ -307,10 +363,12 @@ def acting_for(session: Session, user_id: str | None, operation: str, entity: ob
         for one in _linked(written):
             guard.check_rows(session, operation, type(one), [written_values(session, one)])
 
+    event.listen(session, "before_flush", check_beforehand)
     event.listen(session, "after_flush", check)
     try:
         yield
     finally:
+        event.remove(session, "before_flush", check_beforehand)
         event.remove(session, "after_flush", check)
 
 

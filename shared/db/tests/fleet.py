@@ -170,6 +170,7 @@ def run_without_keys(db: DatabaseFactory, statement: str) -> None:
     """Run a statement while no foreign key is looked at: so may rows have come that are older than the keys."""
     with closing(db.engine.raw_connection()) as connection, closing(connection.cursor()) as cursor:
         if db.settings.is_sqlite:
+            cursor.execute("PRAGMA query_only=OFF")  # as a read-only session leaves it
             cursor.execute("PRAGMA foreign_keys=OFF")
             cursor.execute(statement)
             connection.commit()

@@ -32,6 +32,7 @@ ROOMS = (
     "encryption",
     "tables",
     "models",
+    "numbering",
     "schema_version",
     "sessions",
     "tenancy",

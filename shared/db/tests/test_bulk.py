@@ -983,7 +983,7 @@ def test_an_update_that_is_refused_changes_nothing(fleet: DatabaseFactory, way: 
             session.commit()
         with fleet.get_session() as session:
             found = session.execute(select(Run.user_id, Run.account_id, Run.status, Run.gridcore_version)).all()
-            assert set(found) == {("ann", "acc-ann", "running", None), ("bob", "acc-bob", "running", None)}, change
+            assert set(found) == {("ann", "acc-ann", "completed", None), ("bob", "acc-bob", "completed", None)}, change
 
 
 def test_an_update_that_the_database_refuses_is_undone(fleet: DatabaseFactory) -> None:

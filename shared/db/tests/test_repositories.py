@@ -742,10 +742,11 @@ def test_a_run_names_an_account_and_strategy_of_its_own_user(fleet: DatabaseFact
 
 
 def test_a_run_on_an_account_that_does_not_exist_is_refused(fleet: DatabaseFactory) -> None:
-    """It is not the user's; where no user is meant, the foreign key says so."""
+    """It is not the user's, whether the repository names him or the row itself; past repositories the key says so."""
     lost = new_run(account_id="acc-nobody")
     refused(fleet, TenantViolation, lambda session: RunRepository(session, "ann").create(lost))
-    refused(fleet, IntegrityError, lambda session: RunRepository.across_users(session).create(lost))
+    refused(fleet, TenantViolation, lambda session: RunRepository.across_users(session).create(lost))
+    refused(fleet, IntegrityError, lambda session: stored(session, new_run(account_id="acc-nobody")))
 
 
 def test_a_run_may_move_to_another_account_with_its_strategy(fleet: DatabaseFactory) -> None:

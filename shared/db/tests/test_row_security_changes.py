@@ -239,7 +239,7 @@ def test_turning_it_off_leaves_open_sessions_confined(own_role: DatabaseFactory,
         other.disable_row_security()
         # What the flush writes out by itself is looked at as well.
         with pytest.raises(TenantViolation), own_role.get_session(user_id="bob") as later:
-            later.add(Run(run_id="x", user_id="bob", account_id="acc-bob", strategy_id="str-bob", run_type="live"))
+            later.add(Run(run_id="x", user_id="bob", account_id="acc-bob", strategy_id="str-bob", run_type="shadow"))
             later.flush()
             later.commit()
             stolen: Any = text("(SELECT max(api_secret) FROM api_credentials)")

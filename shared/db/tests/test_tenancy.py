@@ -361,7 +361,7 @@ def test_a_run_cannot_mix_a_strategy_with_another_account(fleet: DatabaseFactory
 
     def by_object(session: Session) -> None:
         account, strategy = session.get_one(BybitAccount, "acc2-ann"), session.get_one(Strategy, "str-ann")
-        session.add(Run(user_id="ann", account=account, strategy=strategy, run_type="live"))
+        session.add(Run(user_id="ann", account=account, strategy=strategy, run_type="shadow"))
 
     refused_and_unwritten(fleet, by_object)
 

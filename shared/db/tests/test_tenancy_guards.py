@@ -50,20 +50,25 @@ def test_a_parent_that_moved_is_proved_anew(fleet: DatabaseFactory) -> None:
     """What a strategy's account was when it was looked up does not count after it has another one."""
 
     def move(session: Any) -> None:
-        session.add(Run(run_id="run-1", **run_values("ann")))
         session.add(BybitAccount(account_id="acc-2", user_id="ann", account_name="2", environment="testnet"))
+        session.add(Strategy(strategy_id="str-2", account_id="acc-ann", strategy_type="G", symbol="X", config_json={}))
         session.flush()
-        session.get_one(Strategy, "str-ann").account_id = "acc-2"
+        run = Run(run_id="run-1", **run_values("ann", strategy_id="str-2"))
+        session.add(run)
+        session.flush()
+        run.strategy_id = "str-ann"  # a strategy that has runs stays on its account
+        session.flush()
+        session.get_one(Strategy, "str-2").account_id = "acc-2"
         session.flush()
 
     def stale(session: Any) -> None:
         move(session)
-        session.add(Run(run_id="run-2", **run_values("ann")))
+        session.add(Run(run_id="run-2", **run_values("ann", strategy_id="str-2")))
 
     refused_and_unwritten(fleet, stale)
     with fleet.get_session(user_id="ann") as session:
         move(session)
-        session.add(Run(run_id="run-2", **run_values("ann", account_id="acc-2")))
+        session.add(Run(run_id="run-2", **run_values("ann", account_id="acc-2", strategy_id="str-2")))
 
 
 def test_an_update_assigns_neither_key_nor_owner_in_any_spelling(fleet: DatabaseFactory) -> None:
