@@ -151,6 +151,7 @@ def commands(stage: Stage, folder: Path) -> list[list[str]]:
     return [
         ["init"],
         ["row-security", "status"],
+        ["sequences"],
         ["status"],
         ["status", "--json"],
         ["coverage"],
