@@ -190,7 +190,7 @@ sys.exit(main(["migrate", "up", "--db-name", "plain.db"]))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1, done.stderr
-    assert done.stderr.startswith("shared.db: Alembic is not installed; install the extra 'migrations'")
+    assert done.stderr.startswith("shared.db: Alembic is not installed; it comes with the extra 'migrations'")
     with DatabaseFactory(f"sqlite:///{tmp_path}/plain.db") as db:
         assert runner.status(db).state == "current"
 
