@@ -14,6 +14,7 @@ import psycopg2
 import psycopg2.errors
 import pytest
 from sqlalchemy import URL, select, text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from shared.db import (
@@ -27,7 +28,7 @@ from shared.db import (
 )
 from shared.db.tables import OWNERSHIP, primary_key
 from shared.db.tests.cutting_proxy import CuttingProxy
-from shared.db.tests.fleet import fill
+from shared.db.tests.fleet import everything_of, fill
 from shared.db.tests.roles import Roles, administrator, driver, factory
 from shared.db.tests.support import in_children, run_on_server
 
@@ -152,6 +153,55 @@ def test_copy_out_is_filtered_and_copy_in_refused(policed_fleet: DatabaseFactory
             with pytest.raises(psycopg2.errors.InsufficientPrivilege):
                 cursor.execute(f"TRUNCATE {table} CASCADE")
             connection.rollback()
+
+
+HELD = (
+    "SELECT * FROM pg_stats WHERE tablename = 'private_executions'",
+    "SELECT stxname, stxstattarget FROM pg_statistic_ext",
+    "SELECT * FROM runs WHERE CASE WHEN user_id = 'bob' THEN 1 / 0 END IS NULL",
+    "SELECT run_id FROM runs WHERE (run_id || user_id)::int = 0 AND user_id = 'bob'",
+    "SELECT row_to_json(c) FROM api_credentials c",
+    "SELECT * FROM api_credentials TABLESAMPLE BERNOULLI (100)",
+    "UPDATE runs SET gridcore_version = 'stolen' WHERE user_id = 'bob' RETURNING run_id",
+    "MERGE INTO runs USING users ON runs.user_id = 'bob' WHEN MATCHED THEN DELETE",
+    "WITH gone AS (DELETE FROM users RETURNING user_id) SELECT * FROM gone WHERE user_id = 'bob'",
+    "CREATE TRIGGER spy AFTER INSERT ON runs EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+    "CREATE RULE spy AS ON INSERT TO runs DO NOTHING",
+    "CREATE TABLE public.spy AS SELECT * FROM api_credentials",
+    "CREATE INDEX ON runs (user_id)",
+    "ALTER TABLE runs DISABLE ROW LEVEL SECURITY",
+    "DROP POLICY shared_db_own_rows ON runs",
+    "GRANT SELECT ON runs TO PUBLIC",
+    "SELECT setval('private_executions_id_seq', 1, false)",
+    "SELECT last_value FROM private_executions_id_seq",
+    "SELECT pg_ls_dir('.')",
+    "SELECT pg_read_file('PG_VERSION')",
+    "SHOW data_directory",
+    "SELECT pg_reload_conf()",
+    "SELECT query FROM pg_stat_activity WHERE query ILIKE 'of b' || 'ob'",
+    "SET SESSION AUTHORIZATION postgres",
+    "COPY (SELECT 1) TO PROGRAM 'true'",
+)
+
+
+def test_raw_sql_finds_nothing_of_another_user(owner: DatabaseFactory, roles: Roles) -> None:
+    """Statistics, errors, samples, triggers, sequences, files: denied, or own rows only are shown and changed."""
+    administrator(owner, roles, f'ALTER ROLE "{owner.settings.url.username}" CREATEROLE')
+    owner.enable_row_security()
+    with owner.engine.begin() as connection:
+        connection.execute(text("ANALYZE"))
+    before = everything_of(owner, "bob")
+    for statement in HELD:
+        with owner.get_session(user_id="ann") as session:
+            try:
+                result: Any = session.connection().exec_driver_sql(statement)
+                found = str(result.all()) if result.returns_rows else ""
+            except SQLAlchemyError as error:
+                found = f"{error.orig if isinstance(error, DBAPIError) else error}"
+            session.rollback()
+        assert "bob" not in found, statement
+    assert everything_of(owner, "bob") == before
+    assert owner.row_security_status().enabled
 
 
 # The transaction
