@@ -98,11 +98,9 @@ def make_engine(settings: DatabaseSettings, folder: str, url: URL | None = None)
         event.listen(engine, "connect", _on_connect_sqlite)
         event.listen(engine, "connect", _on_connect_sqlite_file)
         event.listen(engine, "begin", _begin_sqlite)
-        event.listen(engine, "commit", database_file.check)
     transaction_control.watch(engine)
-    event.listen(engine, "commit", refuse_aborted)
     event.listen(engine, "release_savepoint", refuse_aborted_savepoint)
-    event.listen(engine, "commit", _note_commit)
+    event.listen(engine, "commit", _before_commit)
     event.listen(engine, "handle_error", _name_failure)
     same_answers.unify(engine)
     confined_sql.confine(engine)
@@ -248,7 +246,9 @@ def _begin_sqlite(connection: Connection) -> None:
         raise
 
 
-def _note_commit(connection: Connection) -> None:
+def _before_commit(connection: Connection) -> None:
+    refuse_aborted(connection)
+    database_file.check(connection)
     connection.info[_COMMITTING] = weakref.ref(connection.get_transaction())
 
 
