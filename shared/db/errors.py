@@ -21,7 +21,7 @@ from sqlalchemy.exc import (
     OperationalError,
     ProgrammingError,
 )
-from sqlalchemy.orm.exc import StaleDataError
+from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
 
 
 class SharedDBError(Exception):
@@ -129,13 +129,14 @@ class RowNotFoundError(SharedDBError, LookupError):
         self.key = key
 
 
-class StaleRowError(SharedDBError, StaleDataError):
-    """A row that was to be changed or deleted is gone: somebody deleted it since it was read. Nothing was written."""
+class StaleRowError(SharedDBError, ObjectDeletedError, StaleDataError):
+    """A row that was read is gone: somebody deleted it since. No change to it was written."""
 
     def __init__(self, said: str) -> None:
         super().__init__(
-            f"a row to change is not there any more ({said}); nothing was written: roll back, read the row again, "
-            "and decide anew"
+            None,  # type: ignore[arg-type] # the state is for a text of its own
+            f"a row is not there any more ({said}); no change to it was written: roll back, read the row again, and "
+            "decide anew",
         )
 
 

@@ -34,6 +34,7 @@ ROOMS = (
     "models",
     "numbering",
     "schema_version",
+    "staleness",
     "sessions",
     "tenancy",
     "audit",
