@@ -23,7 +23,7 @@ def read_again(session: Session, states: Iterable[InstanceState[Any]]) -> None:
     The primary key stays too: it says which row is meant, and does not change.
     """
     for state in states:
-        if state.obj() is not None:
+        if state.obj() is not None and not state.expired:
             keys = {state.mapper.get_property_by_column(column).key for column in state.mapper.primary_key}
             columns = [attribute.key for attribute in state.mapper.column_attrs if attribute.key not in keys]
             loaded = [relation.key for relation in state.mapper.relationships if relation.key in state.dict]
