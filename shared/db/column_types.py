@@ -169,6 +169,10 @@ class Money(CheckedType):
         amount = Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
         return _EXACT.quantize(amount, _QUANTUM) if amount else _ZERO
 
+    def kept(self, value: Any, dialect: Dialect) -> Decimal:
+        """The exact amount, whether or not the database at hand can hold it: binding tells."""
+        return self.exact(value)
+
     def exact(self, value: Any) -> Decimal:
         """The value rounded to 8 places, or `InvalidValueError`."""
         given = self.amount(value)
@@ -280,6 +284,10 @@ class UTCDateTime(CheckedType):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+    def kept(self, value: Any, dialect: Dialect) -> datetime:
+        """The instant in UTC."""
+        return self.instant(value)
 
     def instant(self, value: Any) -> datetime:
         """The value in UTC, or `InvalidValueError`."""
@@ -433,8 +441,7 @@ class Json(CheckedType):
 
     def kept(self, value: Any, dialect: Dialect) -> Any:
         """The document itself, with strings where it had a Decimal and the like."""
-        plain = self.plain(value)
-        return as_stored(value, plain)
+        return as_stored(value, self.plain(value))
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
         """The stored document; a bare value that another program has stored as it is."""

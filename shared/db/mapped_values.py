@@ -55,12 +55,9 @@ def _refreshed(kinds: Kinds, state: InstanceState[Any], context: Any, attributes
 
 def _keep(kinds: Kinds, state: InstanceState[Any], names: Iterable[str], dialect: Dialect) -> None:
     held = state.dict
-    for name in list(names):
-        kind = kinds.get(name)
-        if kind is None:
-            continue
-        value = held.get(name)
-        if value is None or type(value) in kind.kept_as_given:
+    for name in tuple(names):
+        kind, value = kinds.get(name), held.get(name)
+        if kind is None or value is None or type(value) in kind.kept_as_given:
             continue
         if not (isinstance(value, ClauseElement) or hasattr(value, "__clause_element__")):
             held[name] = kind.kept(value, dialect)
