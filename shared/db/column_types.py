@@ -169,9 +169,12 @@ class Money(CheckedType):
         amount = Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
         return _EXACT.quantize(amount, _QUANTUM) if amount else _ZERO
 
-    def kept(self, value: Any, dialect: Dialect) -> Decimal:
-        """The exact amount, whether or not the database at hand can hold it: binding tells."""
-        return self.exact(value)
+    def kept(self, value: Any, dialect: Dialect) -> Any:
+        """The exact amount, or the value as it is where the column refuses it: binding tells."""
+        try:
+            return self.exact(value)
+        except InvalidValueError:
+            return value
 
     def exact(self, value: Any) -> Decimal:
         """The value rounded to 8 places, or `InvalidValueError`."""
