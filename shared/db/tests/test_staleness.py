@@ -36,7 +36,7 @@ def ids(session: Session) -> dict[str, str]:
     account = stored(session, BybitAccount(user=user, account_name="main", environment="testnet"))
     credential = stored(session, ApiCredential(account=account, api_key_id="k", api_secret="old"))
     strategy = stored(session, new_strategy(account))
-    run = stored(session, new_run(account, strategy))
+    run = stored(session, new_run(account, strategy, status="running"))
     session.commit()
     keys = {"user": user.user_id, "account": account.account_id, "run": run.run_id}
     return keys | {"credential": credential.credential_id, "strategy": strategy.strategy_id}
