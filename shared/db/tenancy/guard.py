@@ -346,7 +346,9 @@ def acting_for(session: Session, user_id: str | None, operation: str, entity: ob
         if meant is None or written is None:
             return
         linked = list(_linked(written))
-        coming = {(type(one), key_of(one)) for one in linked if inspect(one).identity is None}
+        new = [(type(one), key_of(one)) for one in linked if inspect(one).identity is None]
+        # Any other key names nothing, and perhaps cannot be hashed; its column refuses it.
+        coming = {(model, key) for model, key in new if isinstance(key, (str, int))}
         try:
             for one in linked:
                 rows = [values_to_come(session, one)]
