@@ -590,6 +590,7 @@ RAW_SQL: dict[str, Callable[[], Any]] = {
     "a Core table with a name of its own": lambda: select(table(_unquoted("api_credentials"), column("api_key_id"))),
     "a Core table's schema": lambda: select(table("runs", column("run_id"), schema=_unquoted("public"))),
     "a sequence": lambda: select(Run.run_id, Sequence("private_executions_id_seq").next_value()),
+    "a sequence alone": lambda: Sequence("private_executions_id_seq"),
     "a type of a table function's column": lambda: select(
         func.json_to_recordset("[]")
         .table_valued(column("a", String(collation=f'C"), api_credentials, {INJECTED}, ("x')))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import DDL, delete, func, insert, lambda_stmt, literal, select, text, update
+from sqlalchemy import DDL, Sequence, delete, func, insert, lambda_stmt, literal, select, text, update
 from sqlalchemy.orm import Session, aliased, joinedload
 from sqlalchemy.schema import DropTable
 
@@ -80,6 +80,7 @@ REFUSED: dict[str, Callable[[Session], object]] = {
     "a lambda": lambda session: session.execute(lambda_stmt(lambda: select(Run.run_id))).all(),
     "DDL": lambda session: session.execute(DDL("DELETE FROM runs")),  # type: ignore[no-untyped-call] # it has no types
     "DROP TABLE": lambda session: session.execute(DropTable(RUNS)),
+    "a sequence": lambda session: session.scalar(Sequence("private_executions_id_seq")),
     "a function that runs SQL": lambda session: session.scalar(
         select(func.query_to_xml("SELECT * FROM runs", True, False, ""))
     ),

@@ -212,21 +212,6 @@ def test_a_listener_may_add_to_a_statement(fleet: DatabaseFactory) -> None:
         event.remove(UserSession, "do_orm_execute", add)
 
 
-def test_text_that_was_made_for_another_user_is_not_sent_for_this_one(unpoliced_fleet: DatabaseFactory) -> None:
-    """Not even from a cache of the caller's own, which gives one session what was compiled for another."""
-
-    class Shared(dict[Any, Any]):
-        def get(self, key: Any, default: Any = None) -> Any:
-            return next(iter(self.values()), None)
-
-    with unpoliced_fleet.get_session() as plain:
-        cache = Shared()
-        plain.execute(select(Run.run_id), execution_options={"compiled_cache": cache})
-        assert cache
-    with unpoliced_fleet.get_session(user_id="ann") as session, pytest.raises(TenantViolation):
-        session.execute(select(Run.run_id), execution_options={"compiled_cache": cache}).all()
-
-
 def test_the_values_that_are_sent_are_the_sessions_users(
     unpoliced_fleet: DatabaseFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
