@@ -22,7 +22,7 @@ from shared.db.encryption import SecretText, StoredSecret, encryption_of, storab
 from shared.db.errors import InvalidValueError
 from shared.db.models import AuditAction
 from shared.db.tables import ownership_of, primary_key
-from shared.db.tenancy.guard import OwnershipGuard, all_as_bound
+from shared.db.tenancy.guard import OwnershipGuard
 from shared.db.tenancy.session_scope import TenantRequiredSession, UserSession
 
 BATCH_SIZE = 5000
@@ -296,8 +296,7 @@ class _Creation:
             for start in range(0, len(batch), CHUNK):
                 for chunk in batch.chunks(start, start + CHUNK):
                     given = dict(zip(chunk.names, chunk.columns, strict=True))
-                    columns = (all_as_bound(given.get(name, [None] * chunk.size)) for name in names)
-                    found.update(zip(*columns, strict=True))
+                    found.update(zip(*(given.get(name, [None] * chunk.size) for name in names), strict=True))
         except (InvalidValueError, TypeError):
             for _ in prepared(self._writer.layout, batch, {}):
                 pass  # raises, with the row's position

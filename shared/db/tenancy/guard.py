@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
 from enum import Enum
@@ -63,11 +63,6 @@ def as_bound(value: object) -> Any:
     if isinstance(value, str):
         return str.__str__(value)
     return int.__int__(value) if isinstance(value, int) else _NOBODYS
-
-
-def all_as_bound(values: Sequence[Any]) -> Sequence[Any]:
-    """Many of them."""
-    return values if _PLAIN.issuperset(map(type, values)) else [as_bound(value) for value in values]
 
 
 def agreed_user(*given: object) -> str | None:

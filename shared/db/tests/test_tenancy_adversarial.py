@@ -959,7 +959,9 @@ SEEMING: dict[str, Callable[[Session], object]] = {
     ),
     "a changed parent": lambda session: setattr(session.get_one(Run, "run-ann"), "account_id", _seeming("acc-ann")),
     "a key that was loaded": lambda session: _seeming_key(session),
-    "a merged key": lambda session: session.merge(Run(run_id=_seeming("run-ann"), **run_values("ann"))),
+    "a merged key": lambda session: [
+        session.merge(Run(run_id=key, **run_values("ann"))) for key in ("run-ann", _seeming("run-ann"))
+    ],
     "an INSERT's owner": lambda session: session.execute(insert(Run).values(**_seeming_values(user_id="ann"))),
     "an INSERT's list": lambda session: session.execute(insert(Run), [_seeming_values(user_id="ann")]),
     "a key of a bulk UPDATE": lambda session: (

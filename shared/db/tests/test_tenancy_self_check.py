@@ -56,6 +56,23 @@ def test_a_hook_that_is_asked_for_by_another_name_closes_users_sessions(
 
 
 @pytest.mark.usefixtures("unproved")
+def test_a_table_that_is_left_out_beside_another_closes_users_sessions(
+    unpoliced_fleet: DatabaseFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A statement with the user in it may still read everybody's rows: each of its tables counts."""
+    confined = ConfinedCompiler.visit_table
+
+    def visit_table(self: Any, table: Any, **options: Any) -> Any:
+        if table.name != "users":
+            return confined(self, table, **options)
+        return super(ConfinedCompiler, self).visit_table(table, **options)
+
+    monkeypatch.setattr(ConfinedCompiler, "visit_table", visit_table)
+    with unpoliced_fleet.get_session(user_id="ann") as session, pytest.raises(TenantScopeError, match="not confined"):
+        session.scalars(select(User.user_id)).all()
+
+
+@pytest.mark.usefixtures("unproved")
 def test_options_that_are_kept_by_another_name_close_users_sessions(
     unpoliced_fleet: DatabaseFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 from collections.abc import Iterator
+from functools import cached_property
 from types import CodeType
 from typing import Any
 
@@ -85,4 +86,6 @@ def _function(module: Any, name: str) -> Any:
     found = vars(vars(module)[owner])[last] if owner else vars(module)[last]
     if isinstance(found, property):
         found = found.fget
+    elif isinstance(found, cached_property):
+        found = found.func
     return inspect.unwrap(getattr(found, "__func__", found))
