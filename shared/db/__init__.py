@@ -2,9 +2,6 @@
 
 import shared.db.starting  # noqa: F401 # first, since all that comes after takes its time to load
 from shared.db.bulk import BulkResult, RejectedRow, RowNote
-from shared.db.bulk.gaps import Gap, RunCoverage
-from shared.db.bulk.ranges import ExecutionRow, TradeRow, cursor_of
-from shared.db.bulk.summaries import Candle, Coverage, RunTotals
 from shared.db.bybit import (
     parse_execution_list,
     parse_executions,
@@ -109,7 +106,10 @@ from shared.db.models import (
     User,
     UserStatus,
 )
-from shared.db.recorder import Recorder
+from shared.db.ranges.bounds import ExecutionRow, TradeRow, cursor_of
+from shared.db.ranges.gaps import Gap, RunCoverage
+from shared.db.ranges.summaries import Candle, Coverage, RunTotals
+from shared.db.recording.recorder import Recorder
 from shared.db.recording.stats import RecorderStats
 from shared.db.repositories import (
     ApiCredentialRepository,

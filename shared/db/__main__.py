@@ -2,7 +2,7 @@
 
 import sys
 
-from shared.db.cli import main
+from shared.db.commands.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -19,13 +19,13 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool, StaticPool
 
 from shared.db import database_file, forking, round_trips, same_answers, transaction_control, write_lock
-from shared.db.bulk import sql_functions
 from shared.db.column_types import register_sqlite_functions
 from shared.db.database_url import is_secret
 from shared.db.driver_errors import hide_row, is_interruption, named_errors, typed_failure
 from shared.db.errors import PermissionDeniedError, PoolExhaustedError, ServerReadOnlyError
 from shared.db.hidden import HiddenText
 from shared.db.numbering import numbering_error
+from shared.db.ranges import sql_functions
 from shared.db.settings import DatabaseSettings
 from shared.db.tenancy import confined_sql, leftovers, row_security
 from shared.db.transactions import note_failure, refuse_aborted, refuse_aborted_savepoint

@@ -16,7 +16,6 @@ from sqlalchemy import ColumnElement, Select, String, bindparam, func, select
 from sqlalchemy.orm import Session
 
 from shared.db.bulk import BATCH_SIZE, BulkResult, OnBadRow, OnConflict, bulk_create, bulk_update
-from shared.db.bulk.reading import ExecutionReading, TradeReading
 from shared.db.errors import InvalidValueError, RowNotFoundError, RunEndedError, TenantScopeError
 from shared.db.models import (
     AccountStatus,
@@ -32,6 +31,7 @@ from shared.db.models import (
     User,
     UserStatus,
 )
+from shared.db.ranges.reading import ExecutionReading, TradeReading
 from shared.db.tables import ownership_of, primary_key
 from shared.db.tenancy.confined_sql import ALONE, LASTING
 from shared.db.tenancy.guard import (

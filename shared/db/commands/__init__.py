@@ -1,1 +1,1 @@
-"""Commands that outgrew cli.py, one module each: arguments in, words and an exit code out."""
+"""The commands, one module each: arguments in, words and an exit code out."""

@@ -10,8 +10,8 @@ import json
 import sys
 from collections.abc import Callable
 
+from shared.db.commands.arguments import settings_from_arguments
 from shared.db.database import DatabaseFactory
-from shared.db.init_db import settings_from_arguments
 from shared.db.operations.backup import BackupReport, back_up, restore
 from shared.db.operations.progress import WHOLE, Progress
 from shared.db.operations.sqlite_backup import empty_file_removed

@@ -11,8 +11,8 @@ import json
 import os
 from collections.abc import Callable
 
+from shared.db.commands.arguments import settings_from_arguments
 from shared.db.database import DatabaseFactory
-from shared.db.init_db import settings_from_arguments
 from shared.db.operations.copy_database import copy_database, row_total
 from shared.db.operations.progress import Progress
 from shared.db.operations.sqlite_backup import empty_file_removed

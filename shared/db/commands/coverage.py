@@ -10,10 +10,10 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from shared.db.commands.arguments import settings_from_arguments
 from shared.db.commands.row_files import end_time, start_time
 from shared.db.database import DatabaseFactory
 from shared.db.errors import InputError
-from shared.db.init_db import settings_from_arguments
 from shared.db.repositories import PrivateExecutionRepository, PublicTradeRepository
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from shared.db.commands.arguments import add_connection_arguments, exit_code
 from shared.db.errors import SchemaDriftError, SchemaVersionError, SharedDBError, UnknownRevisionError
-from shared.db.init_db import add_connection_arguments, exit_code
 
 USAGE = 2
 

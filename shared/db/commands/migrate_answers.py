@@ -10,9 +10,9 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from shared.db.commands.arguments import EXIT_DONE, EXIT_FAILED, EXIT_OTHER_REVISION, settings_from_arguments
 from shared.db.database import DatabaseFactory
 from shared.db.errors import SharedDBError
-from shared.db.init_db import EXIT_DONE, EXIT_FAILED, EXIT_OTHER_REVISION, settings_from_arguments
 from shared.db.migrations import runner
 from shared.db.migrations.revisions import BASE, new_revision
 from shared.db.migrations.runner import Change

@@ -10,9 +10,9 @@ import json
 import sys
 from collections.abc import Callable
 
+from shared.db.commands.arguments import EXIT_INTERRUPTED, settings_from_arguments
 from shared.db.commands.row_files import counted, start_time
 from shared.db.database import DatabaseFactory
-from shared.db.init_db import EXIT_INTERRUPTED, settings_from_arguments
 from shared.db.models import PrivateExecution, PublicTrade
 from shared.db.operations.interruption import noted_signals
 from shared.db.operations.progress import Progress

@@ -10,8 +10,8 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 
+from shared.db.commands.arguments import settings_from_arguments
 from shared.db.database import DatabaseFactory
-from shared.db.init_db import settings_from_arguments
 from shared.db.operations.interruption import interruptible
 from shared.db.operations.replay import replay
 

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from shared.db.commands.arguments import EXIT_INTERRUPTED, settings_from_arguments
 from shared.db.database import DatabaseFactory
-from shared.db.init_db import EXIT_INTERRUPTED, settings_from_arguments
 from shared.db.operations.export import export_executions, export_trades
 from shared.db.operations.interruption import noted_signals
 from shared.db.operations.progress import WHOLE, Progress

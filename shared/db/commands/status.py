@@ -7,9 +7,9 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 
+from shared.db.commands.arguments import settings_from_arguments
 from shared.db.database import DatabaseFactory
 from shared.db.health.report import Health
-from shared.db.init_db import settings_from_arguments
 
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from shared.db.bulk.rows import Row
 from shared.db.bulk.trade_sources import incomparable
 
-_log = logging.getLogger("shared.db.recorder")
+_log = logging.getLogger("shared.db.recording.recorder")
 # A look is two questions to the index: too much for each symbol of each batch, nothing once a minute.
 _PAUSE = 60.0
 

@@ -19,7 +19,7 @@ from shared.db import (
     TransactionConflictError,
     User,
 )
-from shared.db.cli import main
+from shared.db.commands.cli import main
 from shared.db.encryption import KeyRing
 from shared.db.operations.backup import back_up, restore
 from shared.db.operations.copy_database import copy_database

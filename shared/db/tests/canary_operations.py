@@ -24,7 +24,7 @@ from shared.db import (
     RunRepository,
 )
 from shared.db.bulk import bulk_create
-from shared.db.cli import main
+from shared.db.commands.cli import main
 from shared.db.encryption import KeyRing, StoredSecret
 from shared.db.operations.backup import back_up, restore
 from shared.db.operations.copy_database import copy_database

@@ -33,7 +33,7 @@ from shared.db import (
     TargetNotEmptyError,
     User,
 )
-from shared.db.cli import main
+from shared.db.commands.cli import main
 from shared.db.migrations.runner import check
 from shared.db.operations import postgresql_backup, replacing, sqlite_backup
 from shared.db.operations.backup import back_up, restore

@@ -25,7 +25,7 @@ from shared.db import (
     Strategy,
     User,
 )
-from shared.db.cli import COMMANDS
+from shared.db.commands.cli import COMMANDS
 from shared.db.tests.canary import PASSWORD, RING, ROLE, SECRET, Stage, leaks, new_credential
 from shared.db.tests.canary_failures import FAILURES
 from shared.db.tests.canary_operations import commands, use_everything

@@ -32,8 +32,8 @@ from shared.db import (
     TargetNotEmptyError,
     User,
 )
-from shared.db.cli import main
 from shared.db.column_types import MONEY_DIGITS
+from shared.db.commands.cli import main
 from shared.db.migrations import runner
 from shared.db.operations import copy_database as operation
 from shared.db.operations.copy_database import copy_database, row_total

@@ -143,7 +143,7 @@ def test_nothing_is_opened_at_import_nor_by_a_new_factory(tmp_path: Path) -> Non
 import os, sys
 opened = []
 sys.addaudithook(lambda event, arguments: opened.append(event) if event.startswith(("sqlite3", "socket")) else None)
-import shared.db, shared.db.database, shared.db.init_db, shared.db.cli
+import shared.db, shared.db.database, shared.db.init_db, shared.db.commands.cli
 for factory in (shared.db.DatabaseFactory(), shared.db.get_db()):
     repr(factory)
     factory.close()

@@ -28,7 +28,7 @@ from shared.db import (
     User,
     UserRepository,
 )
-from shared.db.cli import COMMANDS
+from shared.db.commands.cli import COMMANDS
 from shared.db.settings import describe_settings
 from shared.db.tests.support import in_threads, run_on_server, trade_values
 

@@ -29,7 +29,7 @@ from shared.db import (
     User,
 )
 from shared.db.bulk import bulk_create, bulk_update
-from shared.db.cli import main
+from shared.db.commands.cli import main
 from shared.db.encryption import KeyRing, StoredSecret, generate_entry
 from shared.db.operations.key_rotation import rotate_keys
 

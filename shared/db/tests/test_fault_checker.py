@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.db.benchmarks.fault_bench.checker import Fault, Stored, check, check_counter
-from shared.db.benchmarks.fault_bench.journal import Event, Journal, Kind, parsed, read_journals
+from benchmarks.fault_bench.checker import Fault, Stored, check, check_counter
+from benchmarks.fault_bench.journal import Event, Journal, Kind, parsed, read_journals
 
 ROWS = 3
 

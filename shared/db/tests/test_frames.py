@@ -25,7 +25,7 @@ from shared.db import (
     TenantScopeError,
     TradeRow,
 )
-from shared.db.bulk import frames
+from shared.db.ranges import frames
 from shared.db.tests.support import trade_values, two_runs, with_and_without_policies
 
 MONEY = pyarrow.decimal128(20, 8)

@@ -24,7 +24,7 @@ from shared.db import (
     RunCoverage,
     TenantScopeError,
 )
-from shared.db.cli import main
+from shared.db.commands.cli import main
 from shared.db.tests.support import trade_values, two_runs, with_and_without_policies
 
 START = datetime(2025, 5, 19, tzinfo=UTC)

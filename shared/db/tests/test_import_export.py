@@ -36,7 +36,7 @@ from shared.db import (
     User,
 )
 from shared.db.bybit import parse_executions, parse_public_trades, read_archive
-from shared.db.cli import main
+from shared.db.commands.cli import main
 from shared.db.operations import trade_file
 from shared.db.operations.export import export_executions, export_trades
 from shared.db.operations.progress import WHOLE
@@ -101,7 +101,7 @@ def on(settings: DatabaseSettings) -> list[str]:
 
 def command(settings: DatabaseSettings, *arguments: object, before: str = "") -> list[str]:
     """The command line of a command of ours, in a process of its own; `before` is run in it first."""
-    code = f"import sys\n{before}\nfrom shared.db.cli import main\nsys.exit(main(sys.argv[1:]))"
+    code = f"import sys\n{before}\nfrom shared.db.commands.cli import main\nsys.exit(main(sys.argv[1:]))"
     name, *rest = map(str, arguments)
     return [sys.executable, "-c", code, name, *on(settings), *rest]
 

@@ -19,7 +19,7 @@ from sqlalchemy import URL, delete, func, select
 
 from shared.db import DatabaseFactory, DatabaseSettings, InputError, PublicTrade, PublicTradeRepository
 from shared.db.bulk.trade_sources import TradeSource, source_of
-from shared.db.cli import main
+from shared.db.commands.cli import main
 from shared.db.operations import trade_file
 from shared.db.operations.export import export_trades
 from shared.db.operations.row_layout import pyarrow

@@ -12,7 +12,8 @@ import psycopg2
 import pytest
 from sqlalchemy import URL
 
-from shared.db import DatabaseFactory, User, cli
+from shared.db import DatabaseFactory, User
+from shared.db.commands import cli
 from shared.db.init_db import main
 from shared.db.tests.support import run_on_server
 

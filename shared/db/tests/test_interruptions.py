@@ -24,8 +24,8 @@ from shared.db import (
     User,
     exact_sum,
 )
-from shared.db.cli import main
 from shared.db.column_types import _ExactSum
+from shared.db.commands.cli import main
 from shared.db.operations import interruption, sqlite_backup
 from shared.db.operations.backup import back_up, restore
 from shared.db.operations.copy_database import copy_database

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import inspect, select
 
 from shared.db import AuditLog, DatabaseFactory, User
-from shared.db.cli import main
+from shared.db.commands.cli import main
 from shared.db.errors import MigrationError
 from shared.db.migrations import runner
 from shared.db.migrations.revisions import Revisions, new_revision
@@ -181,7 +181,7 @@ def test_every_other_command_works_without_alembic(tmp_path: Path) -> None:
 import sys
 sys.modules["alembic"] = None
 from shared.db import DatabaseFactory
-from shared.db.cli import main
+from shared.db.commands.cli import main
 from shared.db.database import init_db
 assert init_db("sqlite:///plain.db").create_tables() is False
 assert main(["init", "--db-name", "plain.db"]) == 0

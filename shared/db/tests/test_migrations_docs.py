@@ -29,7 +29,7 @@ _REPLACE = re.compile(r"In the new revision, replace everything from the line th
 # Runs `python -m shared.db` with each list of arguments, for both databases what concerns a database.
 _COMMANDS = """
 import json, os, sys
-from shared.db.cli import main
+from shared.db.commands.cli import main
 for arguments in json.loads(sys.argv[1]):
     for url in sys.argv[2:] if arguments[1] != "new" else sys.argv[2:3]:
         os.environ["GRIDBOT_DB_URL"] = url

@@ -20,7 +20,7 @@ from shared.db import (
     Recorder,
     Run,
 )
-from shared.db.cli import main
+from shared.db.commands.cli import main
 from shared.db.numbering import Lag, lags, mend
 from shared.db.tests.support import execution_values, trade_values, two_runs, with_and_without_policies
 

@@ -31,8 +31,7 @@ DECOYS = (
     "conftest.py",
     "tests/test_decoy.py",
     "tests/conftest.py",
-    "benchmarks/decoy.py",
-    "benchmarks/results.json",
+    "results.json",
     "tenancy/.env",
     "bulk/backup.db",
     "docs/decoy.md",
@@ -78,7 +77,7 @@ def python_files(project: Path) -> set[str]:
         path.relative_to(project).as_posix()
         for pattern in ("*.py", "*.mako")
         for path in project.rglob(pattern)
-        if path.relative_to(project).parts[0] not in ("tests", "benchmarks", ".venv")
+        if path.relative_to(project).parts[0] not in ("tests", ".venv")
     }
     return files | {"py.typed", "migrations/NOTES.md"}
 
@@ -132,7 +131,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> CleanEnvironment:
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
-    """Every module is in the wheel; tests, benchmarks, secrets and data of the folder are not."""
+    """Every module is in the wheel; tests, secrets and data of the folder are not."""
     names = set(zipfile.ZipFile(wheel).namelist())
     metadata = {name for name in names if name.startswith("gridbot_shared_db-") and ".dist-info/" in name}
     assert {name.rpartition("/")[2] for name in metadata} == {"METADATA", "WHEEL", "RECORD"}

@@ -24,7 +24,7 @@ from shared.db import (
     Run,
     RunRepository,
 )
-from shared.db.cli import main
+from shared.db.commands.cli import main
 from shared.db.operations import purge
 from shared.db.operations.purge import purge_executions, purge_trades
 from shared.db.tests.support import trade_values, two_runs

@@ -49,7 +49,7 @@ from shared.db import (
     TransactionConflictError,
     User,
 )
-from shared.db import recorder as recorder_module
+from shared.db.recording import recorder as recorder_module
 from shared.db.tests.support import execution_values, in_children, in_threads, run_on_server, trade_values
 
 NEVER = 3600.0
@@ -394,7 +394,7 @@ def test_rows_outlast_a_lock_in_order(file_db: DatabaseFactory, caplog: pytest.L
         recorder.flush()
         assert recorder.stats().away_since is None
     assert stored_ids(file_db) == ids(0, 45)
-    said = [record.getMessage() for record in caplog.records if record.name == "shared.db.recorder"]
+    said = [record.getMessage() for record in caplog.records if record.name == "shared.db.recording.recorder"]
     assert len(said) == 2
     assert "NOTHING IS RECORDED since" in said[0]
     assert "rows wait in the spool" in said[0]
@@ -499,7 +499,7 @@ def test_a_database_that_does_not_answer_is_told_like_one_that_is_away(
         assert "has not answered" in str(stats.last_error)
     assert recorder.stats().away_since is None
     assert stored_ids(patient_db) == ids(0, 2)
-    said = [record.getMessage() for record in caplog.records if record.name == "shared.db.recorder"]
+    said = [record.getMessage() for record in caplog.records if record.name == "shared.db.recording.recorder"]
     assert len(said) == 2
     assert "NOTHING IS RECORDED since" in said[0]
     assert "recording again" in said[1]

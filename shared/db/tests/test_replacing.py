@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from shared.db import DatabaseFactory, InputError, PublicTradeRepository, User
-from shared.db.cli import main
+from shared.db.commands.cli import main
 from shared.db.operations.backup import back_up, restore
 from shared.db.operations.export import export_trades
 from shared.db.operations.replacing import replacing

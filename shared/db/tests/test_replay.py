@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import select
 
 from shared.db import DatabaseFactory, InputError, PrivateExecution, PublicTrade, Recorder, Run, SpoolError
-from shared.db.cli import main
+from shared.db.commands.cli import main
 from shared.db.operations.replay import replay
 from shared.db.recording.row_text import RowText
 from shared.db.recording.spool import Spool

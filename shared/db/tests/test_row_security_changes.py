@@ -23,7 +23,7 @@ from shared.db import (
     TenantViolation,
     UserSession,
 )
-from shared.db.cli import main
+from shared.db.commands.cli import main
 from shared.db.tests.fleet import everything_of
 from shared.db.tests.roles import Roles, administrator, factory
 from shared.db.tests.support import run_on_server

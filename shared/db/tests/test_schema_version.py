@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shared.db import Base, DatabaseFactory
-from shared.db.cli import main
+from shared.db.commands.cli import main
 from shared.db.errors import SchemaVersionError
 from shared.db.migrations import runner
 from shared.db.schema_version import SCHEMA_REVISION

@@ -28,8 +28,8 @@ from shared.db import (
     TenantScopeError,
     TradeRow,
 )
-from shared.db.bulk.summaries import interval_of
 from shared.db.column_types import money_units
+from shared.db.ranges.summaries import interval_of
 from shared.db.tests.support import execution_values, trade_values, two_runs, with_and_without_policies
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

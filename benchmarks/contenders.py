@@ -1,0 +1,346 @@
+"""The ways to write rows that `writes.py` lets compete. Each is opened on a database of its own.
+
+Each driver is there twice. "By hand" is what a good programmer writes: a row at a time, `isoformat()`, no checks, no
+escaping. "By columns" is the fastest that we know: 250 rows at a time as columns, times out of `bulk_create`'s own
+tables, still no checks: how far it is ahead of `bulk_create` is what the checks, the session and the counts cost.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+from operator import itemgetter
+from typing import Any
+
+import orjson
+import psycopg2
+from sqlalchemy import URL
+from sqlalchemy.dialects import postgresql, sqlite
+
+from benchmarks.data import Rows
+from shared.db import DatabaseFactory, PrivateExecution, PrivateExecutionRepository, PublicTrade, PublicTradeRepository
+from shared.db.bulk import OnConflict
+from shared.db.bulk.instants import instant_texts
+
+Batches = list[Rows]
+Way = Callable[[Batches], None]
+
+TRADE_COLUMNS = ("symbol", "trade_id", "exchange_ts", "local_ts", "side", "price", "size")
+EXECUTION_COLUMNS = (
+    "run_id", "account_id", "symbol", "exec_id", "order_id", "order_link_id", "exchange_ts", "side",
+    "exec_price", "exec_qty", "exec_fee", "closed_pnl", "raw_json",
+)  # fmt: skip
+INTO_TRADES = f"public_trades ({', '.join(TRADE_COLUMNS)})"
+_INTO_EXECUTIONS = f"private_executions ({', '.join(EXECUTION_COLUMNS)})"
+
+
+def bulk_trades(url: URL) -> Way:
+    """Our own bulk_create, a session and a commit for each batch."""
+    db = DatabaseFactory(url)
+
+    def write(batches: Batches) -> None:
+        for batch in batches:
+            with db.get_session() as session:
+                PublicTradeRepository(session).bulk_create(batch)
+
+    return write
+
+
+def bulk_executions(url: URL, on_conflict: OnConflict = "skip") -> Way:
+    """Our own bulk_create, a session and a commit for each batch."""
+    db = DatabaseFactory(url)
+
+    def write(batches: Batches) -> None:
+        for batch in batches:
+            with db.get_session() as session:
+                PrivateExecutionRepository.across_users(session).bulk_create(batch, on_conflict=on_conflict)
+
+    return write
+
+
+_CHUNK = 250
+
+
+class _Stream:
+    """A file for COPY: 250 rows a read, so that server and client work at the same time."""
+
+    def __init__(self, rows: Rows, text: Callable[[Rows], str]) -> None:
+        self._chunks: Iterator[Rows] = (rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK))
+        self._text = text
+
+    def read(self, size: int = -1) -> bytes:
+        chunk = next(self._chunks, None)
+        return b"" if chunk is None else self._text(chunk).encode()
+
+
+def _trades_text(rows: Rows) -> str:
+    return "".join(
+        [
+            f"{row['symbol']}\t{row['trade_id']}\t{row['exchange_ts'].isoformat()}\t{row['local_ts'].isoformat()}\t"
+            f"{row['side']}\t{row['price']}\t{row['size']}\n"
+            for row in rows
+        ]
+    )
+
+
+def _trades_text_by_columns(rows: Rows) -> str:
+    symbols, trade_ids, times, local_times, sides, prices, sizes = zip(*map(_TRADE, rows), strict=True)
+    return _lines(symbols, trade_ids, _times(times), _times(local_times), sides, map(str, prices), map(str, sizes))
+
+
+def _executions_text_by_columns(rows: Rows) -> str:
+    *ids, links, times, sides, prices, quantities, fees, profits, documents = zip(*map(_EXECUTION, rows), strict=True)
+    return _lines(
+        *ids,
+        [link or _NULL for link in links],
+        _times(times),
+        sides,
+        *(map(str, amounts) for amounts in (prices, quantities, fees, profits)),
+        [orjson.dumps(document).decode().replace(_SLASH, _SLASH * 2) for document in documents],
+    )
+
+
+def _lines(*columns: Iterable[str]) -> str:
+    return "\n".join(map("\t".join, zip(*columns, strict=True))) + "\n"
+
+
+def _times(values: Iterable[datetime], *, with_zone: bool = True) -> list[str]:
+    texts = instant_texts(values, with_zone=with_zone)
+    assert texts is not None
+    return texts
+
+
+_TRADE = itemgetter(*TRADE_COLUMNS)
+_EXECUTION = itemgetter(*EXECUTION_COLUMNS)
+
+
+def _executions_text(rows: Rows) -> str:
+    return "".join(
+        [
+            f"{row['run_id']}\t{row['account_id']}\t{row['symbol']}\t{row['exec_id']}\t{row['order_id']}\t"
+            f"{row['order_link_id'] or _NULL}\t{row['exchange_ts'].isoformat()}\t{row['side']}\t{row['exec_price']}\t"
+            f"{row['exec_qty']}\t{row['exec_fee']}\t{row['closed_pnl']}\t"
+            f"{orjson.dumps(row['raw_json']).decode().replace(_SLASH, _SLASH * 2)}\n"
+            for row in rows
+        ]
+    )
+
+
+_NULL = "\\N"
+_SLASH = "\\"
+
+
+def copy_trades(url: URL) -> Way:
+    """psycopg2's COPY by hand: no checks, no escaping, a commit for each batch."""
+    return _copy(url, INTO_TRADES, _trades_text)
+
+
+def copy_executions(url: URL) -> Way:
+    """The same for executions, the document by orjson."""
+    return _copy(url, _INTO_EXECUTIONS, _executions_text)
+
+
+def copy_trades_by_columns(url: URL) -> Way:
+    """The fastest COPY that we know."""
+    return _copy(url, INTO_TRADES, _trades_text_by_columns)
+
+
+def copy_executions_by_columns(url: URL) -> Way:
+    """The same for executions."""
+    return _copy(url, _INTO_EXECUTIONS, _executions_text_by_columns)
+
+
+def _copy(url: URL, into: str, text: Callable[[Rows], str]) -> Way:
+    connection = _psycopg2(url)
+
+    def write(batches: Batches) -> None:
+        for batch in batches:
+            with connection.cursor() as cursor:
+                cursor.copy_expert(f"COPY {into} FROM STDIN", _Stream(batch, text))
+            connection.commit()
+
+    return write
+
+
+def stage_trades(url: URL) -> Way:
+    """COPY by hand into a temporary table, then ON CONFLICT."""
+    return _stage(url, _trades_text)
+
+
+def stage_trades_by_columns(url: URL) -> Way:
+    """The same by columns."""
+    return _stage(url, _trades_text_by_columns)
+
+
+def _stage(url: URL, text: Callable[[Rows], str]) -> Way:
+    connection = _psycopg2(url)
+    columns = ", ".join(TRADE_COLUMNS)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"CREATE TEMP TABLE stage ON COMMIT DELETE ROWS AS SELECT {columns} FROM public_trades WITH NO DATA"
+        )
+    connection.commit()
+
+    def write(batches: Batches) -> None:
+        for batch in batches:
+            with connection.cursor() as cursor:
+                cursor.copy_expert("COPY stage FROM STDIN", _Stream(batch, text))
+                cursor.execute(f"INSERT INTO {INTO_TRADES} SELECT {columns} FROM stage ON CONFLICT DO NOTHING")
+            connection.commit()
+
+    return write
+
+
+def copy_ready_text(url: URL) -> Callable[[list[str]], None]:
+    """The server alone: the text is there already, all of it in one piece."""
+    connection = _psycopg2(url)
+
+    def write(texts: list[str]) -> None:
+        for text in texts:
+            chunks = iter([text.encode()])
+            with connection.cursor() as cursor:
+                cursor.copy_expert(f"COPY {INTO_TRADES} FROM STDIN", _Ready(chunks))
+            connection.commit()
+
+    return write
+
+
+class _Ready:
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+
+    def read(self, size: int = -1) -> bytes:
+        return next(self._chunks, b"")
+
+
+def ready_texts(batches: Batches) -> list[str]:
+    """What `copy_ready_text` takes."""
+    return [_trades_text(batch) for batch in batches]
+
+
+def executemany_trades(url: URL) -> Way:
+    """sqlite3 by hand, with the library's settings of the file."""
+
+    def values(rows: Rows) -> Iterable[tuple[Any, ...]]:
+        return [
+            (
+                row["symbol"],
+                row["trade_id"],
+                row["exchange_ts"].replace(tzinfo=None).isoformat(" ", "microseconds"),
+                row["local_ts"].replace(tzinfo=None).isoformat(" ", "microseconds"),
+                row["side"],
+                float(row["price"]),
+                float(row["size"]),
+            )
+            for row in rows
+        ]
+
+    return _executemany(url, INTO_TRADES, len(TRADE_COLUMNS), values)
+
+
+def executemany_executions(url: URL) -> Way:
+    """The same for executions, the document by orjson."""
+
+    def values(rows: Rows) -> Iterable[tuple[Any, ...]]:
+        return [
+            (
+                row["run_id"],
+                row["account_id"],
+                row["symbol"],
+                row["exec_id"],
+                row["order_id"],
+                row["order_link_id"],
+                row["exchange_ts"].replace(tzinfo=None).isoformat(" ", "microseconds"),
+                row["side"],
+                float(row["exec_price"]),
+                float(row["exec_qty"]),
+                float(row["exec_fee"]),
+                float(row["closed_pnl"]),
+                orjson.dumps(row["raw_json"]).decode(),
+            )
+            for row in rows
+        ]
+
+    return _executemany(url, _INTO_EXECUTIONS, len(EXECUTION_COLUMNS), values)
+
+
+def executemany_trades_by_columns(url: URL) -> Way:
+    """The fastest executemany that we know: no list of tuples."""
+
+    def values(rows: Rows) -> Iterable[tuple[Any, ...]]:
+        for start in range(0, len(rows), _CHUNK):
+            columns = zip(*map(_TRADE, rows[start : start + _CHUNK]), strict=True)
+            symbols, trade_ids, times, local_times, sides, prices, sizes = columns
+            yield from zip(
+                symbols,
+                trade_ids,
+                _times(times, with_zone=False),
+                _times(local_times, with_zone=False),
+                sides,
+                map(float, prices),
+                map(float, sizes),
+                strict=True,
+            )
+
+    return _executemany(url, INTO_TRADES, len(TRADE_COLUMNS), values)
+
+
+def executemany_executions_by_columns(url: URL) -> Way:
+    """The same for executions."""
+
+    def values(rows: Rows) -> Iterable[tuple[Any, ...]]:
+        for start in range(0, len(rows), _CHUNK):
+            columns = zip(*map(_EXECUTION, rows[start : start + _CHUNK]), strict=True)
+            *ids, links, times, sides, prices, quantities, fees, profits, documents = columns
+            yield from zip(
+                *ids,
+                links,
+                _times(times, with_zone=False),
+                sides,
+                *(map(float, amounts) for amounts in (prices, quantities, fees, profits)),
+                [orjson.dumps(document).decode() for document in documents],
+                strict=True,
+            )
+
+    return _executemany(url, _INTO_EXECUTIONS, len(EXECUTION_COLUMNS), values)
+
+
+def _executemany(url: URL, into: str, width: int, values: Callable[[Rows], Iterable[tuple[Any, ...]]]) -> Way:
+    # A connection of the library's own, for its settings; SQLAlchemy is not met again.
+    connection = DatabaseFactory(url).engine.raw_connection().dbapi_connection
+    assert isinstance(connection, sqlite3.Connection)
+    statement = f"INSERT INTO {into} VALUES ({', '.join('?' * width)}) ON CONFLICT DO NOTHING"
+
+    def write(batches: Batches) -> None:
+        for batch in batches:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.executemany(statement, values(batch))
+            connection.execute("COMMIT")
+
+    return write
+
+
+def values_list(model: type[Any]) -> Callable[[URL], Way]:
+    """One INSERT with a VALUES list for each batch: what users of this layer wrote."""
+
+    def opened(url: URL) -> Way:
+        db = DatabaseFactory(url)
+        insert: Any = postgresql.insert if url.get_backend_name() == "postgresql" else sqlite.insert
+
+        def write(batches: Batches) -> None:
+            for batch in batches:
+                with db.get_session() as session:
+                    session.execute(insert(model).values(batch).on_conflict_do_nothing())
+
+        return write
+
+    return opened
+
+
+trades_by_values_list = values_list(PublicTrade)
+executions_by_values_list = values_list(PrivateExecution)
+
+
+def _psycopg2(url: URL) -> Any:
+    return psycopg2.connect(url.set(drivername="postgresql").render_as_string(hide_password=False))

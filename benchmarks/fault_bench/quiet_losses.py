@@ -1,0 +1,63 @@
+"""What could end without a word: a swallowed error of a statement."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from sqlalchemy import URL, Insert, create_engine, insert
+from sqlalchemy.exc import IntegrityError
+
+from benchmarks.fault_bench.figures import Figure
+from benchmarks.fault_bench.ground import Ground
+from shared.db import ConstraintError, DatabaseFactory, TransactionAbortedError, User
+
+
+def quiet_losses(ground: Ground) -> list[Figure]:
+    """Blocks that catch an error of a statement and go on: stored as a whole, or refused by name."""
+    count = ground.of(200, 20)
+    figures = [_swallowed(name, url, count) for name, url in ground.new_databases()]
+    return [*figures, _control(ground.new_postgresql(), count)]
+
+
+def _swallowed(name: str, url: URL, count: int) -> Figure:
+    stored, told = 0, 0
+    with DatabaseFactory(url) as db:
+        for number in range(count):
+            try:
+                with db.get_session() as session:
+                    session.execute(_row(number, "first"))
+                    with suppress(ConstraintError):  # "it is there already": what is tried here
+                        session.execute(_row(number, "second"))
+            except TransactionAbortedError:
+                told += 1
+            with db.get_session(read_only=True) as session:
+                stored += session.get(User, f"{number}-first") is not None
+    return Figure(
+        f"{count} blocks that caught a broken rule and went on, {name}",
+        "stored, or an error by name",
+        f"{stored} stored, {told} told",
+        stored + told == count,
+    )
+
+
+def _control(url: URL, count: int) -> Figure:
+    engine, lost = create_engine(url), 0
+    for number in range(count):
+        with engine.begin() as connection:
+            connection.execute(_row(number, "first"))
+            with suppress(IntegrityError):
+                connection.execute(_row(number, "second"))
+        with engine.connect() as connection:
+            lost += not connection.exec_driver_sql(f"SELECT 1 FROM users WHERE user_id = '{number}-first'").all()
+    engine.dispose()
+    return Figure(
+        f"control: the same with a stock engine, PostgreSQL, {count} blocks",
+        "blocks lost without a word",
+        f"{lost} of {count} lost without a word",
+        lost > 0,
+        control=True,
+    )
+
+
+def _row(number: int, part: str) -> Insert:
+    return insert(User).values(user_id=f"{number}-{part}", username=f"user {number}")

@@ -1,0 +1,136 @@
+"""What every command shares: the arguments that say which database, and how a failure is told.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 a failure that has its own remedy (the schema is older or newer than this
+code), 130 interrupted, 141 the reader of the output is gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from shared.db.errors import SchemaVersionError, SharedDBError
+from shared.db.operations.interruption import Interrupted, between_operations
+from shared.db.settings import DatabaseSettings, read_env_file
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_OTHER_REVISION = 3
+EXIT_INTERRUPTED = 130  # as a shell reports it of tools that the signal SIGINT (2) has ended
+EXIT_READER_GONE = 141  # as a shell reports it of tools that the signal SIGPIPE (13) has ended
+
+
+def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say which database, the same for every command."""
+    kinds = ("sqlite", "postgresql")
+    parser.add_argument("--db-type", metavar="TYPE", type=str.lower, choices=kinds, help="sqlite or postgresql")
+    parser.add_argument("--db-name", metavar="NAME", help="SQLite file path or PostgreSQL database name")
+    parser.add_argument("--db-url", metavar="URL", help="whole database URL, in place of the other settings")
+    parser.add_argument("--env-file", metavar="FILE", help="read this file in place of .env")
+    parser.add_argument("--echo-sql", action="store_true", help="log SQL statements (never their values)")
+    parser.set_defaults(refuse=parser.error)
+
+
+def settings_from_arguments(options: argparse.Namespace) -> DatabaseSettings:
+    """Settings from those arguments, what is not given from the environment. Raises `SettingsError`.
+
+    Arguments that contradict each other end the program as a usage error.
+    """
+    if options.db_url == "":
+        # As from --db-url "$URL" with URL not set: must not fall back to the default database.
+        options.refuse("argument --db-url: is empty; leave it out for the other settings")
+    if options.db_url is not None and (options.db_type is not None or options.db_name is not None):
+        options.refuse("argument --db-url: is the whole address; leave out --db-type and --db-name")
+    given: dict[str, Any] = {
+        "db_type": options.db_type,
+        "db_name": options.db_name,
+        "database_url": options.db_url,
+        "echo_sql": options.echo_sql or None,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if "db_type" in given or "db_name" in given:
+        # What is typed here is meant: a URL in the environment must not overrule it.
+        given.setdefault("database_url", None)
+    return DatabaseSettings(**read_env_file(options.env_file), **given)
+
+
+def exit_code(error: Exception) -> int:
+    """The exit code for an error."""
+    return EXIT_OTHER_REVISION if isinstance(error, SchemaVersionError) else EXIT_FAILED
+
+
+def report_failure(program: str, run: Callable[[], int], *, ends_process: bool) -> int:
+    """What `run` returns; an expected failure becomes one line on stderr, without a traceback, and its exit code.
+
+    SIGINT and SIGTERM alike are such a failure, and so is an output that nobody can write to. Where the process has
+    nothing else to do (`ends_process`), a signal outside of an operation ends it on the spot: nothing is under way.
+    """
+    if sys.stdout is None:
+        # The database's file might get its descriptor, and whatever prints would write into it.
+        return _failed(program, "standard output is closed, and nothing was done; send it to /dev/null")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for what the locale cannot say
+    interrupted: list[Interrupted] = []
+
+    def end(told: Interrupted) -> None:
+        if ends_process:
+            os.write(2, f"{program}: interrupted; {told}\n".encode(errors="backslashreplace"))
+            os._exit(EXIT_INTERRUPTED)
+        interrupted.append(told)
+        raise told
+
+    with between_operations("nothing was changed", end=end, last=ends_process):
+        try:
+            try:
+                return run()
+            finally:
+                sys.stdout.flush()
+        except KeyboardInterrupt as error:
+            return _failed(program, f"interrupted; {error}".rstrip("; "), EXIT_INTERRUPTED)
+        except BrokenPipeError:
+            # Whoever read our output, such as `head`, has what he wants.
+            _drop_output()
+            return EXIT_READER_GONE
+        except (SharedDBError, SQLAlchemyError) as error:
+            if interrupted:  # the driver's word for it
+                return _failed(program, f"interrupted; {interrupted[0]}", EXIT_INTERRUPTED)
+            return _failed(program, str(error).strip(), exit_code(error))
+        except UnicodeEncodeError as error:
+            return _failed(
+                program, f"the encoding {error.encoding} of this locale has no {error.object!a}; set LC_ALL=C.UTF-8"
+            )
+        except OSError as error:
+            return _failed(program, _cause_of(error))
+
+
+def _cause_of(error: OSError) -> str:
+    why = error.strerror or str(error)
+    try:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+        return f"what was to be printed cannot be written ({why}); whatever the command had to do is done"
+    try:
+        os.getcwd()
+    except OSError:
+        return f"the working folder was deleted ({why}); change into another one"
+    return why if error.filename is None else f"{os.fsdecode(error.filename)}: {why}"
+
+
+def _failed(program: str, why: str, code: int = EXIT_FAILED) -> int:
+    if sys.stderr is not None:
+        # Of a message of several lines the rest is the driver's own detail.
+        print(f"{program}: {why.splitlines()[0]}", file=sys.stderr)
+    return code
+
+
+def _drop_output() -> None:
+    """What is still to be written to stdout goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

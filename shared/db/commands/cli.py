@@ -1,0 +1,155 @@
+"""`python -m shared.db COMMAND`: thin, one function an operation, all the work elsewhere.
+
+Exit codes: 0 done, 1 failed (one line on stderr names cause and remedy), 2 usage, 3 the schema is not the code's,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+
+import shared.db.commands.backup as backup
+import shared.db.commands.copy_database as copy_database
+import shared.db.commands.coverage as coverage
+import shared.db.commands.migrate as migrate
+import shared.db.commands.purge as purge
+import shared.db.commands.replay as replay
+import shared.db.commands.row_files as row_files
+import shared.db.commands.status as status
+import shared.db.numbering as numbering
+from shared.db.commands.arguments import (
+    EXIT_INTERRUPTED,
+    add_connection_arguments,
+    report_failure,
+    settings_from_arguments,
+)
+from shared.db.commands.initialize import initialize
+from shared.db.database import DatabaseFactory
+from shared.db.encryption import generate_entry
+from shared.db.operations.interruption import interruptible, noted_signals
+from shared.db.operations.key_rotation import rotate_keys
+from shared.db.operations.progress import WHOLE, Progress
+
+# A command adds its arguments to its parser and gives the function that runs it and returns the exit code.
+Command = Callable[[argparse.ArgumentParser], Callable[[argparse.Namespace], int]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m shared.db",
+        description="Tools of shared.db. Settings come from GRIDBOT_DB_* variables and .env.",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, (help_text, command) in COMMANDS.items():
+        subparser = commands.add_parser(name, help=help_text, description=help_text)
+        add_connection_arguments(subparser)
+        subparser.set_defaults(run=command(subparser))
+
+    def run() -> int:
+        options = parser.parse_args(arguments)
+        code: int = options.run(options)
+        return code
+
+    return report_failure("shared.db", run, ends_process=arguments is None)
+
+
+def _row_security(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    parser.add_argument("action", choices=("enable", "disable", "status"))
+
+    def run(options: argparse.Namespace) -> int:
+        changing = options.action != "status"
+        state = "the policies are all in force or none is; run: python -m shared.db row-security status"
+        with (
+            interruptible(state) if changing else nullcontext(),
+            DatabaseFactory(settings_from_arguments(options)) as db,
+        ):
+            if options.action == "enable":
+                db.enable_row_security()
+            elif options.action == "disable":
+                db.disable_row_security()
+            status = db.row_security_status()
+        state = "on" if status.enabled else "off" if not status.problems else "on, but not as the code has it"
+        print(f"row-level security: {state if status.supported else 'not available on SQLite'} (role {status.role})")
+        for problem in status.problems:
+            print(f"  {problem}")
+        return 1 if status.problems else 0
+
+    return run
+
+
+def _keys(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    parser.add_argument("action", choices=("generate", "rotate"))
+    parser.add_argument("--id", default="k1", help="generate: the new key's id, not used before (default: k1)")
+    parser.add_argument("--batch", type=int, default=100, metavar="N", help="rotate: rows a transaction (default: 100)")
+
+    def run(options: argparse.Namespace) -> int:
+        if options.action == "generate":
+            print(generate_entry(options.id))
+            return 0
+        with (
+            DatabaseFactory(settings_from_arguments(options)) as db,
+            noted_signals("what was sealed stays sealed; run the same command again to go on") as stop,
+            Progress("sealing", WHOLE) as progress,
+        ):
+            rotation = rotate_keys(
+                db, options.batch, lambda done, total: progress.update(WHOLE * done // max(total, 1), done), stop
+            )
+        print(f"sealed {rotation.sealed} API secrets")
+        for key_id, count in sorted(rotation.by_key_id.items()):
+            print(f"  {key_id}: {count}")
+        if not rotation.finished:
+            print(
+                f"shared.db: interrupted; {rotation.sealed} secrets were sealed, run the same command again to go on",
+                file=sys.stderr,
+            )
+            return EXIT_INTERRUPTED
+        return 0
+
+    return run
+
+
+def _sequences(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    def run(options: argparse.Namespace) -> int:
+        with DatabaseFactory(settings_from_arguments(options)) as db, db.engine.begin() as connection:
+            mended, lagging = numbering.mend(connection), numbering.lags(connection)
+        for lag in mended:
+            print(f"{lag.table}: brought from {lag.given} to {lag.newest}")
+        for lag in lagging:
+            print(
+                f"shared.db: {lag.table} stays at {lag.given}, and its newest id is {lag.newest}: this login may not "
+                "set its sequence; run this as the owner of the table",
+                file=sys.stderr,
+            )
+        if not mended and not lagging:
+            print("no sequence lags behind its rows")
+        return 1 if lagging else 0
+
+    return run
+
+
+COMMANDS: dict[str, tuple[str, Command]] = {
+    "init": ("create missing tables and say what is there", lambda parser: initialize),
+    "keys": ("generate an encryption key, or bring all API secrets under the active one", _keys),
+    "row-security": (
+        "PostgreSQL's row-level security for users' sessions: turn it on, off, or check it",
+        _row_security,
+    ),
+    "import-trades": (
+        "store the trades of Bybit's daily archives, or of files that export wrote",
+        row_files.import_arguments,
+    ),
+    "export": ("write trades or executions to a CSV, JSON lines or Parquet file", row_files.export_arguments),
+    "sequences": ("PostgreSQL: bring sequences that lag behind their rows' ids forward", _sequences),
+    "status": ("say how the database is, and what to do about it", status.add_arguments),
+    "replay": ("store what a recorder put into its dead letters, after it was corrected", replay.add_arguments),
+    "backup": ("write the whole database to a file, verified, while bots go on writing", backup.backup_arguments),
+    "restore": ("put the database into the state of a backup, all or nothing", backup.restore_arguments),
+    "copy": ("move a whole database to another one, SQLite or PostgreSQL, and compare", copy_database.copy_arguments),
+    "purge": ("delete old trades, or a run's executions, in short batches", purge.purge_arguments),
+    "coverage": ("say what is stored of each symbol or run, and what is missing", coverage.coverage_arguments),
+    "migrate": ("change the schema by revisions, or say where it stands", migrate.add_arguments),
+}

@@ -1,0 +1,179 @@
+"""Reading a range of any length in flat memory, as plain tuples or as mapped objects.
+
+PostgreSQL reads through a server-side cursor in the session's own transaction, SQLite page by page, each page one
+statement that continues behind the last row of the one before. When a transaction ends while its cursor is being
+read, PostgreSQL goes on in the same way in the session's next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Connection, CursorResult, Executable, Result, Select, func, select
+from sqlalchemy.orm import Session
+
+from shared.db.driver_errors import named_errors
+from shared.db.errors import InvalidValueError
+from shared.db.ranges.bounds import Position, RowRange, position_of
+from shared.db.ranges.decoding import decode_rows, decode_time, undecoded
+from shared.db.tenancy.session_scope import UserSession, connection_for
+
+PAGE_SIZE = 2000
+
+
+def stream(
+    session: Session,
+    rows: RowRange,
+    *,
+    reverse: bool = False,
+    after: str | None = None,
+    as_objects: bool = False,
+    page_size: int = PAGE_SIZE,
+) -> Iterator[Any]:
+    """The rows of a range, one by one, `page_size` of them in memory at a time.
+
+    `InvalidValueError`, at once, for an `after` that is no cursor or a `page_size` that is no positive number.
+    """
+    if isinstance(page_size, bool) or not isinstance(page_size, int) or page_size < 1:
+        raise InvalidValueError(f"page_size is the number of rows fetched at a time, 1 or more, not {page_size!r}")
+    position = position_of(after)
+    if as_objects:
+        return _objects(session, rows, position, reverse, page_size)
+    pages = raw_pages(session, rows, position, reverse=reverse, page_size=page_size)
+    owner = (rows.source.owner, rows.owner)
+    return decode_rows(pages, rows.source.read_columns, rows.source.row, owner, dialect_of(session))
+
+
+def _objects(
+    session: Session, rows: RowRange, position: Position | None, reverse: bool, page_size: int
+) -> Iterator[Any]:
+    tie = rows.source.tie
+
+    def position_in(row: Any) -> Position:
+        return row[0].exchange_ts, getattr(row[0], tie)
+
+    for page in _pages(
+        session, session.execute, _mapped(session, rows), rows, position, position_in, reverse, page_size
+    ):
+        for (entity,) in page:
+            yield entity
+
+
+def latest(session: Session, rows: RowRange) -> Any | None:
+    """The last row of a range as a mapped object, None if it is empty."""
+    statement = _mapped(session, rows).where(*rows.criteria()).order_by(*rows.order(reverse=True))
+    return session.scalars(statement.limit(1)).first()
+
+
+def _mapped(session: Session, rows: RowRange) -> Select[Any]:
+    # A user's session adds its criteria to mapped classes itself, and takes no other's.
+    return select(rows.source.model).where(*(() if isinstance(session, UserSession) else rows.confined))
+
+
+def raw_pages(
+    session: Session,
+    rows: RowRange,
+    position: Position | None = None,
+    *,
+    reverse: bool = False,
+    page_size: int = PAGE_SIZE,
+) -> Iterator[Sequence[Any]]:
+    """Pages of the range's `read_columns` as the driver gives them, for `decoding`."""
+    columns = rows.source.read_columns
+    names = [column.name for column in columns]
+    when, tie = names.index("exchange_ts"), names.index(rows.source.tie)
+
+    def position_in(row: Any) -> Position:
+        return decode_time(row[when], columns[when]), row[tie]
+
+    statement = select(*undecoded(columns, dialect_of(session))).where(*rows.confined)
+    return _pages(session, partial(read, session), statement, rows, position, position_in, reverse, page_size)
+
+
+def read(
+    session: Session, statement: Executable, parameters: dict[str, Any] | None = None, **options: Any
+) -> Result[Any]:
+    """Run a Core SELECT that confines itself to its user, after what is pending in the session was flushed."""
+    return flushed(session, statement).execute(statement, parameters, **options)
+
+
+def flushed(session: Session, statement: Executable) -> Connection:
+    """The connection for such a statement, after what is pending in the session was flushed."""
+    if session.autoflush:
+        session.flush()
+    return connection_for(session, statement)
+
+
+def dialect_of(session: Session) -> str:
+    """The name of the session's database: "sqlite" or "postgresql"."""
+    return session.get_bind().dialect.name
+
+
+def _fetched(result: Result[Any], page_size: int) -> Iterator[Sequence[Any]]:
+    if not isinstance(result, CursorResult):
+        yield from result.partitions(page_size)
+        return
+    # From a cursor at the server SQLAlchemy has fetched one row already. All others stay the driver's own tuples: a
+    # quarter of the time would go into making SQLAlchemy's rows of them.
+    page = [tuple(row) for row in result.fetchmany(1)]
+    cursor = result.cursor
+    while cursor is not None:
+        with named_errors(result.connection):
+            page += cursor.fetchmany(page_size)
+        if page:
+            yield page
+        if len(page) < page_size:
+            return
+        page = []
+
+
+def _pages(
+    session: Session,
+    execute: Callable[..., Result[Any]],
+    statement: Any,
+    rows: RowRange,
+    position: Position | None,
+    position_in: Callable[[Any], Position],
+    reverse: bool,
+    page_size: int,
+) -> Iterator[Sequence[Any]]:
+    statement = statement.order_by(*rows.order(reverse=reverse))
+    if dialect_of(session) == "sqlite":
+        # A later page must not bring what this session writes meanwhile: whoever writes ahead of where he reads
+        # would never come to an end.
+        columns = rows.source.columns
+        newest = read(session, select(func.max(columns.id))).scalar() or 0
+        statement = statement.where(columns.id <= newest).limit(page_size)
+        asked, behind = statement.where(*rows.criteria(position, reverse=reverse)), None
+        while True:
+            with execute(asked, {} if behind is None or position is None else rows.parameters(position)) as result:
+                page = next(_fetched(result, page_size), ())
+            if page:
+                # Before the page is handed on: who reads mapped objects may change them.
+                position = position_in(page[-1])
+                yield page
+            if len(page) < page_size:
+                return
+            if behind is None:
+                # Made once: of a page's time, putting a statement together would be a tenth.
+                asked = behind = statement.where(*rows.criteria(position, reverse=reverse))
+    options = {"stream_results": True, "yield_per": page_size}
+    while True:
+        result = execute(statement.where(*rows.criteria(position, reverse=reverse)), execution_options=options)
+        connection = Session.connection(session)
+        transaction = connection.get_nested_transaction() or connection.get_transaction()
+        assert transaction is not None
+        try:
+            for page in _fetched(result, page_size):
+                position = position_in(page[-1])
+                yield page
+                if not transaction.is_active:
+                    break
+            else:
+                return
+        finally:
+            # A cursor ends with its transaction; by then its connection may be somebody else's.
+            if transaction.is_active:
+                result.close()

@@ -1,0 +1,185 @@
+"""Questions about many rows that the database answers with few: candles, coverage, sums."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from decimal import ROUND_HALF_EVEN, Context, Decimal
+from functools import reduce
+from typing import Any, NamedTuple
+
+from sqlalchemy import asc, case, desc, func, select
+from sqlalchemy.orm import Session
+
+from shared.db.column_types import MONEY_PLACES, exact_sum
+from shared.db.errors import InvalidValueError
+from shared.db.models import Side
+from shared.db.ranges.bounds import TRADES, RowRange
+from shared.db.ranges.sql_functions import exact_product_sum, time_bucket
+from shared.db.ranges.streams import read
+
+
+class Candle(NamedTuple):
+    """The trades of one interval: money as Decimal with 8 places, `open_ts` the interval's start in UTC.
+
+    `volume` is the sum of sizes, `vwap` the mean price weighted by size, rounded half-even; None if all sizes are 0.
+    """
+
+    open_ts: datetime
+    open: Decimal
+    high: Decimal
+    low: Decimal
+    close: Decimal
+    volume: Decimal
+    count: int  # type: ignore[assignment] # in place of tuple.count(), which nobody misses here
+    vwap: Decimal | None
+
+
+class Coverage(NamedTuple):
+    """What is stored of one symbol: its first and last trade's time (UTC), and how many there are (None: not asked)."""
+
+    symbol: str
+    first_ts: datetime
+    last_ts: datetime
+    count: int | None  # type: ignore[assignment] # in place of tuple.count(), as above
+
+
+class RunTotals(NamedTuple):
+    """Sums over executions, exact, with 8 places; fees are negative where rebates outweigh them.
+
+    `fees_by_currency` tells fees apart by the `feeCurrency` of Bybit's message in raw_json; None stands for those whose
+    message is not there or names none, as a contract's, whose fees are in the coin that it is settled in. `fees` is
+    their sum, or None if there are several currencies: spot buys are charged in the coin that was bought.
+    """
+
+    count: int  # type: ignore[assignment] # in place of tuple.count(), which nobody misses here
+    closed_pnl: Decimal
+    fees: Decimal | None
+    buy_volume: Decimal
+    sell_volume: Decimal
+    fees_by_currency: dict[str | None, Decimal]
+
+
+def candles(session: Session, trades: RowRange, interval: timedelta | str) -> list[Candle]:
+    """The candles of a symbol in order of time; an interval without a trade has none.
+
+    Trades of one millisecond follow each other by id, numbers as numbers: a shorter id comes before a longer one, and
+    ids of one length are in the order of their characters.
+
+    Raises `InvalidValueError` for what is no interval, and `DatabaseCorruptError` for a time that is none.
+    """
+    columns = TRADES.columns
+    bucket = time_bucket(columns.exchange_ts, interval_of(interval))
+    grouped = (
+        select(
+            bucket.label("open_ts"),
+            func.min(columns.exchange_ts).label("first_ts"),
+            func.max(columns.exchange_ts).label("last_ts"),
+            func.max(columns.price).label("high"),
+            func.min(columns.price).label("low"),
+            exact_sum(columns.size).label("volume"),
+            func.count().label("count"),
+            exact_product_sum(columns.price, columns.size).label("turnover"),
+        )
+        .where(*trades.criteria())
+        .group_by(bucket)
+        .subquery()
+    )
+    first, last = (
+        # Two index look-ups a candle, in place of sorting every interval's trades.
+        select(columns.price)
+        .where(columns.symbol == trades.owner, columns.exchange_ts == instant)
+        .order_by(*(order(key) for key in (func.length(columns.trade_id), columns.trade_id)))
+        .limit(1)
+        .scalar_subquery()
+        for instant, order in ((grouped.c.first_ts, asc), (grouped.c.last_ts, desc))
+    )
+    found = grouped.c
+    # First the times themselves, for their type's sake: of what is no time SQLite makes an interval all the same.
+    statement = select(
+        found.first_ts,
+        found.last_ts,
+        found.open_ts,
+        first,
+        found.high,
+        found.low,
+        last,
+        found.volume,
+        found.count,
+        found.turnover,
+    ).order_by(found.open_ts)
+    return [Candle._make((*row[2:-1], _mean(row.turnover, row.volume))) for row in read(session, statement)]
+
+
+def coverage(session: Session, *, count: bool = True) -> list[Coverage]:
+    """What is stored of each symbol, by symbol.
+
+    First and last are looked up in the index, whatever the number of trades; counting reads all of the index.
+    """
+    columns = TRADES.columns
+    # From each symbol to the next one, in place of reading every row for its distinct values.
+    walk = select(func.min(columns.symbol).label("symbol")).cte("walk", recursive=True)
+    following = select(func.min(columns.symbol)).where(columns.symbol > walk.c.symbol).scalar_subquery()
+    walk = walk.union_all(select(following).where(walk.c.symbol.is_not(None)))
+    asked = [func.min(columns.exchange_ts), func.max(columns.exchange_ts), *([func.count()] if count else [])]
+    of_symbol = columns.symbol == walk.c.symbol
+    statement = (
+        select(walk.c.symbol, *(select(what).where(of_symbol).scalar_subquery() for what in asked))
+        .where(walk.c.symbol.is_not(None))
+        .order_by(walk.c.symbol)
+    )
+    return [Coverage._make(row if count else (*row, None)) for row in read(session, statement)]
+
+
+def totals(session: Session, executions: RowRange) -> RunTotals:
+    """The sums over a range of executions; zeros if there are none."""
+    columns = executions.source.columns
+    # NULL where there is no fee, which has no currency either; '' where there is one, and nobody says in what.
+    currency = case((columns.exec_fee != 0, func.coalesce(columns.raw_json["feeCurrency"].as_string(), "")))
+    statement = (
+        select(
+            currency,
+            func.count(),
+            exact_sum(columns.closed_pnl),
+            exact_sum(columns.exec_fee),
+            *(exact_sum(case((columns.side == side, columns.exec_qty))) for side in (Side.BUY, Side.SELL)),
+        )
+        .where(*executions.criteria(), *executions.confined)
+        .group_by(currency)
+    )
+    parts: Sequence[Any] = read(session, statement).all()
+    fees = {part[0] or None: part[3] for part in parts if part[0] is not None}
+    closed_pnl, fee, bought, sold = (_added(part[place] for part in parts) for place in range(2, 6))
+    return RunTotals(sum(part[1] for part in parts), closed_pnl, None if len(fees) > 1 else fee, bought, sold, fees)
+
+
+def _added(amounts: Iterable[Decimal | None]) -> Decimal:
+    # Not sum(): that rounds in the caller's context.
+    return reduce(_EXACT.add, (amount for amount in amounts if amount is not None), _ZERO)
+
+
+def interval_of(interval: timedelta | str) -> timedelta:
+    """A positive timedelta, also from text: "30s", "5m", "1h", "1d". `InvalidValueError` for anything else."""
+    length = interval
+    if isinstance(interval, str) and (found := _INTERVAL.fullmatch(interval)):
+        length = timedelta(**{_UNITS[found[2]]: int(found[1])})
+    if not isinstance(length, timedelta) or not timedelta(0) < length <= _LONGEST:
+        raise InvalidValueError(
+            f"{interval!r} is no interval; write a timedelta of up to {_LONGEST.days} days, or a number and a unit, "
+            "such as '30s', '5m', '1h' or '1d'"
+        )
+    return length
+
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_INTERVAL = re.compile(r"([1-9][0-9]{0,8})([smhd])", re.ASCII)
+_LONGEST = timedelta(days=3660)
+_QUANTUM = Decimal(1).scaleb(-MONEY_PLACES)
+_ZERO = Decimal(0).quantize(_QUANTUM)
+# Enough digits that a quotient never looks like a tie which it is not.
+_EXACT = Context(prec=100, rounding=ROUND_HALF_EVEN)
+
+
+def _mean(turnover: str, volume: Decimal) -> Decimal | None:
+    return _EXACT.quantize(_EXACT.divide(Decimal(turnover), volume), _QUANTUM) if volume else None
