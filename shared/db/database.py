@@ -20,11 +20,13 @@ from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import StaticPool
 
-from shared.db import audit, database_file, forking, retry, schema_version
+from shared.db import audit, commits, database_file, forking, retry, schema_version
 from shared.db.async_door import AsyncDoor
+from shared.db.commits import OnCommit
 from shared.db.encryption import encryption_from, use_encryption
 from shared.db.engine import as_read_only, make_engine
 from shared.db.errors import (
+    CommitUnknownError,
     DatabaseMissingError,
     InvalidValueError,
     RowSecurityError,
@@ -74,6 +76,7 @@ class DatabaseFactory:
         self._folder: str | None = None
         self._open_sessions = 0
         self._policies_installed: bool | None = None
+        self._on_commit: list[OnCommit] = []
         _factories.add(self)
 
     def __repr__(self) -> str:
@@ -134,7 +137,12 @@ class DatabaseFactory:
             use_encryption(writing.dialect, self._encryption)
         reading = as_read_only(writing)
         kind: type[Session] = TenantRequiredSession if settings.require_tenant else NamingSession
-        sessions = sessionmaker(reading if settings.read_only else writing, class_=kind, expire_on_commit=False)
+        sessions = sessionmaker(
+            reading if settings.read_only else writing,
+            class_=kind,
+            expire_on_commit=False,
+            info={commits.CALLBACKS: self._on_commit},
+        )
         audit.watch(sessions)
         self._file_is_made = not settings.is_sqlite or settings.is_memory
         return _Engines(writing, reading, sessions)
@@ -171,8 +179,10 @@ class DatabaseFactory:
                 )
             yield session
             session.commit()
-        except BaseException:
+        except BaseException as error:
             session.rollback()
+            if isinstance(error, CommitUnknownError):
+                commits.tell(session)
             raise
         finally:
             with self._lock:
@@ -303,6 +313,16 @@ class DatabaseFactory:
             if connection.dialect.name != "postgresql":
                 return RowSecurityStatus(supported=False, enabled=False, role=role)
             return row_security_check.status(connection, role)
+
+    def on_commit(self, callback: OnCommit) -> None:
+        """Have `callback` called after each commit of this factory's sessions, recorders included.
+
+        It gets the names of the tables that were written or may have been, those of the rows that went with a deleted
+        one included. Also when a COMMIT was not answered, since it may have taken place. It runs in the thread that
+        commits, which waits for it; what it raises is logged alone. Not noticed is what goes round the sessions: other
+        programs, engines, the commands, and a session's `connection()`.
+        """
+        self._on_commit.append(callback)
 
     def enable_audit(self) -> None:
         """Keep an audit log from now on: create its table, and have every session of a factory write to it.

@@ -53,7 +53,7 @@ def read_again_below(session: Session, deleted: Collection[InstanceState[Any]]) 
     """
     lost = {_key(state) for state in deleted}
     tables = {table for table, _ in lost}
-    in_doubt = set(_below(tables))
+    in_doubt = set(below(tables))
     states = {_key(state): state for state in session.identity_map.all_states()}
     kept = {key: state for key, state in states.items() if key not in lost}
 
@@ -69,14 +69,14 @@ def read_again_below(session: Session, deleted: Collection[InstanceState[Any]]) 
 
     found = True
     while found:
-        below = {
+        more = {
             key: state
             for key, state in kept.items()
             if key[0] in in_doubt and any(is_lost(state, reference) for reference in key[0].foreign_keys)
         }
-        found = bool(below)
-        lost.update(below)
-        for key in below:
+        found = bool(more)
+        lost.update(more)
+        for key in more:
             del kept[key]
     gone = set(deleted) | {states[key] for key in lost if key in states}
     read_again(session, (state for state in gone if state not in deleted))
@@ -85,7 +85,7 @@ def read_again_below(session: Session, deleted: Collection[InstanceState[Any]]) 
 
 def read_again_of(session: Session, table: Any) -> None:
     """After a statement deleted from a table: all rows of it, and below it, that the session has loaded."""
-    tables = {table, *_below({table})}
+    tables = {table, *below({table})}
     in_doubt = {state for state in session.identity_map.all_states() if state.mapper.local_table in tables}
     read_again(session, in_doubt)
     kept = (state for state in session.identity_map.all_states() if state not in in_doubt)
@@ -127,7 +127,7 @@ def _key(state: InstanceState[Any]) -> Key:
     return state.mapper.local_table, identity[0] if len(identity) == 1 else identity  # type: ignore[return-value] # a table, of our models
 
 
-def _below(tables: Collection[Any]) -> Iterator[Any]:
+def below(tables: Collection[Any]) -> Iterator[Any]:
     """The tables whose rows name rows of these, and those below them in turn."""
     found, reached = set(tables), set(tables)
     while reached:

@@ -11,6 +11,7 @@ from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 
+from shared.db import commits
 from shared.db.audit import record_bulk
 from shared.db.bulk.cells import Cells, Rounded, cells_of_row, layout_of, prepared
 from shared.db.bulk.postgresql import PostgreSQLWriter
@@ -91,6 +92,8 @@ def bulk_create(
             for batch in given:
                 take(batch)
     result = creation.result()
+    if result.inserted or result.updated:
+        commits.note(session, [table])
     user_id = None if guard is None else guard.user_id
     record_bulk(session, model, AuditAction.CREATE, result.inserted, user_id)
     record_bulk(session, model, AuditAction.UPDATE, result.updated, user_id)

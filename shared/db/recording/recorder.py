@@ -25,7 +25,6 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from shared.db import forking
 from shared.db.bulk import BATCH_SIZE, RejectedRow
-from shared.db.bulk.rows import Row
 from shared.db.database import DatabaseFactory
 from shared.db.errors import (
     AuthenticationError,
@@ -45,7 +44,7 @@ from shared.db.models import Base
 from shared.db.recording import processes
 from shared.db.recording.buffer import Buffer, Part
 from shared.db.recording.dead_letters import DEAD_LETTERS, DeadLetters
-from shared.db.recording.refusals import OnError, OnNote, Refusals, shown
+from shared.db.recording.refusals import OnError, OnNote, OnWritten, Refusals, shown
 from shared.db.recording.row_text import RowText
 from shared.db.recording.spool import Spool
 from shared.db.recording.stats import RecorderStats
@@ -95,6 +94,9 @@ class Recorder:
     `on_note` is called likewise, with a `RowNote`, for one that contradicts what is stored, which stays, and for one
     whose amounts have more digits than their columns.
 
+    `on_written` is called likewise after each commit, with the rows that are in the database by it, as they were added:
+    once, and again with the same rows after a kill that came between the two.
+
     Use it as a context manager, `with` or `async with`, which closes it.
     """
 
@@ -110,6 +112,7 @@ class Recorder:
         max_buffered: int = 100_000,
         on_error: OnError | None = None,
         on_note: OnNote | None = None,
+        on_written: OnWritten | None = None,
         spool: str | Path | None = None,
         spool_limit: int = SPOOL_LIMIT,
         fsync: bool = False,
@@ -133,7 +136,7 @@ class Recorder:
         letters = (
             None if dead_letters is None else DeadLetters(Path(dead_letters).absolute(), text, self._storing.user_id)
         )
-        self._refusals = Refusals(self._name, letters, on_error, on_note, _log)
+        self._refusals = Refusals(self._name, letters, on_error, on_note, on_written, _log)
         # Without waiting for the buffer to be full, when it raises.
         self._max_rows = min(max_rows, max(1, max_buffered // 2))
         self._max_seconds = max_seconds
@@ -439,7 +442,11 @@ class Recorder:
                 self._report(stored.rejected)
             if stored.notes:
                 self._tell_notes(stored)
-            newest = _newest(rows, stored)
+            refused = {row.position for row in stored.rejected}
+            written = [row for position, row in enumerate(rows) if position not in refused] if refused else rows
+            if written:
+                self._note_raised(self._refusals.written(written))
+            newest = max((row["exchange_ts"].astimezone(UTC) for row in written), default=None)
             self._note_written(batch, stored, newest)
         except Exception as error:  # noqa: BLE001 # the rows are kept, the error is told, and the next attempt comes
             self._note_failure(error)
@@ -520,13 +527,9 @@ class Recorder:
         with self._changed:
             first = self._done
         notes = [note._replace(position=first + note.position) for note in stored.notes]
-        raised = self._refusals.note(notes, stored.contradicted)
+        self._note_raised(self._refusals.note(notes, stored.contradicted))
+
+    def _note_raised(self, raised: str | None) -> None:
         if raised is not None:
             with self._changed:
                 self._last_error = raised
-
-
-def _newest(rows: list[Row], stored: Stored) -> datetime | None:
-    refused = {row.position for row in stored.rejected}
-    times = [row["exchange_ts"] for position, row in enumerate(rows) if position not in refused]
-    return max(times).astimezone(UTC) if times else None

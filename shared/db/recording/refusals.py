@@ -15,12 +15,13 @@ from shared.db.recording.dead_letters import DeadLetters
 
 OnError = Callable[[RejectedRow], object]
 OnNote = Callable[[RowNote], object]
+OnWritten = Callable[[Sequence[Row]], object]
 
 
 class Refusals:
     """Keeps rows in `dead_letters`, if there are any, and tells `on_error` of each; `name` says in the log whose.
 
-    `on_note` is told of rows that are written, and otherwise than they came.
+    `on_note` is told of rows that are written, and otherwise than they came; `on_written` of all that are.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class Refusals:
         dead_letters: DeadLetters | None,
         on_error: OnError | None,
         on_note: OnNote | None,
+        on_written: OnWritten | None,
         log: logging.Logger,
     ) -> None:
         self.callback_errors = 0
@@ -36,6 +38,7 @@ class Refusals:
         self._dead_letters = dead_letters
         self._on_error = on_error
         self._on_note = on_note
+        self._on_written = on_written
         self._log = log
 
     def tell(self, refused: Sequence[RejectedRow]) -> str:
@@ -64,6 +67,10 @@ class Refusals:
                 "%s: %d rows have other values than what is stored, which stays", self._name, contradicted
             )
         return None if self._on_note is None else self._called("on_note", self._on_note, notes)
+
+    def written(self, rows: Sequence[Row]) -> str | None:
+        """Call `on_written`; what it raised."""
+        return None if self._on_written is None else self._called("on_written", self._on_written, [rows])
 
     def _called(self, name: str, callback: Callable[[Any], object], rows: Sequence[Any]) -> str | None:
         raised = None

@@ -40,7 +40,7 @@ class RecorderStats:
     failures: int
     """Attempts to write that failed; the rows were kept."""
     callback_errors: int
-    """Exceptions that `on_error` raised."""
+    """Exceptions that `on_error`, `on_note` and `on_written` raised."""
     away_since: datetime | None
     """Since when nothing can be written, UTC: an attempt failed, or has not ended for 15 seconds. None: all is well."""
     last_error: str | None

@@ -36,6 +36,7 @@ ROOMS = (
     "schema_version",
     "staleness",
     "sessions",
+    "commits",
     "tenancy",
     "audit",
     "bulk",
