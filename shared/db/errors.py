@@ -164,6 +164,17 @@ class DeclarationError(SharedDBError, TypeError):
         self.model = model
 
 
+class PackageError(SharedDBError, ImportError):
+    """The models of another package cannot be loaded; `package` is its name."""
+
+    def __init__(self, package: str, module: str, problem: str) -> None:
+        super().__init__(
+            f"the models of {package} cannot be imported from {module} ({problem}); install what is missing there, or "
+            "uninstall it"
+        )
+        self.package = package
+
+
 class SecretError(SharedDBError):
     """A sealed secret does not open: wrong row, wrong or missing key, or changed. The text never holds the secret."""
 

@@ -8,7 +8,7 @@ import time
 from sqlalchemy import Column, Connection, MetaData, PrimaryKeyConstraint, String, Table, inspect, select, text
 
 from shared.db.errors import SchemaVersionError
-from shared.db.models import Base
+from shared.db.models import Base, OptionalBase
 
 _log = logging.getLogger(__name__)
 
@@ -70,6 +70,16 @@ def must_create(connection: Connection) -> bool:
     if problem.state == "empty":
         return True
     raise problem
+
+
+def not_ours(connection: Connection) -> list[str]:
+    """The tables that are in no package that is loaded: another program's, or of a package that is not here."""
+    return sorted(set(inspect(connection).get_table_names()) - known_tables())
+
+
+def known_tables() -> set[str]:
+    """The names of our tables, whether they are there or not, those of other packages that are loaded among them."""
+    return {*Base.metadata.tables, *OptionalBase.metadata.tables, VERSION_TABLE.name}
 
 
 def lock_schema(connection: Connection, function: str = "pg_try_advisory_xact_lock") -> None:

@@ -134,6 +134,9 @@ class DatabaseSettings(BaseSettings):
     )
     encryption_strict: bool = Field(default=False, description="Refuse API secrets that are still stored in plain")
     echo_sql: bool = Field(default=False, description="Log SQL statements (never their values)")
+    models: str | None = Field(
+        default=None, description="Modules of other packages' tables, for the commands: package.module,package.module"
+    )
 
     def __init__(self, **values: Any) -> None:
         for name in values:
@@ -263,6 +266,14 @@ class DatabaseSettings(BaseSettings):
         if value is not None and "\0" in value:
             raise ValueError("must not contain a NUL character")
         return value
+
+    @field_validator("models")
+    @classmethod
+    def _modules(cls, value: str | None) -> str | None:
+        names = [name.strip() for name in (value or "").split(",") if name.strip()]
+        if not all(part.isidentifier() for name in names for part in name.split(".")):
+            raise ValueError("must be names of modules with commas between them, such as gridfleet.models")
+        return ",".join(names) or None
 
     @field_validator("database_url")
     @classmethod

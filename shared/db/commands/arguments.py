@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from shared.db import packages
 from shared.db.errors import SchemaVersionError, SharedDBError
 from shared.db.operations.interruption import Interrupted, between_operations
 from shared.db.settings import DatabaseSettings, read_env_file
@@ -33,14 +34,15 @@ def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--db-name", metavar="NAME", help="SQLite file path or PostgreSQL database name")
     parser.add_argument("--db-url", metavar="URL", help="whole database URL, in place of the other settings")
     parser.add_argument("--env-file", metavar="FILE", help="read this file in place of .env")
+    parser.add_argument("--models", metavar="MODULES", help="load these modules' tables too: package.module,...")
     parser.add_argument("--echo-sql", action="store_true", help="log SQL statements (never their values)")
     parser.set_defaults(refuse=parser.error)
 
 
 def settings_from_arguments(options: argparse.Namespace) -> DatabaseSettings:
-    """Settings from those arguments, what is not given from the environment. Raises `SettingsError`.
+    """Settings from those arguments, what is not given from the environment, with other packages' models loaded.
 
-    Arguments that contradict each other end the program as a usage error.
+    Raises `SettingsError` and `PackageError`. Arguments that contradict each other end the program as a usage error.
     """
     if options.db_url == "":
         # As from --db-url "$URL" with URL not set: must not fall back to the default database.
@@ -51,13 +53,20 @@ def settings_from_arguments(options: argparse.Namespace) -> DatabaseSettings:
         "db_type": options.db_type,
         "db_name": options.db_name,
         "database_url": options.db_url,
+        "models": options.models,
         "echo_sql": options.echo_sql or None,
     }
     given = {name: value for name, value in given.items() if value is not None}
     if "db_type" in given or "db_name" in given:
         # What is typed here is meant: a URL in the environment must not overrule it.
         given.setdefault("database_url", None)
-    return DatabaseSettings(**read_env_file(options.env_file), **given)
+    return with_packages(DatabaseSettings(**read_env_file(options.env_file), **given))
+
+
+def with_packages(settings: DatabaseSettings) -> DatabaseSettings:
+    """The settings, once the models are loaded that they name and those of the packages that are installed."""
+    packages.load(settings.models.split(",") if settings.models else ())
+    return settings
 
 
 def exit_code(error: Exception) -> int:

@@ -18,7 +18,7 @@ import shared.db.commands.migrate as migrate
 import shared.db.commands.purge as purge
 import shared.db.commands.replay as replay
 import shared.db.commands.row_files as row_files
-import shared.db.commands.status as status
+import shared.db.commands.status as status_command
 import shared.db.numbering as numbering
 from shared.db.commands.arguments import (
     EXIT_INTERRUPTED,
@@ -76,6 +76,8 @@ def _row_security(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespa
         print(f"row-level security: {state if status.supported else 'not available on SQLite'} (role {status.role})")
         for problem in status.problems:
             print(f"  {problem}")
+        if status.not_ours:
+            print(f"  {status_command.not_ours_told(status.not_ours)}")
         return 1 if status.problems else 0
 
     return run
@@ -144,7 +146,7 @@ COMMANDS: dict[str, tuple[str, Command]] = {
     ),
     "export": ("write trades or executions to a CSV, JSON lines or Parquet file", row_files.export_arguments),
     "sequences": ("PostgreSQL: bring sequences that lag behind their rows' ids forward", _sequences),
-    "status": ("say how the database is, and what to do about it", status.add_arguments),
+    "status": ("say how the database is, and what to do about it", status_command.add_arguments),
     "replay": ("store what a recorder put into its dead letters, after it was corrected", replay.add_arguments),
     "backup": ("write the whole database to a file, verified, while bots go on writing", backup.backup_arguments),
     "restore": ("put the database into the state of a backup, all or nothing", backup.restore_arguments),

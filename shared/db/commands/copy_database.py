@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable
 
-from shared.db.commands.arguments import settings_from_arguments
+from shared.db.commands.arguments import settings_from_arguments, with_packages
 from shared.db.database import DatabaseFactory
 from shared.db.operations.copy_database import copy_database, row_total
 from shared.db.operations.progress import Progress
@@ -51,6 +51,8 @@ def copy_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Namesp
             return 0
         rows = sum(report.rows.values())
         print(f"{report.source} copied to {report.target}: {rows:,} rows, {report.seconds:.1f} s")
+        if report.left_behind:
+            print("left behind: " + ", ".join(f"{table} {count:,}" for table, count in report.left_behind.items()))
         print("compared: " + ", ".join(f"{table} {count:,}" for table, count in report.rows.items()))
         return 0
 
@@ -65,4 +67,7 @@ def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace, addr
         address = os.environ.get(name, "")
         if not address:
             parser.error(f"there is no variable {name}; set it to a database URL")
-    return DatabaseSettings(**read_env_file(options.env_file), database_url=address, echo_sql=options.echo_sql)
+    given = {} if options.models is None else {"models": options.models}
+    return with_packages(
+        DatabaseSettings(**read_env_file(options.env_file), database_url=address, echo_sql=options.echo_sql, **given)
+    )

@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from shared.db.commands.arguments import EXIT_DONE, EXIT_FAILED, EXIT_OTHER_REVISION, settings_from_arguments
+from shared.db.commands.status import not_ours_told
 from shared.db.database import DatabaseFactory
 from shared.db.errors import SharedDBError
 from shared.db.migrations import runner
@@ -65,9 +66,11 @@ def _adopt(options: argparse.Namespace) -> Answer:
 
 def _check(options: argparse.Namespace) -> Answer:
     with _database(options) as db:
-        differences = runner.check(db)
+        differences, not_ours = runner.check(db), runner.not_ours(db)
     text = "\n".join(map(str, differences)) or "the schema is what the code says"
-    found = {"differences": [difference.as_json() for difference in differences]}
+    if not_ours:
+        text += f"\n{not_ours_told(not_ours)}"
+    found = {"differences": [difference.as_json() for difference in differences], "not_ours": not_ours}
     return Answer(text, found, EXIT_FAILED if differences else EXIT_DONE)
 
 

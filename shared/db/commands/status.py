@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from shared.db.commands.arguments import settings_from_arguments
 from shared.db.database import DatabaseFactory
@@ -77,6 +77,8 @@ def _lines(health: Health) -> Iterator[str]:
             yield f"  {table.name:<{width}}  {rows:>18} rows" + (
                 "" if table.size_bytes is None else f"  {_size(table.size_bytes):>10}"
             )
+    if health.not_ours:
+        yield not_ours_told(health.not_ours)
     for stream in health.streams:
         yield f"newest in {stream.table} of {stream.key}: {stream.newest.isoformat()}"
     yield f"integrity: {health.integrity}" + (
@@ -88,6 +90,11 @@ def _lines(health: Health) -> Iterator[str]:
         yield f"problem: {problem}"
     if not health.problems:
         yield "no problem found"
+
+
+def not_ours_told(tables: Iterable[str]) -> str:
+    """What is said of tables that are in no package that is loaded."""
+    return f"not ours: {', '.join(tables)} (another program's, or of a package that is not loaded: --models)"
 
 
 def _size(size: float | None) -> str:

@@ -171,7 +171,8 @@ def _own_tables(connection: Connection) -> list[str]:
 
 def _tables(connection: Connection, health: Health) -> Health:
     room = sqlite if connection.dialect.name == "sqlite" else postgresql
-    return replace(health, tables=room.tables(connection, _own_tables(connection)))
+    others = tuple(schema_version.not_ours(connection))
+    return replace(health, tables=room.tables(connection, _own_tables(connection)), not_ours=others)
 
 
 def _streams(connection: Connection, health: Health) -> Health:

@@ -58,6 +58,7 @@ class Health:
     `problems` are sentences with their remedy, none if all that was looked at is well; `warnings` may be meant so.
     `integrity` is "ok" only after a look at every page (`check=True`), else it says what was not looked at: of SQLite
     always the values, which have no checksum there.
+    `not_ours` are tables of no package that is loaded: another program's, or of a package that is not here.
     What does not exist in this kind of database, or could not be read, is None.
     """
 
@@ -72,6 +73,7 @@ class Health:
     pool: PoolHealth | None = None
     connections: ServerConnections | None = None
     tables: tuple[TableHealth, ...] = ()
+    not_ours: tuple[str, ...] = ()
     streams: tuple[StreamHealth, ...] = ()
     size_bytes: int | None = None
     journal_mode: str | None = None

@@ -177,7 +177,7 @@ def adopt(db: DatabaseFactory) -> Change:
 
 
 def check(db: DatabaseFactory) -> list[Difference]:
-    """Every difference between the live schema and the models, in both directions; none is an empty list.
+    """Every difference between our tables as they are and the models, in both directions; none is an empty list.
 
     Tables, columns with types and defaults, constraints, indexes, triggers, and, where row-level security has been
     enabled, policies. Changes nothing. Raises
@@ -188,7 +188,8 @@ def check(db: DatabaseFactory) -> list[Difference]:
         problem = schema_version.difference(connection, Revisions().head)
         if problem is not None and problem.state != "unversioned":
             raise problem
-        found = catalog.read(connection)
+        known = schema_version.known_tables()
+        found = {entry: text for entry, text in catalog.read(connection).items() if entry.table in known}
         audited = any(entry.table == AuditLog.__tablename__ for entry in found)
         secured = any(entry.kind == "policy" and entry.name == row_security.POLICY_NAME for entry in found)
 
@@ -200,6 +201,12 @@ def check(db: DatabaseFactory) -> list[Difference]:
                 row_security.enable(scratch, db.settings.tenant_role)
 
         return catalog.compare(catalog.built_by(connection, build), found)
+
+
+def not_ours(db: DatabaseFactory) -> list[str]:
+    """The tables that `check` leaves alone: they are in no package that is loaded."""
+    with _reading(db) as connection:
+        return schema_version.not_ours(connection)
 
 
 def sql(dialect: str, start: str = BASE, revision: str = "head", *, audit: bool = False) -> str:

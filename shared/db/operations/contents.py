@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from sqlalchemy import Connection, inspect, text
 
 from shared.db.schema_version import VERSION_TABLE
 
 
-def row_counts(connection: Connection) -> dict[str, int]:
-    """The number of rows of every table, by name, but for the one that holds the revision."""
+def row_counts(connection: Connection, tables: Iterable[str] | None = None) -> dict[str, int]:
+    """The number of rows of every table, or of these, by name; not of the one that holds the revision."""
     return {
-        table: _scalar(connection, f"SELECT count(*) FROM {_quoted(connection, table)}") for table in _all(connection)
+        table: _scalar(connection, f"SELECT count(*) FROM {_quoted(connection, table)}")
+        for table in (_all(connection) if tables is None else tables)
     }
 
 

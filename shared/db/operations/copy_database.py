@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -29,7 +29,6 @@ from shared.db.operations.contents import row_counts, tables_with_rows
 from shared.db.operations.copy_values import batches
 from shared.db.operations.digests import differences, digest
 from shared.db.operations.interruption import check, finishing, interruptible
-from shared.db.schema_version import VERSION_TABLE
 from shared.db.tenancy import row_security
 
 _PLACE = re.compile(r"line (\d+)(?:, column (\w+))?")
@@ -41,13 +40,17 @@ Watch = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class CopyReport:
-    """A copy that holds what the source does: the number of rows of each table, both URLs without secrets."""
+    """A copy that holds what the source does: the number of rows of each table, both URLs without secrets.
+
+    `left_behind` has the tables, and their rows, of no package that is loaded, which `ignore_unknown` left out.
+    """
 
     source: str
     target: str
     revision: str
     rows: dict[str, int]
     seconds: float
+    left_behind: dict[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """The report for JSON."""
@@ -88,7 +91,8 @@ def _copy_database(
     source_db.check_schema()
     _refuse_open_sessions(source_db, target_db)
     with _snapshot(source_db) as source, _filling(target_db) as target:
-        tables = _tables(source, ignore_unknown)
+        left_behind = _unknown(source, ignore_unknown)
+        tables = _tables(source)
         _prepare(target, tables)
         done = 0
 
@@ -117,9 +121,8 @@ def _copy_database(
     if not target_db.settings.is_memory:
         target_db.close()  # whether there are policies and an audit log is found out anew
     seconds = time.monotonic() - started
-    return CopyReport(
-        source_db.settings.safe_url, target_db.settings.safe_url, schema_version.SCHEMA_REVISION, rows, seconds
-    )
+    urls = source_db.settings.safe_url, target_db.settings.safe_url
+    return CopyReport(*urls, schema_version.SCHEMA_REVISION, rows, seconds, left_behind)
 
 
 @contextmanager
@@ -152,16 +155,23 @@ def _filling(db: DatabaseFactory) -> Iterator[Connection]:
         last.enter_context(finishing(f"the copy took place, and {db.settings.safe_url} holds all rows"))
 
 
-def _tables(source: Connection, ignore_unknown: bool) -> list[Table]:
-    there = set(inspect(source).get_table_names())
-    known = [*Base.metadata.sorted_tables, *(t for t in OptionalBase.metadata.sorted_tables if t.name in there)]
-    unknown = sorted(there - {table.name for table in known} - {VERSION_TABLE.name})
+def _unknown(source: Connection, ignore_unknown: bool) -> dict[str, int]:
+    """The rows of each table that stays behind."""
+    unknown = schema_version.not_ours(source)
     if unknown and not ignore_unknown:
         raise CopyError(
-            f"the source has tables that this code does not know: {', '.join(unknown)}; move them yourself, and leave "
-            "them out here with --ignore-unknown (ignore_unknown=True)"
+            f"the source has tables that no loaded package knows: {', '.join(unknown)}; load their package "
+            "(--models), or move them yourself and leave them out here with --ignore-unknown (ignore_unknown=True)"
         )
-    return known
+    return row_counts(source, unknown)
+
+
+def _tables(source: Connection) -> list[Table]:
+    """Ours that are in the source, parents first: a package's own may be missing there, until it is first used."""
+    there = set(inspect(source).get_table_names())
+    return [
+        table for table in (*Base.metadata.sorted_tables, *OptionalBase.metadata.sorted_tables) if table.name in there
+    ]
 
 
 def _prepare(target: Connection, tables: list[Table]) -> None:

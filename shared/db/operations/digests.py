@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, Table, case, func, select
+from sqlalchemy import (
+    Boolean,
+    Column,
+    ColumnElement,
+    Connection,
+    Integer,
+    String,
+    Table,
+    TypeDecorator,
+    case,
+    func,
+    select,
+)
 
-from shared.db.column_types import CheckedBoolean, CheckedInteger, Json, Money, UTCDateTime, exact_sum
+from shared.db.column_types import Money, UTCDateTime, exact_sum
 
 Digest = dict[str, Any]
 
@@ -34,13 +46,14 @@ def differences(table: Table, source: Digest, target: Digest) -> list[str]:
 
 def _asked(column: Column[Any]) -> dict[str, ColumnElement[Any]]:
     kind = column.type
+    stored = kind.impl_instance if isinstance(kind, TypeDecorator) else kind
     present: dict[str, ColumnElement[Any]] = {"values": func.count(column)} if column.nullable else {}
     if isinstance(kind, Money):
         return present | {"sum": exact_sum(column)}
-    if isinstance(kind, (UTCDateTime, CheckedInteger)):
+    if isinstance(kind, UTCDateTime) or isinstance(stored, Integer):
         return present | {"first": func.min(column), "last": func.max(column)}
-    if isinstance(kind, CheckedBoolean):
+    if isinstance(stored, Boolean):
         return present | {"true values": func.count(case((column, 1)))}
-    if isinstance(kind, Json):
-        return present  # the databases write the same document differently
-    return present | {"length": func.sum(func.length(column))}
+    if isinstance(stored, String):
+        return present | {"length": func.sum(func.length(column))}
+    return present  # of documents and the like: the databases write the same one differently

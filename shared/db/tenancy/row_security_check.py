@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from shared.db.schema_version import look_past_temporary_tables
+from shared.db.schema_version import look_past_temporary_tables, not_ours
 from shared.db.tables import OWNERSHIP
 from shared.db.tenancy.row_security import (
     POLICY_NAME,
@@ -31,21 +31,24 @@ class RowSecurityStatus:
 
     `supported` is False on SQLite. `problems` lists every difference between the policies in the database and
     those of the code, and everything that goes round them; `enabled` is True when there are policies and no problems.
+    `not_ours` names the tables of no package that is loaded, which this code knows no policy for.
     """
 
     supported: bool
     enabled: bool
     role: str
     problems: tuple[str, ...] = ()
+    not_ours: tuple[str, ...] = ()
 
 
 def status(connection: Connection, role: str) -> RowSecurityStatus:
     """Compare what is in the database with what the code would make."""
     look_past_temporary_tables(connection)
+    others = tuple(not_ours(connection))
     if not live_policies(connection) and not secured_tables(connection):
-        return RowSecurityStatus(supported=True, enabled=False, role=role)
+        return RowSecurityStatus(supported=True, enabled=False, role=role, not_ours=others)
     problems = [*_policies(connection, role), *_other_policies(connection), *_role(connection, role)]
-    return RowSecurityStatus(supported=True, enabled=not problems, role=role, problems=tuple(problems))
+    return RowSecurityStatus(supported=True, enabled=not problems, role=role, problems=tuple(problems), not_ours=others)
 
 
 def _policies(connection: Connection, role: str) -> Iterator[str]:

@@ -32,6 +32,7 @@ ROOMS = (
     "encryption",
     "tables",
     "models",
+    "packages",
     "numbering",
     "schema_version",
     "staleness",

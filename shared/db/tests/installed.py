@@ -1,0 +1,86 @@
+"""A package of somebody else with tables of its own, installed for one test as a wheel would be."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+MODELS = """
+    from datetime import datetime
+    from decimal import Decimal
+
+    from sqlalchemy import Boolean, DateTime, ForeignKey, Integer, LargeBinary, String
+    from sqlalchemy.orm import Mapped, mapped_column
+
+    from shared.db import SHARED_BY_ALL, Base, BoundedString, CheckedInteger, Money, Ownership, UTCDateTime
+
+
+    class Order(Base):
+        __tablename__ = "orders"
+        __ownership__ = Ownership("run_id")
+
+        id: Mapped[int] = mapped_column(CheckedInteger(), primary_key=True, autoincrement=True)
+        run_id: Mapped[str] = mapped_column(
+            BoundedString(36), ForeignKey("runs.run_id", ondelete="CASCADE"), index=True
+        )
+        price: Mapped[Decimal] = mapped_column(Money())
+        placed_ts: Mapped[datetime | None] = mapped_column(UTCDateTime())
+        #COLUMNS#
+
+
+    class Ticker(Base):
+        __tablename__ = "tickers"
+        __ownership__ = SHARED_BY_ALL
+
+        id: Mapped[int] = mapped_column(Integer, primary_key=True)
+        symbol: Mapped[str] = mapped_column(String(20))
+        is_live: Mapped[bool] = mapped_column(Boolean)
+        seen: Mapped[datetime] = mapped_column(DateTime)
+        depth: Mapped[int | None] = mapped_column(Integer)
+"""
+
+
+class Installed:
+    """A folder of installed packages, in which processes of the test find them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+
+    def package(self, name: str, *, points: bool = True, columns: str = "", models: str = MODELS) -> Path:
+        """Install a package with the tables `orders` and `tickers`, or replace it; its folder.
+
+        With `points` it offers its models and its revisions by entry points. `columns` are further ones of `orders`.
+        """
+        package = self.folder / name
+        package.mkdir(exist_ok=True)
+        (package / "__init__.py").write_text('"""Somebody else\'s."""\n')
+        (package / "models.py").write_text(textwrap.dedent(models).replace("#COLUMNS#", columns))
+        metadata = self.folder / f"{name}-1.0.dist-info"
+        metadata.mkdir(exist_ok=True)
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        if points:
+            (metadata / "entry_points.txt").write_text(f"[shared.db.models]\n{name} = {name}.models\n")
+        return package
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """`python -m shared.db` with these arguments, where the packages are installed."""
+        return self.python("-m", "shared.db", *arguments, **environment)
+
+    def python(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Python, warnings being errors, where the packages are installed."""
+        return subprocess.run(
+            [sys.executable, "-W", "error", *arguments],
+            env=os.environ | {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"} | environment,
+            capture_output=True,
+            text=True,
+        )
+
+    def done(self, *arguments: str, **environment: str) -> str:
+        """What a command printed that did what it was asked to."""
+        result = self.run(*arguments, **environment)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
