@@ -12,11 +12,12 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Generic, Self, TypeVar
 
-from sqlalchemy import ColumnElement, Select, String, bindparam, func, select
+from sqlalchemy import ColumnElement, Select, String, bindparam, func, inspect, select
 from sqlalchemy.orm import Session
 
 from shared.db.bulk import BATCH_SIZE, BulkResult, OnBadRow, OnConflict, bulk_create, bulk_update
 from shared.db.errors import InvalidValueError, RowNotFoundError, RunEndedError, TenantScopeError
+from shared.db.merging import merge_changes
 from shared.db.models import (
     AccountStatus,
     ApiCredential,
@@ -100,22 +101,28 @@ class BaseRepository(Generic[T]):
         return entity
 
     def update(self, entity: T, *, user_id: UserId = UNSET) -> T:
-        """Write the attributes set on `entity` to the existing row with its primary key; the session's object.
+        """Write what was changed on `entity` to the existing row with its primary key; the session's own object of it.
 
-        Raises `RowNotFoundError` if the user has no such row, `TenantViolation` if the change would give it to
-        another user or hang it under another user's parent.
+        Of an object that was loaded, in whichever session, changed is what was set on it since, JSON documents edited
+        in place included: what it holds beside that may be old, and is left as the row has it by now. Of one made by
+        hand, `Run(run_id=..., host=...)`, all that was set is written, as `session.merge()` does. The same goes for
+        objects linked to it. Raises `RowNotFoundError` if the user has no such row, `TenantViolation` if the change
+        would give it to another user or hang it under another user's parent.
         """
         user = self._resolve(user_id)
         with discarding_what_is_refused(self.session, entity):
             owner = self._require_existing(entity, user)
             with self._acting_for(owner, "update", entity):
-                with self.session.no_autoflush:
-                    merged = self.session.merge(entity)
-                if merged is not entity:
-                    # What it was linked to must not think that it comes along.
-                    discard_changes(self.session, entity)
+                if isinstance(self.session, UserSession):
+                    self.session.check_merged(entity)
+                merged = merge_changes(self.session, entity)
+                for given, own in merged.items():
+                    if own is not given.obj():
+                        # What it was linked to must not think that it comes along.
+                        discard_changes(self.session, given.obj())
                 self.session.flush()
-        return merged
+        written: T = merged[inspect(entity)]
+        return written
 
     def bulk_update(self, mappings: Iterable[Mapping[str, Any]], *, user_id: UserId = UNSET) -> int:
         """Write the columns that each mapping names to the row with its primary key; the number of rows.

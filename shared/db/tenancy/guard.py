@@ -297,6 +297,8 @@ def discard_changes(session: Session, entity: object) -> None:
     """
     state = inspect(entity)
     for relation in state.mapper.relationships:
+        if not relation.back_populates:
+            continue
         history = state.attrs[relation.key].history
         for other in (*(history.added or ()), *(history.deleted or ())):
             if other is not None and inspect(other).persistent and other in session:

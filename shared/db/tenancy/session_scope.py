@@ -84,11 +84,15 @@ class UserSession(NamingSession):
 
     def merge(self, instance: _T, *, load: bool = True, options: Any = None) -> _T:
         """As Session.merge(); `TenantViolation` for another user's key, also among the objects that go along."""
+        self.check_merged(instance)
+        return super().merge(instance, load=load, options=options)
+
+    def check_merged(self, instance: object) -> None:
+        """`TenantViolation` if an object that is to be merged, or one that goes along, has another user's key."""
         state = inspect(instance)
         self._refuse_foreign_key(instance)
         for item in state.mapper.cascade_iterator("merge", state):
             self._refuse_foreign_key(item[0])
-        return super().merge(instance, load=load, options=options)
 
     def merge_all(self, instances: Iterable[_T], *, load: bool = True, options: Any = None) -> Sequence[_T]:
         """As merge(), one by one."""

@@ -36,6 +36,7 @@ ROOMS = (
     "numbering",
     "schema_version",
     "staleness",
+    "merging",
     "sessions",
     "commits",
     "tenancy",
