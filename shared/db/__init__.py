@@ -21,7 +21,7 @@ from shared.db.column_types import (
     Vocabulary,
     exact_sum,
 )
-from shared.db.database import DatabaseFactory, get_db
+from shared.db.database import DatabaseFactory, get_db, initialize_database
 from shared.db.errors import (
     AuditError,
     AuthenticationError,
@@ -72,6 +72,7 @@ from shared.db.errors import (
     StaleRowError,
     StatementCanceledError,
     StatementRefusedError,
+    StoredDifferentlyError,
     TargetNotEmptyError,
     TenantError,
     TenantScopeError,
@@ -224,6 +225,7 @@ __all__ = [
     "StaleRowError",
     "StatementCanceledError",
     "StatementRefusedError",
+    "StoredDifferentlyError",
     "Strategy",
     "StrategyRepository",
     "StreamHealth",
@@ -254,6 +256,7 @@ __all__ = [
     "cursor_of",
     "exact_sum",
     "get_db",
+    "initialize_database",
     "parse_execution_list",
     "parse_executions",
     "parse_private_message",

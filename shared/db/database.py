@@ -442,18 +442,24 @@ def get_db() -> DatabaseFactory:
         return _default
 
 
-def init_db(settings: DatabaseSettings | URL | str | None = None) -> DatabaseFactory:
-    """Make the process-wide factory from `settings`, create missing tables, and return it.
-
-    A factory made earlier is closed first.
-    """
-    global _default
+def initialize_database(settings: DatabaseSettings | URL | str | None = None) -> DatabaseFactory:
+    """A factory of the caller's own, whose missing tables are made; the process-wide one stays as it is."""
     fresh = DatabaseFactory(settings)
     try:
         fresh.create_tables()
     except BaseException:
         fresh.close()
         raise
+    return fresh
+
+
+def init_db(settings: DatabaseSettings | URL | str | None = None) -> DatabaseFactory:
+    """Make the process-wide factory from `settings`, create missing tables, and return it.
+
+    A factory made earlier is closed first.
+    """
+    global _default
+    fresh = initialize_database(settings)
     with _default_lock:
         previous, _default = _default, fresh
     if previous is not None:

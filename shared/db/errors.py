@@ -129,6 +129,21 @@ class RowNotFoundError(SharedDBError, LookupError):
         self.key = key
 
 
+class StoredDifferentlyError(SharedDBError):
+    """`get_or_create()` found the row, and it is not what was asked for; it was left as it is.
+
+    `entity` is the model's name, `columns` are those that differ. No value is told.
+    """
+
+    def __init__(self, entity: str, key: Sequence[str], columns: Sequence[str]) -> None:
+        super().__init__(
+            f"a {entity} with this {' and '.join(key)} is stored already, with another {', '.join(columns)}; leave out "
+            "what may differ, or get() it and update() it if the new values are meant"
+        )
+        self.entity = entity
+        self.columns = tuple(columns)
+
+
 class StaleRowError(SharedDBError, ObjectDeletedError, StaleDataError):
     """A row that was read is gone: somebody deleted it since. No change to it was written."""
 

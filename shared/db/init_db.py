@@ -11,6 +11,9 @@ from collections.abc import Sequence
 
 from shared.db.commands.arguments import add_connection_arguments, report_failure
 from shared.db.commands.initialize import initialize
+from shared.db.database import initialize_database
+
+__all__ = ["initialize_database", "main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,11 +7,11 @@ object in hand has what a later reader gets. So does what a default brought, and
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, event
-from sqlalchemy.orm import InstanceState, Mapper
+from sqlalchemy import Connection, Dialect, event, inspect
+from sqlalchemy.orm import InstanceState, Mapper, Session
 from sqlalchemy.sql.elements import ClauseElement
 
 from shared.db.column_types import CheckedType, Json
@@ -23,8 +23,7 @@ Kinds = dict[str, CheckedType]
 @event.listens_for(Mapper, "mapper_configured")
 def _watch(mapper: Mapper[Any], model: type[Any]) -> None:
     """Every mapped class with such columns, whichever base and package it is from."""
-    columns = {attribute.key: attribute.columns[0].type for attribute in mapper.column_attrs}
-    kinds = {name: kind for name, kind in columns.items() if isinstance(kind, CheckedType)}
+    kinds = _kinds(mapper)
     for name, kind in kinds.items():
         if isinstance(kind, Json):
             track(getattr(model, name), kind.refuse)
@@ -33,6 +32,18 @@ def _watch(mapper: Mapper[Any], model: type[Any]) -> None:
             event.listen(model, name, partial(_before_writing, kinds), raw=True)
         event.listen(model, "refresh_flush", partial(_filled, kinds), raw=True)
         event.listen(model, "refresh", partial(_refreshed, kinds), raw=True)
+
+
+@cache
+def _kinds(mapper: Mapper[Any]) -> Kinds:
+    columns = {attribute.key: attribute.columns[0].type for attribute in mapper.column_attrs}
+    return {name: kind for name, kind in columns.items() if isinstance(kind, CheckedType)}
+
+
+def keep_as_stored(session: Session, entity: object) -> None:
+    """Have an object that is not stored yet hold what it would hold afterwards; `InvalidValueError` if it cannot be."""
+    state = inspect(entity)
+    _keep(_kinds(state.mapper), state, state.dict, session.get_bind(state.mapper).dialect)
 
 
 def _before_writing(kinds: Kinds, mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:

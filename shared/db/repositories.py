@@ -32,6 +32,8 @@ from shared.db.models import (
     User,
     UserStatus,
 )
+from shared.db.natural_keys import ByNaturalKey
+from shared.db.ranges.bounds import RowRange, execution_range, trade_range
 from shared.db.ranges.reading import ExecutionReading, TradeReading
 from shared.db.tables import ownership_of, primary_key
 from shared.db.tenancy.confined_sql import ALONE, LASTING
@@ -103,25 +105,17 @@ class BaseRepository(Generic[T]):
     def update(self, entity: T, *, user_id: UserId = UNSET) -> T:
         """Write what was changed on `entity` to the existing row with its primary key; the session's own object of it.
 
-        Of an object that was loaded, in whichever session, changed is what was set on it since, JSON documents edited
-        in place included: what it holds beside that may be old, and is left as the row has it by now. Of one made by
-        hand, `Run(run_id=..., host=...)`, all that was set is written, as `session.merge()` does. The same goes for
-        objects linked to it. Raises `RowNotFoundError` if the user has no such row, `TenantViolation` if the change
-        would give it to another user or hang it under another user's parent.
+        Of one that was loaded, in whichever session, that is what was set since, edits of JSON documents included; the
+        rest may be old. Of one made by hand, `Run(run_id=..., host=...)`, it is all that was set, as with
+        `session.merge()`. The same goes for what is linked to it. Raises `RowNotFoundError` if the user has no such
+        row, `TenantViolation` if the change would give it to another user or hang it under another user's parent.
         """
         user = self._resolve(user_id)
         with discarding_what_is_refused(self.session, entity):
             owner = self._require_existing(entity, user)
             with self._acting_for(owner, "update", entity):
-                if isinstance(self.session, UserSession):
-                    self.session.check_merged(entity)
-                merged = merge_changes(self.session, entity)
-                for given, own in merged.items():
-                    if own is not given.obj():
-                        # What it was linked to must not think that it comes along.
-                        discard_changes(self.session, given.obj())
+                written = _merged(self.session, entity)
                 self.session.flush()
-        written: T = merged[inspect(entity)]
         return written
 
     def bulk_update(self, mappings: Iterable[Mapping[str, Any]], *, user_id: UserId = UNSET) -> int:
@@ -210,10 +204,11 @@ class BaseRepository(Generic[T]):
         return owner
 
 
-class UserRepository(BaseRepository[User]):
+class UserRepository(BaseRepository[User], ByNaturalKey[User]):
     """The users themselves."""
 
     model = User
+    natural_key = ("username",)
     _needs_user = False
 
     def get_by_username(self, username: str) -> User | None:
@@ -225,10 +220,11 @@ class UserRepository(BaseRepository[User]):
         return self._all(self._mine().where(User.status == UserStatus.ACTIVE).order_by(User.username))
 
 
-class BybitAccountRepository(BaseRepository[BybitAccount]):
+class BybitAccountRepository(BaseRepository[BybitAccount], ByNaturalKey[BybitAccount]):
     """The Bybit accounts of a user."""
 
     model = BybitAccount
+    natural_key = ("user_id", "account_name")
 
     def get_by_user_id(self, user_id: str) -> list[BybitAccount]:
         """All accounts of a user, by name."""
@@ -275,10 +271,11 @@ class ApiCredentialRepository(BaseRepository[ApiCredential]):
         return of_account.order_by(ApiCredential.created_at, ApiCredential.credential_id)
 
 
-class StrategyRepository(BaseRepository[Strategy]):
+class StrategyRepository(BaseRepository[Strategy], ByNaturalKey[Strategy]):
     """The strategies of a user's accounts."""
 
     model = Strategy
+    natural_key = ("account_id", "symbol")
 
     def get_by_account_id(self, account_id: str, *, user_id: UserId = UNSET) -> list[Strategy]:
         """All strategies of an account, by symbol."""
@@ -301,31 +298,64 @@ class RunRepository(BaseRepository[Run]):
 
     model = Run
 
-    def get_by_user_id(self, user_id: str, limit: int | None = None, offset: int = 0) -> list[Run]:
-        """The runs of a user, newest first: `limit` of them (None: all) after the first `offset`."""
+    def get_by_user_id(
+        self, user_id: str, limit: int | None = None, offset: int = 0, *, statuses: Iterable[str] | None = None
+    ) -> list[Run]:
+        """The runs of a user, newest first: `limit` of them (None: all) after the first `offset`.
+
+        Of some statuses ("running", "completed", "failed") if given.
+        """
         statement, parameters = self._prepared(_newest, user_id)
-        return self._all(_page(statement, limit, offset), parameters)
+        return self._all(_page(_of_statuses(statement, statuses), limit, offset), parameters)
 
     def get_running(self, user_id: UserId = UNSET) -> list[Run]:
         """The runs of a user that are running now, newest first."""
         return self._all(*self._prepared(_running, user_id))
 
-    def get_by_account_id(self, account_id: str, *, user_id: UserId = UNSET) -> list[Run]:
-        """The runs on an account, newest first."""
-        return self._all(self._newest(user_id).where(Run.account_id == account_id))
+    def get_by_account_id(
+        self, account_id: str, *, statuses: Iterable[str] | None = None, user_id: UserId = UNSET
+    ) -> list[Run]:
+        """The runs on an account, of some statuses if given, newest first."""
+        return self._all(_of_statuses(self._newest(user_id).where(Run.account_id == account_id), statuses))
 
-    def get_by_run_type(self, run_type: str, *, user_id: UserId = UNSET) -> list[Run]:
-        """The runs of one type ("live", "backtest", "shadow", "recording"), newest first."""
-        return self._all(self._newest(user_id).where(Run.run_type == run_type))
+    def get_by_run_type(
+        self, run_type: str, *, statuses: Iterable[str] | None = None, user_id: UserId = UNSET
+    ) -> list[Run]:
+        """The runs of one type ("live", "backtest", "shadow", "recording"), of some statuses if given, newest first."""
+        return self._all(_of_statuses(self._newest(user_id).where(Run.run_type == run_type), statuses))
 
     def get_latest_by_type(
-        self, run_type: str, *, strategy_id: str | None = None, user_id: UserId = UNSET
+        self,
+        run_type: str,
+        *,
+        strategy_id: str | None = None,
+        statuses: Iterable[str] | None = None,
+        user_id: UserId = UNSET,
     ) -> Run | None:
-        """The newest run of one type, of one strategy if given."""
-        latest = self._newest(user_id).where(Run.run_type == run_type)
+        """The newest run of one type, of one strategy and of some statuses ("running", "completed") if given."""
+        latest = _of_statuses(self._newest(user_id).where(Run.run_type == run_type), statuses)
         if strategy_id is not None:
             latest = latest.where(Run.strategy_id == strategy_id)
         return self._first(latest.limit(1))
+
+    def get_active_at(
+        self,
+        ts: datetime,
+        *,
+        strategy_id: str | None = None,
+        run_types: Iterable[str] | None = None,
+        user_id: UserId = UNSET,
+    ) -> list[Run]:
+        """The runs that were active at `ts`, first and last instant included, newest first.
+
+        A run without an end is active if it is running. `strategy_id` and `run_types` narrow it down.
+        """
+        unended = Run.end_ts.is_(None) & (Run.status == RunStatus.RUNNING)
+        ts = Run.__table__.c.start_ts.type.instant(ts)  # type: ignore[attr-defined] # the column's own check
+        active = self._newest(user_id).where(Run.start_ts <= ts, unended | (Run.end_ts >= ts))
+        if strategy_id is not None:
+            active = active.where(Run.strategy_id == strategy_id)
+        return self._all(active if run_types is None else active.where(_one_of(Run.run_type, run_types)))
 
     def start(self, run: Run, *, user_id: UserId = UNSET) -> Run:
         """Insert `run` as running, and close what an earlier process left running of its strategy and type.
@@ -485,11 +515,10 @@ class PublicTradeRepository(BaseRepository[PublicTrade], TradeReading):
         )
 
     def get_by_symbol_range(
-        self, symbol: str, start: datetime, end: datetime, *, limit: int | None = None
+        self, symbol: str, start: datetime | None = None, end: datetime | None = None, *, limit: int | None = None
     ) -> list[PublicTrade]:
-        """The trades of a symbol from `start` to `end`, both included, in order of time and trade id."""
-        in_range = self._mine().where(PublicTrade.symbol == symbol, PublicTrade.exchange_ts.between(start, end))
-        return self._all(_page(in_range.order_by(PublicTrade.exchange_ts, PublicTrade.trade_id), limit))
+        """The trades of a symbol from `start` to `end`, in order of time and trade id; None leaves a side open."""
+        return self._all(_page(_within(self._mine(), trade_range(symbol, start, end)), limit))
 
     def get_last_trade_ts(self, symbol: str, before: datetime | None = None) -> datetime | None:
         """The time of the newest trade of a symbol, of those strictly before `before` if given; None without any."""
@@ -546,18 +575,32 @@ class PrivateExecutionRepository(BaseRepository[PrivateExecution], ExecutionRead
         limit: int | None = None,
         user_id: UserId = UNSET,
     ) -> list[PrivateExecution]:
-        """The executions of a run from `start` to `end`, both included, in order of time and execution id."""
-        in_range = self._mine(user_id).where(PrivateExecution.run_id == run_id)
-        if start is not None:
-            in_range = in_range.where(PrivateExecution.exchange_ts >= start)
-        if end is not None:
-            in_range = in_range.where(PrivateExecution.exchange_ts <= end)
-        return self._all(_page(in_range.order_by(PrivateExecution.exchange_ts, PrivateExecution.exec_id), limit))
+        """The executions of a run from `start` to `end`, in order of time and execution id; None leaves a side open."""
+        in_range = execution_range(run_id, start, end, owned=None)
+        return self._all(_page(_within(self._mine(user_id), in_range), limit))
 
-    def get_last_execution_ts(self, run_id: str, *, user_id: UserId = UNSET) -> datetime | None:
-        """The time of the newest execution of a run, None if there is none."""
-        newest = select(func.max(PrivateExecution.exchange_ts)).where(PrivateExecution.run_id == run_id)
-        last: datetime | None = self.session.scalar(self._confined(newest, user_id))
+    def get_last_execution_ts(
+        self,
+        *,
+        run_id: str | None = None,
+        account_id: str | None = None,
+        before: datetime | None = None,
+        user_id: UserId = UNSET,
+    ) -> datetime | None:
+        """The time of the newest execution of a run, of an account or of a run on it; None if there is none.
+
+        Of those strictly before `before` if given. Raises `InvalidValueError` without a run and an account.
+        """
+        newest = self._confined(select(func.max(PrivateExecution.exchange_ts)), user_id)
+        if run_id is None and account_id is None:
+            raise InvalidValueError("name a run (run_id=) or an account (account_id=) whose last execution is meant")
+        if run_id is not None:
+            newest = newest.where(PrivateExecution.run_id == run_id)
+        if account_id is not None:
+            newest = newest.where(PrivateExecution.account_id == account_id)
+        if before is not None:
+            newest = newest.where(PrivateExecution.exchange_ts < before)
+        last: datetime | None = self.session.scalar(newest)
         return last
 
     def exists_by_exec_id(self, exec_id: str, run_id: str | None = None, *, user_id: UserId = UNSET) -> bool:
@@ -566,6 +609,19 @@ class PrivateExecutionRepository(BaseRepository[PrivateExecution], ExecutionRead
         if run_id is not None:
             found = found.where(PrivateExecution.run_id == run_id)
         return self.session.scalar(self._confined(found, user_id).limit(1)) is not None
+
+
+def _merged(session: Session, entity: T) -> T:
+    """The session's own object, with what was changed on `entity`."""
+    if isinstance(session, UserSession):
+        session.check_merged(entity)
+    merged = merge_changes(session, entity)
+    for given, own in merged.items():
+        if own is not given.obj():
+            # What it was linked to must not think that it comes along.
+            discard_changes(session, given.obj())
+    written: T = merged[inspect(entity)]
+    return written
 
 
 def _take_turns(session: Session, parent: type[Base], key: Any, user: str | None) -> None:
@@ -609,6 +665,22 @@ def _newest(mine: Select[tuple[Run]]) -> Select[tuple[Run]]:
 
 def _running(mine: Select[tuple[Run]]) -> Select[tuple[Run]]:
     return _newest(mine).where(Run.status == RunStatus.RUNNING)
+
+
+def _of_statuses(statement: Select[tuple[Run]], statuses: Iterable[str] | None) -> Select[tuple[Run]]:
+    return statement if statuses is None else statement.where(_one_of(Run.status, statuses))
+
+
+def _one_of(column: Any, given: Iterable[str]) -> ColumnElement[bool]:
+    """That a column has one of the given words; `InvalidValueError` for one alone, whose letters would be taken."""
+    if isinstance(given, str):
+        raise InvalidValueError("pass a list of words, not one alone", str(column))
+    one_of: ColumnElement[bool] = column.in_(list(given))
+    return one_of
+
+
+def _within(mine: Select[tuple[T]], rows: RowRange) -> Select[tuple[T]]:
+    return mine.where(*rows.criteria()).order_by(*rows.order())
 
 
 def _page(statement: Select[tuple[T]], limit: int | None, offset: int = 0) -> Select[tuple[T]]:

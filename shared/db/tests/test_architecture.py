@@ -53,6 +53,7 @@ ROOMS = (
     "retry",
     "async_door",
     "database",
+    "natural_keys",
     "repositories",
     "recording",
     "bybit",

@@ -36,6 +36,7 @@ from shared.db import (
     Run,
     RunEndedError,
     RunRepository,
+    RunStatus,
     Strategy,
     StrategyRepository,
     TenantScopeError,
@@ -415,7 +416,9 @@ READS: list[tuple[type[BaseRepository[Any]], str, dict[str, Any]]] = [
     (RunRepository, "get_by_account_id", {}),
     (RunRepository, "get_latest_by_type", {"strategy_id": "str-ann"}),
     (PrivateExecutionRepository, "get_by_run_range", {}),
-    (PrivateExecutionRepository, "get_last_execution_ts", {}),
+    (PrivateExecutionRepository, "get_last_execution_ts", {"run_id": "run-ann"}),
+    (PrivateExecutionRepository, "get_last_execution_ts", {"account_id": "acc-ann"}),
+    (RunRepository, "get_active_at", {"ts": START, "strategy_id": "str-ann"}),
     (PrivateExecutionRepository, "exists_by_exec_id", {}),
     (PrivateExecutionRepository, "get_execution_at_or_before", {"ts": datetime.max.replace(year=9000, tzinfo=UTC)}),
 ]
@@ -443,6 +446,9 @@ WRITES: dict[str, Callable[[Session], object]] = {
     "update": lambda session: RunRepository(session, "bob").update(Run(run_id="run-ann", status="failed")),
     "delete": lambda session: RunRepository(session, "bob").delete(Run(run_id="run-ann")),
     "bulk_update": lambda session: RunRepository(session, "bob").bulk_update([{"run_id": "run-ann", "host": "x"}]),
+    "get_or_create": lambda session: StrategyRepository(session, "bob").get_or_create(
+        Strategy(account_id="acc-ann", strategy_type="Grid", symbol="BTCUSDT", config_json={})
+    ),
     "start": lambda session: RunRepository(session, "bob").start(new_run("ann")),
     "finish": lambda session: RunRepository(session, "bob").finish("run-ann"),
     "fail": lambda session: RunRepository(session, "bob").fail("run-ann"),
@@ -473,7 +479,7 @@ def test_a_run_of_another_user_reads_as_empty(plain: Session) -> None:
 def test_a_run_of_another_user_has_the_gaps_of_a_run_that_is_not_there(plain: Session) -> None:
     """Its execution does not part the time that is asked about."""
     executions, hour = PrivateExecutionRepository(plain), timedelta(hours=1)
-    when = executions.get_last_execution_ts("run-ann", user_id="ann")
+    when = executions.get_last_execution_ts(run_id="run-ann", user_id="ann")
     assert when is not None
     around = ("run-ann", 60, when - hour, when + hour)
     assert len(list(executions.gaps(*around, user_id="ann"))) == 2
@@ -882,6 +888,106 @@ def test_runs_come_newest_first(plain: Session) -> None:
     assert runs.get_latest_by_type("shadow", strategy_id="str2") is None
 
 
+def test_runs_of_some_statuses(plain: Session) -> None:
+    """Whichever way they are asked for; an empty list gives none, and a word alone or an unknown one is refused."""
+    for number, status in enumerate(("completed", "failed", "completed")):
+        plain.add(new_run(run_id=f"run-{number}", status=status, start_ts=START + timedelta(hours=number)))
+    runs = RunRepository(plain, "ann")
+    ways: list[Callable[..., list[Run]]] = [
+        lambda **how: runs.get_by_user_id("ann", **how),
+        lambda **how: runs.get_by_account_id("acc-ann", **how),
+        lambda **how: runs.get_by_run_type("live", **how),
+        lambda **how: [run for run in [runs.get_latest_by_type("live", **how)] if run is not None],
+    ]
+    for number, ask in enumerate(ways):
+        one = slice(1 if number == 3 else None)
+        assert [run.run_id for run in ask(statuses=["running", "failed"])] == ["run-1", "run-ann"][one]
+        assert [run.run_id for run in ask(statuses={RunStatus.COMPLETED})] == ["run-2", "run-0"][one]
+        assert ask(statuses=[]) == []
+        assert ask(statuses=None)
+        with pytest.raises(InvalidValueError, match="a list of words"):
+            ask(statuses="running")
+        with pytest.raises(InvalidValueError, match="'done' is not allowed"):
+            ask(statuses=["done"])
+
+
+def test_runs_that_were_active_at_an_instant(plain: Session) -> None:
+    """From their first instant to their last; without an end those that are running still."""
+    hour = timedelta(hours=1)
+    plain.add_all(
+        [
+            new_run(run_id="run-early", start_ts=START - hour, end_ts=START, run_type="shadow"),
+            new_run(run_id="run-late", start_ts=START + hour, end_ts=START + 2 * hour),
+            new_run(run_id="run-unknown", start_ts=START - hour, status="failed"),
+        ]
+    )
+    runs = RunRepository(plain, "ann")
+
+    def ids(when: datetime, **how: Any) -> list[str]:
+        return [run.run_id for run in runs.get_active_at(when, **how)]
+
+    tick = timedelta(microseconds=1)
+    assert ids(START - hour - tick) == []
+    assert ids(START - hour) == ids(START - tick) == ["run-early"]
+    assert ids(START) == ["run-ann", "run-early"]
+    assert ids(START, run_types=["shadow"]) == ["run-early"]
+    assert ids(START, run_types=[]) == ids(START, strategy_id="str-none") == []
+    assert ids(START, strategy_id="str-ann") == ids(START)
+    assert ids(START + tick) == ["run-ann"]
+    assert ids(START + hour) == ids(START + 2 * hour) == ["run-late", "run-ann"]
+    assert ids(START + 2 * hour + tick) == ["run-ann"]
+    for wrong in (START.replace(tzinfo=None), None):
+        with pytest.raises(InvalidValueError):
+            runs.get_active_at(wrong)  # type: ignore[arg-type] # what the test is about
+    with pytest.raises(InvalidValueError, match="a list of words"):
+        ids(START, run_types="live")
+
+
+def test_the_last_execution_of_a_run_an_account_or_both(plain: Session) -> None:
+    """Before an instant if one is given; an account's id is no run's, and without either the question is refused."""
+    plain.add(new_run(run_id="run-2"))
+    plain.flush()
+    executions = PrivateExecutionRepository(plain, "ann")
+    rows = [("run-ann", "e-1", 1), ("run-2", "e-2", 2), ("run-2", "e-3", 3)]
+    executions.bulk_create(
+        execution_values(new_run(run_id=run), exec_id=key, exchange_ts=START + timedelta(hours=hours))
+        for run, key, hours in rows
+    )
+    at = {hours: START + timedelta(hours=hours) for _, _, hours in rows}
+    assert executions.get_last_execution_ts(account_id="acc-ann") == at[3]
+    assert executions.get_last_execution_ts(account_id="acc-ann", before=at[3]) == at[2]
+    assert executions.get_last_execution_ts(account_id="acc-ann", run_id="run-ann") == at[1]
+    assert executions.get_last_execution_ts(run_id="run-2", before=at[2]) is None
+    assert executions.get_last_execution_ts(account_id="acc-bob") is None
+    with pytest.raises(InvalidValueError, match="run_id="):
+        executions.get_last_execution_ts()
+    with pytest.raises(TypeError):
+        executions.get_last_execution_ts("acc-ann")  # type: ignore[call-arg] # what the test is about
+
+
+def test_an_open_side_of_a_range_is_open_for_every_method_that_takes_one(session: Session) -> None:
+    """No method with a start and an end takes None for a bound of the past or for one that nothing meets."""
+    found = 0
+    for kind in REPOSITORIES.values():
+        for name, method in introspection.getmembers(kind, callable):
+            parameters = {} if name.startswith("_") else introspection.signature(method).parameters
+            for bound in {"start", "end", "before"} & set(parameters):
+                found += 1
+                assert "None" in parameters[bound].annotation, f"{kind.__name__}.{name}({bound})"
+    assert found > 30
+    trades = PublicTradeRepository(session)
+    trades.bulk_create([trade_values(number) for number in range(3)])
+    first, last = (trade_values(number)["exchange_ts"] for number in (0, 2))
+    for bounds in ((), (None,), (None, None), (first, None), (None, last), (first, last), (first,)):
+        assert len(trades.get_by_symbol_range("BTCUSDT", *bounds)) == 3
+        assert len(list(trades.iter_symbol_range("BTCUSDT", *bounds))) == 3
+    assert [trade.trade_id for trade in trades.get_by_symbol_range("BTCUSDT", last)] == ["trade-2"]
+    assert [trade.trade_id for trade in trades.get_by_symbol_range("BTCUSDT", None, first)] == ["trade-0"]
+    for bounds in ((first.replace(tzinfo=None),), (None, last.replace(tzinfo=None)), ("2025",)):
+        with pytest.raises(InvalidValueError):
+            trades.get_by_symbol_range("BTCUSDT", *bounds)
+
+
 def test_trades_of_a_range_include_both_bounds(session: Session) -> None:
     """In order of time and, within one millisecond, of trade id; of one symbol, with a limit if one is given."""
     trades = PublicTradeRepository(session)
@@ -929,8 +1035,8 @@ def test_executions_of_a_range_include_both_bounds(plain: Session) -> None:
     assert ids(None, at[1]) == ["e0", "e1", "e10"]
     assert ids(at[0], at[2], limit=3) == ["e0", "e1", "e10"]
     assert ids(at[2], at[0]) == []
-    assert executions.get_last_execution_ts("run-ann") == at[2]
-    assert executions.get_last_execution_ts("run-none") is None
+    assert executions.get_last_execution_ts(run_id="run-ann") == at[2]
+    assert executions.get_last_execution_ts(run_id="run-none") is None
     assert executions.exists_by_exec_id("e10")
     assert executions.exists_by_exec_id("e10", "run-ann")
     assert not executions.exists_by_exec_id("e10", "run-other")

@@ -1516,7 +1516,7 @@ def test_what_info_says_is_for_display(fleet: DatabaseFactory, forged: str) -> N
         assert [found.run_id for found in executions.coverage()] == ["run-ann"]
         assert list(executions.gaps("run-bob", 0.5, *bounds)) == [bounds]
         assert executions.to_arrow("run-bob").num_rows == 0
-        assert executions.get_last_execution_ts("run-bob") is None
+        assert executions.get_last_execution_ts(run_id="run-bob") is None
         assert RunRepository(session).get_by_user_id("ann")[0].run_id == "run-ann"
         with pytest.raises(TenantScopeError):
             RunRepository(session).get_by_user_id("bob")

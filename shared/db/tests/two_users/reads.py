@@ -466,7 +466,7 @@ def _sums_and_frames(session: Session, world: World, rng: Random) -> None:
     executions = PrivateExecutionRepository(session)
     assert executions.totals(run).count == len(expected)
     assert executions.totals(run).sell_volume == Decimal("0.5") * len(expected)
-    assert (executions.get_last_execution_ts(run) is not None) == bool(expected)
+    assert (executions.get_last_execution_ts(run_id=run) is not None) == bool(expected)
     for name in world.rows[PrivateExecution]:
         assert executions.exists_by_exec_id(name) == (name in world.own(PrivateExecution))
     table = executions.to_arrow(run)
