@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 def note(session: Session, tables: Iterable[Any]) -> None:
     """Remember that the session's transaction writes these tables."""
     if session.info.get(CALLBACKS):
-        session.info.setdefault(_WRITTEN, set()).update(table.name for table in tables)
+        session.info.setdefault(_WRITTEN, set()).update(str(table.name) for table in tables)
 
 
 def tell(session: Session) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import re
 import sys
@@ -173,6 +174,46 @@ def test_no_module_shadows_the_standard_library() -> None:
         assert path.stem == "__init__" or path.stem == "__main__" or path.stem not in sys.stdlib_module_names, (
             f"rename {path}"
         )
+
+
+# The packages beside this one: each a project of its own, which needs this one, and which this one does not know.
+SIBLINGS = sorted(path.parent for path in PACKAGE.parent.glob("*/pyproject.toml") if path.parent != PACKAGE)
+
+
+def test_the_library_imports_no_sibling() -> None:
+    """What stands beside it is optional."""
+    siblings = {f"shared.{path.name}" for path in SIBLINGS}
+    for path, _, tree in modules():
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            known = [name for name in names if ".".join(name.split(".")[:2]) in siblings]
+            assert not known, f"{path} imports {known}: offer a hook, and let the sibling take it"
+
+
+@pytest.mark.parametrize("sibling", SIBLINGS, ids=lambda path: path.name)
+def test_a_sibling_imports_public_names_alone(sibling: Path) -> None:
+    """Of `shared.db`, what `__all__` has; the rooms are free to change. Tests may use the tests' own tools."""
+    for path in sorted(sibling.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("shared.db"):
+                within = "tests" in path.parts and (node.module or "").startswith("shared.db.tests")
+                names = {alias.name for alias in node.names}
+                assert within or (node.module == "shared.db" and names <= set(shared.db.__all__)), (
+                    f"{path}:{node.lineno} reaches into shared.db; import from shared.db what __all__ has"
+                )
+            names = {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+            assert not [name for name in names if name.startswith("shared.db")], f"{path}: import names, not modules"
+
+
+@pytest.mark.parametrize("sibling", SIBLINGS, ids=lambda path: path.name)
+def test_a_sibling_says_what_each_of_its_names_is_for(sibling: Path) -> None:
+    """Every public name has a docstring, and stands in the package's documents."""
+    module = importlib.import_module(f"shared.{sibling.name}")
+    documents = "".join(path.read_text(encoding="utf-8") for path in sibling.rglob("*.md"))
+    for name in module.__all__:
+        assert getattr(module, name).__doc__, f"{name} needs a docstring"
+        assert re.search(rf"\b{name}\b", documents), f"say in {sibling.name}/docs what {name} is for"
 
 
 def test_shared_is_a_namespace_without_an_init() -> None:

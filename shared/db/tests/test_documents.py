@@ -35,7 +35,9 @@ from shared.db.tests.support import in_threads, run_on_server, trade_values
 WORKSPACE = Path(__file__).parents[3]
 PACKAGE = WORKSPACE / "shared" / "db"
 README = WORKSPACE / "README.md"
-DOCUMENTS = sorted([*WORKSPACE.glob("*.md"), *PACKAGE.glob("*.md"), *PACKAGE.glob("docs/**/*.md")])
+DOCUMENTS = sorted(
+    [*WORKSPACE.glob("*.md"), *WORKSPACE.glob("shared/*/*.md"), *WORKSPACE.glob("shared/*/docs/**/*.md")]
+)
 
 
 def section(document: Path, heading: str) -> str:

@@ -124,7 +124,18 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> CleanEnvironment:
     """A clean environment of the test's own."""
     folder = tmp_path_factory.mktemp("clean")
     run(
-        *("uv", "sync", "--quiet", "--frozen", "--no-dev", "--no-install-workspace", "--python", sys.executable),
+        *(
+            "uv",
+            "sync",
+            "--quiet",
+            "--frozen",
+            "--no-dev",
+            "--no-install-workspace",
+            "--package",
+            "gridbot-shared-db",
+            "--python",
+            sys.executable,
+        ),
         UV_PROJECT_ENVIRONMENT=str(folder),
     )
     return CleanEnvironment(folder)
@@ -181,7 +192,17 @@ def test_the_wheel_brings_its_migrations(wheel: Path, clean: CleanEnvironment, t
     """With the extra `migrations` the installed package upgrades a database from its own revisions."""
     clean.install(wheel)
     run(
-        *("uv", "sync", "--quiet", "--frozen", "--no-dev", "--no-install-workspace", "--inexact"),
+        *(
+            "uv",
+            "sync",
+            "--quiet",
+            "--frozen",
+            "--no-dev",
+            "--no-install-workspace",
+            "--package",
+            "gridbot-shared-db",
+            "--inexact",
+        ),
         *("--all-extras", "--python", sys.executable),
         UV_PROJECT_ENVIRONMENT=str(clean.folder),
     )
