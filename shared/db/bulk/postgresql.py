@@ -34,9 +34,13 @@ from shared.db.numbering import statement_that_mends
 
 @dataclass
 class _Memory:
-    """What is known of one pooled connection: tables with collisions, and the transaction that filled each stage."""
+    """What is known of one pooled connection: tables with collisions, and the transaction that filled each stage.
+
+    And those of which the last batch that was to fill was stored already, all of it.
+    """
 
     colliding: set[str] = field(default_factory=set)
+    stored: set[str] = field(default_factory=set)
     filled_in: dict[str, weakref.ref[Any]] = field(default_factory=dict)
 
 
@@ -92,17 +96,21 @@ class PostgreSQLWriter(Writer):
         self._empty_stage()
         self._unsent.append("SAVEPOINT shared_db_copy")
         self._copy(self._stage, rows)
-        new = self._ask(self._from_stage(changing))
-        self._unsent.append("RELEASE SAVEPOINT shared_db_copy")
-        if new == rows.count:
-            self._memory.colliding.discard(self.table)
-            return Written(new, new)
         if self.on_conflict == "fill" and changing:
-            return self._fill(new, rows.count, changing)
-        return Written(new, rows.count, rows.count - new if self.on_conflict == "update" else 0)
+            written = self._fill(rows.count, changing)
+        else:
+            new = self._ask(self._from_stage(changing))
+            written = Written(new, rows.count, rows.count - new if self.on_conflict == "update" else 0)
+        self._unsent.append("RELEASE SAVEPOINT shared_db_copy")
+        if written.new == rows.count:
+            self._memory.colliding.discard(self.table)
+        return written
 
-    def _fill(self, new: int, count: int, changing: list[str]) -> Written:
-        """Compare the staged rows with the stored ones, those just inserted included, and fill what is NULL there."""
+    def _fill(self, count: int, changing: list[str]) -> Written:
+        """Insert the staged rows, and fill the stored ones with what those have that met one.
+
+        Where all of the last batch was stored, so probably is this one, and nothing is inserted if that is so.
+        """
         filling = Filling(self.layout.table, changing, self.quote, stored="stored", given="given")
         keys = conflict_key(self.layout.table)
         same = " AND ".join(f"stored.{name} = given.{name}" for name in map(self.quote, keys))
@@ -110,15 +118,27 @@ class PostgreSQLWriter(Writer):
         key = ", ".join(f"given.{self.quote(name)}" for name in keys)
         of_key = " AND ".join(f"{self.table}.{name} = given.{name}" for name in map(self.quote, keys))
         # OFFSET 0 has the server look up each row by its key, whatever it believes of a table without statistics.
-        met = f"given, LATERAL (SELECT {names} FROM {self.table} WHERE {of_key} OFFSET 0) stored"
-        pairs = f"FROM {self._stage} {met}"
+        found = f"LATERAL (SELECT {names}, true AS shared_db_met FROM {self.table} WHERE {of_key} OFFSET 0) stored"
+        pairs = f"FROM {self._stage} given, {found}"
         numbered = f"(SELECT *, row_number() OVER (ORDER BY ctid) - 1 AS shared_db_place FROM {self._stage})"
-        filled = 0
+        compare = (
+            f"SELECT count(stored.shared_db_met), count(*) FILTER (WHERE stored.shared_db_met AND {filling.fills}), "
+            f"count(*) FILTER (WHERE {filling.differs}) FROM {self._stage} given LEFT JOIN {found} ON true"
+        )
+        new = filled = met = 0
         with self.named_errors(), self.driver.cursor() as cursor:
-            cursor.execute(
-                f"SELECT count(*) FILTER (WHERE {filling.fills}), count(*) FILTER (WHERE {filling.differs}) {pairs}"
-            )
-            fill, differ = cursor.fetchone()
+            if self.table in self._memory.stored:
+                cursor.execute(compare)
+                met, fill, differ = cursor.fetchone()
+            if met < count:
+                new = self._ask(self._from_stage(changing))
+                if new == count:
+                    self._memory.stored.discard(self.table)
+                    return Written(new, count)
+                # Those just inserted too: there may be several for one of them.
+                cursor.execute(compare)
+                _, fill, differ = cursor.fetchone()
+                (self._memory.stored.discard if new else self._memory.stored.add)(self.table)
             while fill:
                 # One statement changes a row once: the first of those that fill it, and in the next round the next.
                 cursor.execute(
@@ -136,7 +156,8 @@ class PostgreSQLWriter(Writer):
             if not (differ or filled):
                 return Written(new, count, filled)
             cursor.execute(
-                f"SELECT shared_db_place, {filling.names} FROM {numbered} {met} WHERE {filling.differs} ORDER BY 1"
+                f"SELECT shared_db_place, {filling.names} FROM {numbered} given, {found} WHERE {filling.differs} "
+                "ORDER BY 1"
             )
             return Written(new, count, filled, cursor.fetchall())
 

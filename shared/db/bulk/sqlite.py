@@ -91,12 +91,9 @@ class SQLiteWriter(Writer):
             meeting = self.connection.info["shared_db_meeting"] = _Meeting(met)
             self.driver.create_function("shared_db_met", 3, meeting.tell)
         meeting.told = met
-        # Most rows that are known already say what is stored, which one comparison a column finds out.
-        unlike = " OR ".join(f"{self.table}.{name} IS NOT excluded.{name}" for name in map(self.quote, changing))
         changed, count = self._run_for_each(
-            f"{into} ON CONFLICT ({self.key}) DO UPDATE SET {filling.assignments} WHERE CASE WHEN {unlike} THEN "
-            f"CASE WHEN {filling.fills} OR {filling.differs} "
-            f"THEN shared_db_met(?, {filling.fills}, {filling.names}) END END",
+            f"{into} ON CONFLICT ({self.key}) DO UPDATE SET {filling.assignments} WHERE CASE WHEN "
+            f"{filling.fills} OR {filling.differs} THEN shared_db_met(?, {filling.fills}, {filling.names}) END",
             source,
             placed=True,
         )
