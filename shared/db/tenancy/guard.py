@@ -327,16 +327,14 @@ def acting_for(session: Session, user_id: str | None, operation: str, entity: ob
     """Let a plain session write `entity`, and what hangs on it, only as `user_id`'s own; other objects are not judged.
 
     Without `user_id` it may be anybody's, but all of it the same user's. What is known beforehand is refused before
-    anything happens, or before the flush, and taken back. What only the flush brings to light (the key of a new parent)
-    raises inside it, which leaves the session good for nothing but a rollback.
+    the flush, and taken back. What only the flush brings to light (the key of a new parent) raises inside it, which
+    leaves the session good for nothing but a rollback.
     """
     known = column_values(entity)
     ownership = ownership_of(type(entity))
     # A tool's row says whose it is meant to be, unless only its parent does.
     said = known[ownership.column] if ownership is not None and ownership.parent is None else None
     meant = user_id or (said if isinstance(said, str) else None)
-    if user_id is not None:
-        OwnershipGuard(user_id).check_rows(session, operation, type(entity), [known], complete=False)
 
     def check_beforehand(session: Session, *args: Any) -> None:
         written = _in_session(session, entity)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from sqlalchemy import BindParameter, ColumnElement, String, bindparam, cast, func, insert, select, text, update
+from sqlalchemy import BindParameter, ColumnElement, String, bindparam, cast, event, func, insert, select, text, update
 from sqlalchemy.orm import Session, load_only
 
 from shared.db import (
     BybitAccount,
+    BybitAccountRepository,
     DatabaseFactory,
     Run,
     RunRepository,
@@ -44,6 +47,54 @@ def test_a_merge_leaves_the_session_under_its_policies(fleet: DatabaseFactory) -
         session.flush()
         if session.confined_by_server:
             assert set(session.scalars(text("SELECT run_id FROM runs"))) == {"run-ann", "run-new"}
+
+
+def test_a_session_that_reads_merges_nobody_elses_row(busy_fleet: DatabaseFactory) -> None:
+    """It adopts its role with its first question, and leaves it for the moment in which it asks for anybody's key."""
+    with busy_fleet.get_session(user_id="ann", read_only=True) as session:
+        with pytest.raises(TenantViolation, match="belongs to another user"):
+            session.merge(Run(run_id="run-bob", **run_values("ann")))
+        assert session.scalars(select(Run.run_id)).all() == ["run-ann"]
+
+
+@contextmanager
+def _given_to_bob_by_a_hook() -> Iterator[None]:
+    def give(mapper: Any, connection: Any, account: BybitAccount) -> None:
+        account.user_id = "bob"
+
+    event.listen(BybitAccount, "before_insert", give)
+    try:
+        yield
+    finally:
+        event.remove(BybitAccount, "before_insert", give)
+
+
+def test_what_a_hook_sets_while_a_new_row_is_written_is_judged_too(fleet: DatabaseFactory) -> None:
+    """An application's listener runs after the first look at a row, in users' sessions and in repositories' writes."""
+
+    def account(name: str) -> BybitAccount:
+        return BybitAccount(account_id=f"acc-{name}", user_id="ann", account_name=name, environment="testnet")
+
+    with _given_to_bob_by_a_hook():
+        refused_and_unwritten(fleet, lambda session: session.add(account("1")))
+        with fleet.get_session() as plain:
+            with pytest.raises(TenantViolation):
+                BybitAccountRepository(plain, user_id="ann").create(account("2"))
+            plain.rollback()
+
+
+def test_a_parent_given_as_an_object_is_judged_before_anything_is_sent(fleet: DatabaseFactory) -> None:
+    """So that the refusal has its name, and is not the database's."""
+
+    def swap(session: Session) -> None:
+        session.add(BybitAccount(account_id="acc-2", user_id="ann", account_name="2", environment="testnet"))
+        strategy = Strategy(strategy_id="str-2", account_id="acc-2", strategy_type="G", symbol="X", config_json={})
+        session.add(strategy)
+        session.flush()
+        session.get_one(Run, "run-ann").strategy = strategy
+        session.flush()
+
+    refused_and_unwritten(fleet, swap)
 
 
 def test_a_parent_that_moved_is_proved_anew(fleet: DatabaseFactory) -> None:
@@ -97,6 +148,17 @@ def test_a_new_row_that_was_refused_is_not_written_later(fleet: DatabaseFactory)
                 RunRepository(plain, user_id="ann").create(run)
     with fleet.get_session() as plain:
         assert set(plain.scalars(select(Run.run_id))) == {"run-ann", "run-bob"}
+
+
+def test_nor_is_what_came_along_with_a_refused_row(fleet: DatabaseFactory) -> None:
+    """The session holds new parents of a row that was refused for their sake; its next flush leaves them out."""
+    strategy = Strategy(strategy_id="str-2", account_id="acc-bob", strategy_type="Grid", symbol="X", config_json={})
+    with fleet.get_session() as plain, pytest.raises(TenantViolation):
+        RunRepository(plain, user_id="ann").create(
+            Run(user_id="ann", account_id="acc-ann", strategy=strategy, run_type="live")
+        )
+    with fleet.get_session() as plain:
+        assert set(plain.scalars(select(Strategy.strategy_id))) == {"str-ann", "str-bob"}
 
 
 def test_a_partly_loaded_row_is_checked_with_what_is_stored(fleet: DatabaseFactory) -> None:
