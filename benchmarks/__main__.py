@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import growth, imports, points, reads, recorder, secrets, tenancy, writes
+from benchmarks import asynchronous, growth, imports, points, reads, recorder, secrets, tenancy, writes
 from benchmarks.harness import outcomes, place, print_outcomes
 
 BENCHMARKS = {
@@ -13,6 +13,7 @@ BENCHMARKS = {
     **imports.BENCHMARKS,
     **reads.BENCHMARKS,
     **points.BENCHMARKS,
+    **asynchronous.BENCHMARKS,
     **tenancy.BENCHMARKS,
     **secrets.BENCHMARKS,
     **recorder.BENCHMARKS,

@@ -51,8 +51,8 @@ _QUESTIONS: list[tuple[str, Callable[[RunRepository, str, str], Any], str, Calla
 
 def points(here: Place) -> None:
     """Runs of a user out of 100,000 of 50 users, each question asked in a fresh session."""
-    db = DatabaseFactory(_filled(here.new_postgresql()))
-    secured = DatabaseFactory(_filled(here.new_postgresql()))
+    db = DatabaseFactory(filled(here.new_postgresql()))
+    secured = DatabaseFactory(filled(here.new_postgresql()))
     secured.enable_row_security()
     for title, ask, sql, statement, limit in _QUESTIONS:
         compare(
@@ -87,7 +87,7 @@ def _driver(url: URL, sql: str, *, autocommit: bool = False) -> Callable[[range]
     def read(numbers: range) -> None:
         for number in numbers:
             with connection.cursor() as cursor:
-                cursor.execute(sql, {"user": _user(number), "run": _run(number)})
+                cursor.execute(sql, {"user": user_at(number), "run": _run(number)})
                 assert cursor.fetchall()
             connection.commit()
 
@@ -101,7 +101,7 @@ def _asking(
 
     def read(numbers: range) -> None:
         for number in numbers:
-            user = _user(number)
+            user = user_at(number)
             with db.get_session(**how | ({"user_id": user} if own else {})) as session:
                 assert ask(RunRepository(session), user, _run(number))
 
@@ -114,7 +114,7 @@ def _selecting(db: DatabaseFactory, statement: Callable[[str, str], Any]) -> Cal
     def read(numbers: range) -> None:
         for number in numbers:
             with Session(db.engine) as session:
-                assert session.scalars(statement(_user(number), _run(number))).all()
+                assert session.scalars(statement(user_at(number), _run(number))).all()
 
     return read
 
@@ -127,7 +127,7 @@ def _prepared(url: URL, statement: Callable[[Any, Any], Any]) -> Callable[[range
     def read(numbers: range) -> None:
         for number in numbers:
             with Session(engine) as session:
-                assert session.scalars(prepared, {"user": _user(number), "run": _run(number)}).all()
+                assert session.scalars(prepared, {"user": user_at(number), "run": _run(number)}).all()
 
     return read
 
@@ -141,14 +141,14 @@ def _empty(db: DatabaseFactory) -> Callable[[range], None]:
     return read
 
 
-def _filled(url: URL) -> URL:
+def filled(url: URL) -> URL:
     """The database with users and their runs in it."""
     with DatabaseFactory(url) as db:
         with db.get_session() as session:
             for number in range(_USERS):
-                user = User(user_id=_user(number), username=_user(number))
+                user = User(user_id=user_at(number), username=user_at(number))
                 account = BybitAccount(
-                    account_id=_user(number), user=user, account_name="a", environment=Environment.TESTNET
+                    account_id=user_at(number), user=user, account_name="a", environment=Environment.TESTNET
                 )
                 # Of a strategy and type one run at most is running.
                 for running in range(_RUNNING):
@@ -166,8 +166,8 @@ def _values(number: int) -> dict[str, Any]:
     start, running = _START + timedelta(minutes=number), number >= _RUNS - _RUNNING * _USERS
     return {
         "run_id": _run(number),
-        "user_id": _user(number),
-        "account_id": _user(number),
+        "user_id": user_at(number),
+        "account_id": user_at(number),
         "strategy_id": _strategy(number, number // _USERS % _RUNNING),
         "run_type": RunType.LIVE,
         "gridcore_version": "1.2.3",
@@ -180,12 +180,13 @@ def _values(number: int) -> dict[str, Any]:
     }
 
 
-def _user(number: int) -> str:
+def user_at(number: int) -> str:
+    """The name of one of the users in turn."""
     return f"user-{number % _USERS:04}"
 
 
 def _strategy(number: int, of_user: int) -> str:
-    return f"{_user(number)}-{of_user}"
+    return f"{user_at(number)}-{of_user}"
 
 
 def _run(number: int) -> str:

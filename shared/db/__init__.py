@@ -1,6 +1,7 @@
 """`shared.db`: the multi-tenant data layer of a fleet of grid bots, on SQLite and PostgreSQL."""
 
 import shared.db.starting  # noqa: F401 # first, since all that comes after takes its time to load
+from shared.db.async_door import AsyncSession
 from shared.db.bulk import BulkResult, RejectedRow, RowNote
 from shared.db.bybit import (
     parse_execution_list,
@@ -23,6 +24,7 @@ from shared.db.column_types import (
 )
 from shared.db.database import DatabaseFactory, get_db, initialize_database
 from shared.db.errors import (
+    AsyncSessionError,
     AuditError,
     AuthenticationError,
     BackupError,
@@ -135,6 +137,8 @@ __all__ = [
     "AccountStatus",
     "ApiCredential",
     "ApiCredentialRepository",
+    "AsyncSession",
+    "AsyncSessionError",
     "AuditAction",
     "AuditError",
     "AuditLog",

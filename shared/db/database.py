@@ -10,18 +10,19 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from functools import partial
 from types import TracebackType
-from typing import NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import StaticPool
 
 from shared.db import audit, commits, database_file, forking, retry, schema_version
-from shared.db.async_door import AsyncDoor
+from shared.db.asking import asked_by
+from shared.db.async_door import AsyncDoor, AsyncSession
 from shared.db.commits import OnCommit
 from shared.db.encryption import encryption_from, use_encryption
 from shared.db.engine import as_read_only, make_engine
@@ -240,6 +241,50 @@ class DatabaseFactory:
         return await self._async_door.run(
             partial(self._transaction, work, user_id, read_only, serializable, idempotent, attempts, max_seconds)
         )
+
+    def get_async_session(
+        self, *, user_id: UserId = UNSET, read_only: bool = False
+    ) -> AbstractAsyncContextManager[AsyncSession]:
+        """`get_session` for asyncio: `async with db.get_async_session(...) as session`, and `await` what it does.
+
+        It is the same session, in a thread of this factory for as long as the block lasts, with the context variables
+        of its beginning. As many are open at once as there may be connections; others wait, and raise
+        `PoolExhaustedError` when none of those ended for `pool_timeout` seconds. A task that is cancelled waits for
+        what the session is doing, then undoes it all, and is cancelled; after 10 seconds as in `arun_in_transaction`.
+        """
+        return self._async_door.session(partial(self.get_session, user_id=user_id, read_only=read_only))
+
+    async def arun(
+        self,
+        question: Callable[..., T],
+        *args: Any,
+        user_id: UserId = UNSET,
+        read_only: bool = False,
+        **options: Any,
+    ) -> T:
+        """What a repository's method gives, such as `RunRepository.get_running`, in a transaction of its own.
+
+        `await db.arun(RunRepository.get_running, user_id="alice", read_only=True)` is short for `arun_in_transaction`
+        with `lambda session: RunRepository(session).get_running()`; what else is given goes to the method. Raises
+        `InvalidValueError` for a method that several repositories have, as `get_by_id` is: that needs the long form.
+        """
+        return await self.arun_in_transaction(
+            asked_by(question, *args, **options), user_id=user_id, read_only=read_only
+        )
+
+    async def aiter(
+        self, question: Callable[..., Iterable[T]], *args: Any, user_id: UserId = UNSET, **options: Any
+    ) -> AsyncGenerator[T]:
+        """The rows of a repository's method, such as `PublicTradeRepository.iter_symbol_range`, one after the other.
+
+        `async for trade in db.aiter(PublicTradeRepository.iter_symbol_range, "BTCUSDT", start, end)`: they are read as
+        they are needed, in a read-only session that is open until the last one, or until `aclose()` of what this gives.
+        `InvalidValueError` as for `arun`.
+        """
+        async with self.get_async_session(user_id=user_id, read_only=True) as session:
+            with suppress(GeneratorExit):  # of `aclose()`, which waits for the session's end as the last row does
+                async for row in session.aiter(asked_by(question, *args, **options)):
+                    yield row
 
     def _transaction(
         self,

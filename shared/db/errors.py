@@ -221,6 +221,10 @@ class TransactionAbandonedError(SharedDBError):
     """
 
 
+class AsyncSessionError(SharedDBError, DontWrapMixin):
+    """A session of `get_async_session()` was used where it cannot be: outside of its thread, by two tasks, too late."""
+
+
 class PoolExhaustedError(SharedDBError, exc.TimeoutError):
     """Every connection that this process may open was in use for as long as we may wait. SQLAlchemy's is chained."""
 
@@ -473,7 +477,7 @@ class SelfDeadlockError(DatabaseLockedError):
     problem = "this thread holds the write lock of the database in another session"
     remedy = (
         "pass the open session on to what needs one, or end it before; only to read, get_session(read_only=True) waits "
-        "for nobody; in asyncio use db.arun_in_transaction()"
+        "for nobody; in asyncio use db.get_async_session()"
     )
 
     @property

@@ -15,6 +15,7 @@ from typing import Any, Generic, Self, TypeVar
 from sqlalchemy import ColumnElement, Select, String, bindparam, func, inspect, select
 from sqlalchemy.orm import Session
 
+from shared.db.asking import Asking
 from shared.db.bulk import BATCH_SIZE, BulkResult, OnBadRow, OnConflict, bulk_create, bulk_update
 from shared.db.errors import InvalidValueError, RowNotFoundError, RunEndedError, TenantScopeError
 from shared.db.merging import merge_changes
@@ -54,7 +55,7 @@ T = TypeVar("T", bound=Base)
 Question = Callable[[Any], Select[Any]]
 
 
-class BaseRepository(Generic[T]):
+class BaseRepository(Asking, Generic[T]):
     """Create, read, update and delete for one model, confined to one user where its rows belong to users.
 
     The user comes from the session, from `user_id` here, or from the `user_id` of a call; all that are given
@@ -67,7 +68,7 @@ class BaseRepository(Generic[T]):
     _needs_user = True
 
     def __init__(self, session: Session, user_id: UserId = UNSET) -> None:
-        self.session = session
+        super().__init__(session)
         self._user_id = user_id
         self._every_user = False
         agreed_user(user_of(session), user_id)

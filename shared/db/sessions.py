@@ -5,6 +5,7 @@ It names what goes wrong in the ORM itself, and each of its transactions sees wh
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import InstanceState, Mapper, ORMExecuteState, Session, SessionTransaction, UOWTransaction
 from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
 
-from shared.db.errors import SharedDBError, StaleRowError
+from shared.db.errors import AsyncSessionError, SharedDBError, StaleRowError
 from shared.db.staleness import give_back, read_again, read_again_below, read_again_of
 
 _DELETED = "shared_db_deleted"
@@ -25,6 +26,18 @@ class NamingSession(Session):
 
     What it has loaded is read again in its next transaction, and stays readable when it has closed.
     """
+
+    thread: int | None = None
+    """The only one that may ask the database for it, where it works for a coroutine; None for any."""
+
+    def get_bind(self, *args: Any, **options: Any) -> Any:
+        """As Session.get_bind(), by which every question goes, a lazy load's too; refused outside of its thread."""
+        if self.thread is not None and self.thread != threading.get_ident():
+            raise AsyncSessionError(
+                "this would ask the database in another thread than its session's: load it before (selectinload(), "
+                "refresh()), or do it in `await session.run_sync(...)`"
+            )
+        return super().get_bind(*args, **options)
 
     def flush(self, objects: Sequence[Any] | None = None) -> None:
         """As Session.flush(); `StaleRowError` for a row that is gone."""

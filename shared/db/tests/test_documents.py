@@ -73,6 +73,13 @@ def test_the_example_of_the_package_index_runs(tmp_path: Path) -> None:
     assert "](" not in readme.read_text()
 
 
+def test_the_page_on_asyncio_prints_what_it_promises(tmp_path: Path) -> None:
+    """Its program runs as it stands, in an empty folder."""
+    page = (PACKAGE / "docs" / "asyncio.md").read_text()
+    (code,), (promised,) = blocks(page, "python"), blocks(page, "text")
+    assert run_as_script(code, tmp_path) == promised
+
+
 def test_the_table_of_settings_is_the_code_s() -> None:
     """The README lists every setting with its default and meaning as `describe_settings()` has them."""
     rows = [

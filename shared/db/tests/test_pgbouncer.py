@@ -5,6 +5,7 @@ Needs the program `pgbouncer` and runs with `pytest -m pgbouncer` only.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pwd
 import shutil
@@ -285,3 +286,24 @@ def test_a_migration_asks_for_the_servers_own_address(bouncer: Bouncer, empty_po
         with DatabaseFactory(empty_postgresql_url) as direct:
             made = upgrade(direct)
         assert upgrade(db).before == made.after  # nothing to do, so nothing to lock
+
+
+def test_sessions_of_many_tasks_do_not_meet(pooled: DatabaseFactory) -> None:
+    """Tasks of ann and bob on two server connections, which wait within a transaction: each sees own rows only."""
+
+    async def task(number: int) -> list[Any]:
+        user = ("ann", "bob")[number % 2]
+        async with pooled.get_async_session(user_id=user, read_only=number % 3 == 0) as session:
+            found = list(await session.scalars(select(Run.user_id)))
+            await asyncio.sleep(0)
+            found += [run.user_id for run in await session.run_sync(lambda s: RunRepository(s).get_by_user_id(user))]
+            if number % 3:
+                (await session.get_one(Strategy, f"str-{user}")).symbol = f"{user}-{number}"
+        return [one for one in found if one != user]
+
+    async def main() -> list[list[Any]]:
+        return await asyncio.gather(*map(task, range(40)))
+
+    assert asyncio.run(main()) == [[]] * 40
+    with pooled.get_session() as plain:
+        assert {symbol[:3] for symbol in plain.scalars(select(Strategy.symbol))} == {"ann", "bob"}

@@ -28,9 +28,13 @@ _AT_ONCE = 100
 _ROUNDS = 20
 
 
-def _run(db: DatabaseFactory, examples: int, steps: Counter[str], first_seed: int | None = None) -> None:
+def run_machine(
+    kind: type[TwoUsers], db: DatabaseFactory, examples: int, steps: Counter[str], first_seed: int | None = None
+) -> None:
+    """Have it do a hundred steps in each of the `examples`; always the same ones without a seed."""
+
     def machine() -> TwoUsers:
-        return TwoUsers(db, steps)
+        return kind(db, steps)
 
     run_state_machine_as_test(
         machine if first_seed is None else seed(first_seed)(machine),  # type: ignore[arg-type] # a function will do
@@ -49,7 +53,7 @@ def _run(db: DatabaseFactory, examples: int, steps: Counter[str], first_seed: in
 def test_two_users_never_meet(fleet: DatabaseFactory) -> None:
     """In a few hundred steps of reading, writing, attacking, undoing and nesting."""
     steps: Counter[str] = Counter()
-    _run(fleet, 4, steps)
+    run_machine(TwoUsers, fleet, 4, steps)
     assert steps.total() > 100
 
 
@@ -62,7 +66,7 @@ def test_two_users_never_meet_in_a_long_time(
     steps: Counter[str] = Counter()
     first_seed = int(os.environ.get("GRIDBOT_TEST_SEED") or random.randrange(2**32))
     for further in range(_ROUNDS):
-        _run(fleet, 20, steps, first_seed + further)
+        run_machine(TwoUsers, fleet, 20, steps, first_seed + further)
         if steps.total() >= STEPS and steps.keys() >= WAYS:
             break
     record_property("steps", dict(steps))

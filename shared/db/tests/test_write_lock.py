@@ -87,7 +87,7 @@ def test_a_coroutine_that_would_stop_the_event_loop_is_refused(file_db: Database
 
     async def write() -> None:
         await begun.wait()
-        with pytest.raises(SelfDeadlockError, match="arun_in_transaction"), file_db.get_session() as session:
+        with pytest.raises(SelfDeadlockError, match="get_async_session"), file_db.get_session() as session:
             add(session, "bob")
         refused.set()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial, wraps
 from random import Random
 from typing import Any
 
@@ -20,6 +22,14 @@ from shared.db.tests.two_users.world import NAMES, USERS, NotNow, Rows, World, c
 from shared.db.tests.two_users.writes import WRITES, flush
 
 _SEEDS = st.integers(0, 2**16)
+
+
+def _in_the_session(step: Callable[..., None]) -> Callable[..., None]:
+    @wraps(step)
+    def done(self: TwoUsers, **drawn: Any) -> None:
+        self._do(partial(step, self, **drawn))
+
+    return done
 
 
 class TwoUsers(RuleBasedStateMachine):
@@ -44,6 +54,13 @@ class TwoUsers(RuleBasedStateMachine):
     def _count(self, name: str) -> None:
         self.steps[name] += 1
 
+    def _open(self, user: str) -> AbstractContextManager[Session]:
+        return self.db.get_session(user_id=user)
+
+    def _do(self, step: Callable[[], None]) -> None:
+        """Do something in the session that is open, wherever that may be done."""
+        step()
+
     # Between sessions
 
     @precondition(lambda self: self.session is None)
@@ -53,7 +70,7 @@ class TwoUsers(RuleBasedStateMachine):
         self.world.settle(user)
         self.before = stored(self.db)
         self.world.user = user
-        self.opened = self.db.get_session(user_id=user)
+        self.opened = self._open(user)
         self.session = self.opened.__enter__()
         assert self.session.info["user_id"] == user
         self._count("open")
@@ -72,12 +89,14 @@ class TwoUsers(RuleBasedStateMachine):
 
     @precondition(lambda self: self.session is not None)
     @rule(name=st.sampled_from(sorted(READS)), seed=_SEEDS)
+    @_in_the_session
     def read(self, name: str, seed: int) -> None:
         """Read in one of the ways."""
         self._try(name, READS[name], seed)
 
     @precondition(lambda self: self.session is not None)
     @rule(name=st.sampled_from(sorted(WRITES)), seed=_SEEDS)
+    @_in_the_session
     def write(self, name: str, seed: int) -> None:
         """Write own rows in one of the ways."""
         self._try(name, WRITES[name], seed)
@@ -92,6 +111,7 @@ class TwoUsers(RuleBasedStateMachine):
 
     @precondition(lambda self: self.session is not None)
     @rule(name=st.sampled_from(sorted(ATTACKS)), seed=_SEEDS)
+    @_in_the_session
     def attack(self, name: str, seed: int) -> None:
         """Reach for the other user's rows in one of the ways, and go on as one may who was refused."""
         attack, rng = ATTACKS[name], Random(seed)
@@ -127,6 +147,7 @@ class TwoUsers(RuleBasedStateMachine):
 
     @precondition(lambda self: self.session is not None and self.overlapping)
     @rule(name=st.sampled_from(sorted(READS)), seed=_SEEDS, user=st.sampled_from(USERS))
+    @_in_the_session
     def nest(self, name: str, seed: int, user: str) -> None:
         """Read in a session that is opened inside this one, and carry one of its objects over."""
         world = self.world.seen_by(user)
@@ -153,6 +174,7 @@ class TwoUsers(RuleBasedStateMachine):
 
     @precondition(lambda self: self.session is not None)
     @rule(how=st.sampled_from(["savepoint", "savepoint", "release", "undo", "commit", "rollback"]))
+    @_in_the_session
     def transact(self, how: str) -> None:
         """Set a savepoint or end one; commit or roll back, and go on in the same session."""
         if how == "savepoint":
@@ -180,8 +202,7 @@ class TwoUsers(RuleBasedStateMachine):
     def close(self, commit: bool) -> None:
         """End the session, and look at what is stored."""
         if not commit:
-            self.session.rollback()
-            self._undo_all()
+            self._do(self._undo_all)
         assert self.opened is not None
         opened, self.opened, self.session = self.opened, None, None
         opened.__exit__(None, None, None)
@@ -193,7 +214,7 @@ class TwoUsers(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Close what is open."""
         if self.opened is not None:
-            self.session.rollback()
+            self._do(self.session.rollback)
             self.opened.__exit__(None, None, None)
 
     def _undo_all(self) -> None:
