@@ -38,7 +38,6 @@ from shared.db.errors import (
 from shared.db.health.look import look
 from shared.db.health.postgresql import encoding_problem
 from shared.db.health.report import Health
-from shared.db.models import Base
 from shared.db.sessions import NamingSession
 from shared.db.settings import DatabaseSettings, settings_from
 from shared.db.tenancy import row_security, row_security_check
@@ -324,12 +323,14 @@ class DatabaseFactory:
         if user_id is UNSET:
             return factory(bind=engine)
         user_id = checked_user_id(user_id)
-        if self._policies_installed is None:
+        installed = self._policies_installed
+        if installed is None:
             with engine.connect() as connection:
-                self._policies_installed = connection.dialect.name == "postgresql" and row_security.is_installed(
-                    connection
-                )
-        adopt = (self.settings.tenant_role, user_id) if self._policies_installed else None
+                some = self._is_secured(connection)
+                installed = some and row_security.is_installed(connection)
+            if installed == some:  # else asked again: the tables that lack their policies may get them
+                self._policies_installed = installed
+        adopt = (self.settings.tenant_role, user_id) if installed else None
         return UserSession(**(factory.kw | {"bind": engine}), user_id=user_id, adopt=adopt, read_only=read_only)
 
     def enable_row_security(self) -> None:
@@ -375,10 +376,13 @@ class DatabaseFactory:
         Processes that are running take notice when they start again. Nothing happens if it is there already.
         """
         with self._schema_transaction() as connection:
-            secured = connection.dialect.name == "postgresql" and row_security.is_installed(connection)
+            secured = self._is_secured(connection)
             audit.create(connection)
             if secured:
                 row_security.enable(connection, self.settings.tenant_role)
+
+    def _is_secured(self, connection: Connection) -> bool:
+        return connection.dialect.name == "postgresql" and bool(row_security.policed_tables(connection))
 
     @contextmanager
     def _row_security_transaction(self) -> Iterator[Connection]:
@@ -413,8 +417,10 @@ class DatabaseFactory:
             problem = encoding_problem(connection) if connection.dialect.name == "postgresql" else None
             if problem is not None:
                 warnings.warn(problem, stacklevel=2)
-            Base.metadata.create_all(connection)
-            schema_version.stamp(connection, schema_version.SCHEMA_REVISION)
+            secured = self._is_secured(connection)
+            schema_version.create(connection)
+            if secured:
+                row_security.enable(connection, self.settings.tenant_role)  # for the new tables, too
             return True
 
     def check_schema(self) -> None:
@@ -428,7 +434,7 @@ class DatabaseFactory:
         except DatabaseMissingError as error:
             raise SchemaVersionError("empty", None, schema_version.SCHEMA_REVISION) from error
         with engine.connect() as connection:
-            problem = schema_version.difference(connection)
+            problem = schema_version.first_difference(connection)
         if problem is not None:
             raise problem
 
@@ -436,8 +442,7 @@ class DatabaseFactory:
         """Drop every table of this library, with all rows (for tests)."""
         with self._schema_transaction() as connection:
             audit.drop(connection)
-            Base.metadata.drop_all(connection)
-            schema_version.VERSION_TABLE.drop(connection, checkfirst=True)
+            schema_version.drop(connection)
 
     def close(self) -> None:
         """Close every pooled connection. The factory stays usable and opens new ones when asked."""

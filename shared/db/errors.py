@@ -287,21 +287,27 @@ class SchemaVersionError(SharedDBError):
     """The schema in the database is not the one that this code was written for.
 
     `state` is "empty" (no tables), "unversioned" (tables of unknown age), "behind" or "ahead";
-    `database_revision` (None in the first two) and `code_revision` say what is there and what is needed.
+    `database_revision` (None in the first two) and `code_revision` say what is there and what is needed; `package` is
+    the one whose tables they are.
     """
 
     _MESSAGES: ClassVar[dict[str, str]] = {
-        "empty": "the database has no tables yet, and this code needs revision {1}; run: python -m shared.db init",
-        "unversioned": "the database's tables carry no revision, and this code needs {1}; "
+        "empty": "the database has no tables{of} yet, and this code needs revision {1}; run: python -m shared.db init",
+        "unversioned": "the database's tables{of} carry no revision, and this code needs {1}; "
         "run: python -m shared.db migrate adopt",
-        "behind": "the database's schema is at revision {0}, older than this code's {1}; "
+        "behind": "the database's schema{of} is at revision {0}, older than this code's {1}; "
         "run: python -m shared.db migrate up",
-        "ahead": "the database's schema is at revision {0}, newer than this code's {1}; install the release that "
-        "made it, or run with that one: python -m shared.db migrate down {1}",
+        "ahead": "the database's schema{of} is at revision {0}, newer than this code's {1}; install the release that "
+        "made it, or run with that one: python -m shared.db migrate down {1}{option}",
     }
 
-    def __init__(self, state: str, database_revision: str | None, code_revision: str) -> None:
-        super().__init__(self._MESSAGES[state].format(database_revision, code_revision))
+    def __init__(
+        self, state: str, database_revision: str | None, code_revision: str, package: str = "shared.db"
+    ) -> None:
+        ours = package == "shared.db"
+        of, option = ("", "") if ours else (f" of {package}", f" --package {package}")
+        super().__init__(self._MESSAGES[state].format(database_revision, code_revision, of=of, option=option))
+        self.package = package
         self.state = state
         self.database_revision = database_revision
         self.code_revision = code_revision

@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 
-from sqlalchemy import Column, Connection, MetaData, PrimaryKeyConstraint, String, Table, inspect, select, text
+from sqlalchemy import (
+    Column,
+    Connection,
+    Executable,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    inspect,
+    select,
+    text,
+)
 
+from shared.db import packages
 from shared.db.errors import SchemaVersionError
 from shared.db.models import Base, OptionalBase
+from shared.db.packages import Line
 
 _log = logging.getLogger(__name__)
 
 # The newest file of migrations/versions, which makes what models.py says; `migrate new` moves it.
 SCHEMA_REVISION = "0009_one_owner_of_a_run"
+
+# The empty schema, before the first revision.
+BASE = "base"
 
 # Any constant will do, as long as every process of the fleet uses the same one.
 _SCHEMA_LOCK = 7_305_510_021
@@ -21,42 +38,112 @@ _SCHEMA_LOCK = 7_305_510_021
 _PAUSE = 0.05
 _PATIENCE = 5.0
 
-# As Alembic makes it, so that each finds the other's.
+# One row for each package whose tables are there. Not Alembic's own table: that one is another program's, which may
+# have tables of its own in the same database.
 VERSION_TABLE = Table(
-    "alembic_version",
+    "shared_db_version",
     MetaData(),
-    Column("version_num", String(32), nullable=False),
-    PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+    Column("package", String(100), nullable=False),
+    Column("revision", String(100), nullable=False),
+    PrimaryKeyConstraint("package", name="pk_shared_db_version"),
+)
+# Where the releases before wrote the revision down, and which they knew.
+FORMER_TABLE = Table("alembic_version", MetaData(), Column("version_num", String(32)))
+_FORMER_REVISIONS = (
+    "0001_initial",
+    "0002_run_heartbeat",
+    "0003_one_active_credential",
+    "0004_audit_log",
+    "0005_symbol_32",
+    "0006_recording_runs",
+    "0007_one_running_run",
+    "0008_keys_for_runs",
+    "0009_one_owner_of_a_run",
 )
 
 
-def read_revision(connection: Connection) -> str | None:
-    """The revision that the database carries; None if it carries none."""
-    if not inspect(connection).has_table(VERSION_TABLE.name):
-        return None
-    return max(connection.scalars(select(VERSION_TABLE.c.version_num)), default=None)
+def read_revision(connection: Connection, package: str = packages.OURS) -> str | None:
+    """The revision at which the database has the package's tables; None if it carries none."""
+    return read_revisions(connection).get(package)
 
 
-def stamp(connection: Connection, revision: str) -> None:
+def read_revisions(connection: Connection) -> dict[str, str]:
+    """The revision of each package that the database carries, those of packages that are not here among them."""
+    there = set(inspect(connection).get_table_names())
+    if VERSION_TABLE.name in there:
+        return {row.package: row.revision for row in connection.execute(select(VERSION_TABLE))}
+    former = _former_revision(connection, there)
+    return {} if former is None else {packages.OURS: former}
+
+
+def has_own_table(connection: Connection) -> bool:
+    """Whether the revisions stand in a table of our own, or there are none."""
+    return VERSION_TABLE.name in inspect(connection).get_table_names() or not read_revisions(connection)
+
+
+def stamping(package: str, revision: str | None) -> list[Executable]:
+    """The statements that write down that the package's tables are at `revision`; None: that there are none."""
+    statements: list[Executable] = [VERSION_TABLE.delete().where(VERSION_TABLE.c.package == package)]
+    if revision is not None:
+        statements.append(VERSION_TABLE.insert().values(package=package, revision=revision))
+    return statements
+
+
+def stamp(connection: Connection, revision: str, package: str = packages.OURS) -> None:
     """Write down that the schema is at `revision`."""
+    take_over(connection)
+    for statement in stamping(package, revision):
+        connection.execute(statement)
+
+
+def take_over(connection: Connection) -> None:
+    """Make the table that holds the revisions, and move the one there that an earlier release wrote down elsewhere."""
+    there = set(inspect(connection).get_table_names())
+    if VERSION_TABLE.name in there:
+        return
     VERSION_TABLE.create(connection, checkfirst=True)
-    connection.execute(VERSION_TABLE.delete())
-    connection.execute(VERSION_TABLE.insert().values(version_num=revision))
+    former = _former_revision(connection, there)
+    if former is not None:
+        connection.execute(VERSION_TABLE.insert().values(package=packages.OURS, revision=former))
+        FORMER_TABLE.drop(connection)
 
 
-def difference(connection: Connection, needed: str = SCHEMA_REVISION) -> SchemaVersionError | None:
-    """The error that says how the database's revision differs from `needed`; None if it does not."""
-    revision = read_revision(connection)
-    if revision is None and not _own_tables(connection):
-        return SchemaVersionError("empty", None, needed)
+def _former_revision(connection: Connection, there: set[str]) -> str | None:
+    if FORMER_TABLE.name not in there or not _own_tables(there):
+        return None
+    return formerly_ours(connection.scalars(select(FORMER_TABLE.c.version_num)).all())
+
+
+def formerly_ours(stamped: Sequence[str]) -> str | None:
+    """The revision that the contents of an `alembic_version` mean, None if it is another program's."""
+    return stamped[0] if len(stamped) == 1 and stamped[0] in _FORMER_REVISIONS else None
+
+
+def difference(
+    connection: Connection, needed: str | None = None, line: Line | None = None
+) -> SchemaVersionError | None:
+    """The error that says how the database's revision differs from what is needed; None if it does not.
+
+    It is ours unless `line` says whose, and the newest one is needed.
+    """
+    line = line or packages.OWN
+    known = line.revisions()
+    needed = needed or (SCHEMA_REVISION if line is packages.OWN else known[-1] if known else BASE)
+    revision = read_revision(connection, line.package)
+    if revision is None and not _tables_there(connection, line):
+        return None if needed == BASE else SchemaVersionError("empty", None, needed, line.package)
     # Asked again: tables that another process has made between the two questions have come with their revision.
-    revision = revision or read_revision(connection)
+    revision = revision or read_revision(connection, line.package)
     if revision is None:
-        return SchemaVersionError("unversioned", None, needed)
+        return SchemaVersionError("unversioned", None, needed, line.package)
     if revision == needed:
         return None
-    # Revision ids begin with their number.
-    return SchemaVersionError("behind" if revision < needed else "ahead", revision, needed)
+    return SchemaVersionError("behind" if revision in known else "ahead", revision, needed, line.package)
+
+
+def first_difference(connection: Connection) -> SchemaVersionError | None:
+    """The same of all packages that are loaded: ours, or the first other one's."""
+    return next(filter(None, (difference(connection, line=line) for line in packages.lines())), None)
 
 
 def must_create(connection: Connection) -> bool:
@@ -64,22 +151,48 @@ def must_create(connection: Connection) -> bool:
 
     Creating the missing tables of an older schema would leave the old ones without their new columns.
     """
-    problem = difference(connection)
-    if problem is None:
-        return _own_tables(connection) < set(Base.metadata.tables)
-    if problem.state == "empty":
-        return True
-    raise problem
+    missing = False
+    for line in packages.lines():
+        problem = difference(connection, line=line)
+        if problem is not None and problem.state != "empty":
+            raise problem
+        missing = missing or problem is not None
+    return missing or not {*Base.metadata.tables} <= set(inspect(connection).get_table_names())
+
+
+def create(connection: Connection) -> None:
+    """Make the tables that are missing, of all packages that are loaded, and write down their revisions."""
+    Base.metadata.create_all(connection)
+    for line in packages.lines():
+        newest = SCHEMA_REVISION if line is packages.OWN else (line.revisions() or (None,))[-1]
+        if newest is not None:
+            stamp(connection, newest, line.package)
+
+
+def drop(connection: Connection) -> None:
+    """Drop the tables of all packages that are loaded, and what says at which revision they were."""
+    former = _former_revision(connection, set(inspect(connection).get_table_names()))
+    Base.metadata.drop_all(connection)
+    VERSION_TABLE.drop(connection, checkfirst=True)
+    if former is not None:
+        FORMER_TABLE.drop(connection)
 
 
 def not_ours(connection: Connection) -> list[str]:
     """The tables that are in no package that is loaded: another program's, or of a package that is not here."""
-    return sorted(set(inspect(connection).get_table_names()) - known_tables())
+    return sorted(set(inspect(connection).get_table_names()) - known_tables() - bookkeeping(connection))
 
 
 def known_tables() -> set[str]:
     """The names of our tables, whether they are there or not, those of other packages that are loaded among them."""
     return {*Base.metadata.tables, *OptionalBase.metadata.tables, VERSION_TABLE.name}
+
+
+def bookkeeping(connection: Connection) -> set[str]:
+    """The tables that hold revisions, ours alone: another program's are tables like any other."""
+    there = set(inspect(connection).get_table_names())
+    former = _former_revision(connection, there) is not None and VERSION_TABLE.name not in there
+    return {VERSION_TABLE.name, *([FORMER_TABLE.name] if former else ())}
 
 
 def lock_schema(connection: Connection, function: str = "pg_try_advisory_xact_lock") -> None:
@@ -120,5 +233,9 @@ def _lock_holder(connection: Connection) -> str:
     return f"process {holder.pid} ({holder.application_name})" if holder else "a process that has ended meanwhile"
 
 
-def _own_tables(connection: Connection) -> set[str]:
-    return set(inspect(connection).get_table_names()) & set(Base.metadata.tables)
+def _own_tables(there: set[str]) -> set[str]:
+    return there & {table.name for table in packages.OWN.tables()}
+
+
+def _tables_there(connection: Connection, line: Line) -> bool:
+    return not {table.name for table in line.tables()}.isdisjoint(inspect(connection).get_table_names())

@@ -14,18 +14,25 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from shared.db.commands.arguments import add_connection_arguments, exit_code
 from shared.db.errors import SchemaDriftError, SchemaVersionError, SharedDBError, UnknownRevisionError
+from shared.db.packages import OURS
 
 USAGE = 2
 
 _REVISION = "a revision, what it begins with (0002), head, or base for the empty schema"
+_PACKAGE = {
+    "default": None,
+    "metavar": "NAME",
+    "help": "of this package alone; without it head and base are those of all, and any other revision is of shared.db",
+}
 _AUDIT = {"action": "store_true", "default": False, "help": "with the optional audit log"}
 # name: (help, arguments)
 _COMMANDS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
-    "status": ("say at which revision the database and the code are, and what is pending", {}),
+    "status": ("say at which revision the database and the code are, and what is pending", {"--package": _PACKAGE}),
     "up": (
         "bring the database forward",
         {
             "revision": {"nargs": "?", "default": "head", "help": _REVISION},
+            "--package": _PACKAGE,
             "--audit": _AUDIT,
         },
     ),
@@ -33,20 +40,31 @@ _COMMANDS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
         "bring the database back",
         {
             "revision": {"help": _REVISION},
+            "--package": _PACKAGE,
             "--allow-data-loss": {"action": "store_true", "default": False, "help": "delete tables or columns"},
         },
     ),
-    "adopt": ("take over a database whose tables carry no revision, if they are what the code makes", {}),
-    "check": ("compare the live schema with the models, both ways", {}),
+    "adopt": (
+        "take over a database whose tables carry no revision, if they are what the code makes",
+        {"--package": _PACKAGE},
+    ),
+    "check": ("compare the live schema with the models, both ways", {"--package": _PACKAGE}),
     "sql": (
         "print the SQL for review; no database is needed",
         {
             "revision": {"nargs": "?", "default": "head", "help": _REVISION},
             "--from": {"dest": "start", "default": "base", "metavar": "REVISION", "help": "where to begin (base)"},
+            "--package": _PACKAGE,
             "--audit": _AUDIT,
         },
     ),
-    "new": ("write the next revision, to be filled in (in a checkout)", {"name": {"help": "such as run_heartbeat"}}),
+    "new": (
+        "write the next revision by comparing models and database (in a checkout), to be read and mended",
+        {
+            "message": {"help": "what it changes, such as 'stop price of orders'"},
+            "--package": {"default": OURS, "metavar": "NAME", "help": "whose (shared.db)"},
+        },
+    ),
 }
 
 

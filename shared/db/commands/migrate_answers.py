@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,10 +16,12 @@ from shared.db.commands.status import not_ours_told
 from shared.db.database import DatabaseFactory
 from shared.db.errors import SharedDBError
 from shared.db.migrations import runner
-from shared.db.migrations.revisions import BASE, new_revision
 from shared.db.migrations.runner import Change
+from shared.db.migrations.writing import new_revision
 from shared.db.operations.interruption import interruptible
 from shared.db.operations.sqlite_backup import empty_file_removed
+from shared.db.packages import OURS
+from shared.db.schema_version import BASE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +33,27 @@ class Answer:
     exit_code: int = EXIT_DONE
 
 
+def _chosen(options: argparse.Namespace) -> list[str]:
+    """The package that is asked for, or all that are loaded."""
+    return runner.packages_with_revisions() if options.package is None else [options.package]
+
+
+def _together(answers: Mapping[str, Answer]) -> Answer:
+    """One answer of several packages': ours stands by itself, the others' behind it by their names."""
+    package, first = next(iter(answers.items()))
+    if len(answers) == 1:
+        return first
+    text = "\n".join(f"{name}:\n{textwrap.indent(answer.text, '  ')}" for name, answer in answers.items())
+    found = {**first.found, "packages": {name: answer.found for name, answer in answers.items() if name != package}}
+    return Answer(text, found, max(answer.exit_code for answer in answers.values()))
+
+
 def _status(options: argparse.Namespace) -> Answer:
     with _database(options) as db:
-        status = runner.status(db)
+        return _together({package: _standing(runner.status(db, package)) for package in _chosen(options)})
+
+
+def _standing(status: runner.Status) -> Answer:
     lines = [
         f"database: {status.database_revision or 'no revision'} ({status.state})",
         f"code:     {status.code_revision}",
@@ -44,18 +65,39 @@ def _status(options: argparse.Namespace) -> Answer:
 
 def _up(options: argparse.Namespace) -> Answer:
     with _changing(options) as db:
-        return _changed(runner.upgrade(db, options.revision, audit=options.audit))
+        if options.package is None and options.revision == "head":
+            return _together(
+                {name: _changed(change) for name, change in runner.upgrade_all(db, audit=options.audit).items()}
+            )
+        package = options.package or OURS
+        return _changed(runner.upgrade(db, options.revision, package=package, audit=options.audit))
 
 
 def _down(options: argparse.Namespace) -> Answer:
     with _changing(options) as db:
-        return _changed(runner.downgrade(db, options.revision, allow_data_loss=options.allow_data_loss))
+        if options.package is None and options.revision == BASE:
+            changes = runner.downgrade_all(db, allow_data_loss=options.allow_data_loss)
+            return _together({name: _changed(changes[name]) for name in reversed(changes)})
+        package = options.package or OURS
+        return _changed(
+            runner.downgrade(db, options.revision, package=package, allow_data_loss=options.allow_data_loss)
+        )
 
 
 def _adopt(options: argparse.Namespace) -> Answer:
     with _changing(options) as db:
-        change = runner.adopt(db)
-        status = runner.status(db)
+        # What is not there yet has nothing to adopt: an upgrade makes it.
+        named = [
+            package
+            for package in _chosen(options)
+            if package in (options.package, OURS) or runner.status(db, package).state == "unversioned"
+        ]
+        return _together({package: _adopted(db, package) for package in named})
+
+
+def _adopted(db: DatabaseFactory, package: str) -> Answer:
+    change = runner.adopt(db, package)
+    status = runner.status(db, package)
     if change.before == change.after:
         return _changed(change)
     text = f"adopted at {change.after}"
@@ -66,7 +108,7 @@ def _adopt(options: argparse.Namespace) -> Answer:
 
 def _check(options: argparse.Namespace) -> Answer:
     with _database(options) as db:
-        differences, not_ours = runner.check(db), runner.not_ours(db)
+        differences, not_ours = runner.check(db, options.package), runner.not_ours(db)
     text = "\n".join(map(str, differences)) or "the schema is what the code says"
     if not_ours:
         text += f"\n{not_ours_told(not_ours)}"
@@ -78,16 +120,26 @@ def _sql(options: argparse.Namespace) -> Answer:
     settings = settings_from_arguments(options)
     # Host and user may be missing: nothing is connected to.
     sqlite = settings.is_sqlite if settings.database_url else settings.db_type == "sqlite"
-    script = runner.sql("sqlite" if sqlite else "postgresql", options.start, options.revision, audit=options.audit)
-    return Answer(script.rstrip(), {"sql": script})
+    everything = options.package is None and (options.start, options.revision) == (BASE, "head")
+    script = "\n\n".join(
+        runner.sql(
+            "sqlite" if sqlite else "postgresql", options.start, options.revision, package=package, audit=options.audit
+        ).rstrip()
+        for package in (_chosen(options) if everything else [options.package or OURS])
+    )
+    return Answer(script, {"sql": script})
 
 
 def _new(options: argparse.Namespace) -> Answer:
-    path = new_revision(options.name)
-    return Answer(
-        f"wrote {path}\nnow fill in upgrade() and downgrade(), and give it an entry in migrations/NOTES.md",
-        {"path": str(path)},
-    )
+    with _database(options) as db:
+        written = new_revision(db, options.message, options.package)
+    text = f"wrote {written.path}\nnow read upgrade() and downgrade(), and mend what is not meant so"
+    if options.package == OURS:
+        text += "; then give it an entry in migrations/NOTES.md"
+    if written.left:
+        text += "\nit leaves to you:\n" + "\n".join(f"  {difference}" for difference in written.left)
+    left = [difference.as_json() for difference in written.left]
+    return Answer(text, {"path": str(written.path), "left": left})
 
 
 def _changed(change: Change) -> Answer:

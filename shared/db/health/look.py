@@ -160,7 +160,7 @@ def _sections(settings: DatabaseSettings, timeout: float) -> Iterable[Section]:
 
 def _revision(connection: Connection, health: Health) -> Health:
     health = replace(health, revision=schema_version.read_revision(connection))
-    problem = schema_version.difference(connection)
+    problem = schema_version.first_difference(connection)
     return health if problem is None else health.with_problem(str(problem))
 
 

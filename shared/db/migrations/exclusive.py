@@ -11,7 +11,7 @@ from sqlalchemy import Connection, inspect, text
 
 from shared.db.database import DatabaseFactory
 from shared.db.errors import MigrationError
-from shared.db.schema_version import VERSION_TABLE, lock_schema
+from shared.db.schema_version import bookkeeping, lock_schema
 
 
 @contextmanager
@@ -88,10 +88,11 @@ def _without_foreign_keys(connection: Connection) -> Iterator[None]:
 
 def _row_counts(connection: Connection) -> dict[str, int]:
     quoted = connection.dialect.identifier_preparer.quote
+    ignored = bookkeeping(connection)
     return {
         table: connection.execute(text(f"SELECT count(*) FROM {quoted(table)}")).scalar_one()
         for table in inspect(connection).get_table_names()
-        if table != VERSION_TABLE.name
+        if table not in ignored
     }
 
 

@@ -1,40 +1,54 @@
-"""The chain of revisions, from the empty schema to the code's own, and Alembic, which runs them."""
+"""A package's line of revisions, from the empty schema to the code's own, and Alembic, by which they are run."""
 
 from __future__ import annotations
 
 import io
 import re
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, create_engine
+from sqlalchemy.schema import CreateTable
 
+from shared.db import packages
 from shared.db.errors import MigrationError, MissingExtraError, UnknownRevisionError
+from shared.db.packages import Line
+from shared.db.schema_version import BASE, VERSION_TABLE, stamping, take_over
 
 try:
-    from alembic import command
     from alembic.config import Config
+    from alembic.operations import Operations
+    from alembic.runtime.environment import EnvironmentContext
+    from alembic.runtime.migration import MigrationContext
     from alembic.script import ScriptDirectory
+    from alembic.util import CommandError
 except ModuleNotFoundError as error:
     raise MissingExtraError("Alembic", "migrations") from error
 
-# The empty schema, before the first revision.
-BASE = "base"
-_LOCATION = "shared.db:migrations"
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,26}")
 # What a step only asks, what a trigger does (as a comment), and the transaction around it, which is written here.
 _COMMENTS = re.compile(r"(\s*--[^\n]*(\n|$))*\s*")
 _NOT_RECORDED = ("select", "pragma", "begin", "commit")
 
 
 class Revisions:
-    """The revisions in order, oldest first. `names[0]` is "base"; a position is an index into `names`."""
+    """The revisions of one package in order, oldest first: ours unless `line` says whose.
 
-    def __init__(self) -> None:
-        directory = ScriptDirectory.from_config(_config(None))
-        self._scripts = list(reversed(list(directory.walk_revisions())))
-        self.names = (BASE, *(script.revision for script in self._scripts))
+    `names[0]` is "base"; a position is an index into `names`. Raises `MigrationError` for files that are no line.
+    """
+
+    def __init__(self, line: Line | None = None) -> None:
+        self.line = line or packages.OWN
+        self.names = (BASE, *self.line.revisions())
+        # Alembic's own template and settings are ours, whoever's the revisions are.
+        home = Path(__file__).parent
+        self.directory = ScriptDirectory(str(home), version_locations=[str(self.line.folder)], file_template="%(rev)s")
+        try:
+            self._scripts = [self.directory.get_revision(name) for name in self.names[1:]]
+        except CommandError as error:
+            raise MigrationError(f"the revisions of {self.line.package} cannot be read: {error}") from error
 
     @property
     def head(self) -> str:
@@ -54,30 +68,53 @@ class Revisions:
 
     def drops(self, start: int, target: int) -> list[str]:
         """The tables and columns that going back from `start` to `target` deletes."""
-        return [name for script in reversed(self._scripts[target:start]) for name in script.module.drops]
+        modules = (script.module for script in reversed(self._scripts[target:start]))
+        return [name for module in modules for name in getattr(module, "drops", ())]
 
-    def upgrade(self, connection: Connection, target: int, *, audit: bool = False) -> None:
-        """Run the steps up to `target`, the optional audit log's too if asked for.
+    def move(self, connection: Connection, start: int, target: int, *, audit: bool = False) -> None:
+        """Run the steps from `start` to `target`, forward or back, the optional audit log's too if asked for.
 
         Commits each step, unless a transaction is already open.
         """
-        command.upgrade(_config(connection, audit), self.names[target])
-
-    def downgrade(self, connection: Connection, target: int) -> None:
-        """Undo the steps down to `target`."""
-        command.downgrade(_config(connection), self.names[target])
+        with nullcontext() if connection.in_transaction() else connection.begin():
+            take_over(connection)
+        with self._context(audit, connection=connection) as context:
+            if connection.in_transaction():
+                # The caller's own transaction is around everything: a revision's autocommit block must not end it.
+                context.autocommit_block = nullcontext  # type: ignore[assignment] # a context manager too
+            self._run(context, start, target)
 
     def sql(self, dialect: str, start: int, target: int, lock_timeout: float, *, audit: bool = False) -> str:
         """The SQL of those steps, forward or backward."""
         if dialect == "sqlite":
             return self._recorded(start, target, audit)
-        config = _config(None, audit)
-        config.output_buffer = io.StringIO()
-        print(f"SET lock_timeout = '{lock_timeout:g}s';\n", file=config.output_buffer)
-        run = command.upgrade if target > start else command.downgrade
-        if target != start:
-            run(config, f"{self.names[start]}:{self.names[target]}", sql=True)
-        return config.output_buffer.getvalue()
+        written = io.StringIO()
+        print(f"SET lock_timeout = '{lock_timeout:g}s';\n", file=written)
+        how: dict[str, Any] = {"dialect_name": dialect, "dialect_opts": {"paramstyle": "named"}, "literal_binds": True}
+        with self._context(audit, as_sql=True, output_buffer=written, **how) as context:
+            if target != start:
+                context.execute(CreateTable(VERSION_TABLE, if_not_exists=True))
+            self._run(context, start, target)
+        return written.getvalue()
+
+    def _run(self, context: MigrationContext, start: int, target: int) -> None:
+        forward = target > start
+        steps = range(start + 1, target + 1) if forward else range(start, target, -1)
+        for position in steps:
+            module = self._scripts[position - 1].module
+            after = position if forward else position - 1
+            with context.begin_transaction(), Operations.context(context):
+                (module.upgrade if forward else module.downgrade)()
+                for statement in stamping(self.line.package, self.names[after] if after else None):
+                    context.execute(statement)
+
+    @contextmanager
+    def _context(self, audit: bool, **how: Any) -> Iterator[MigrationContext]:
+        config = Config(stdout=io.StringIO())
+        config.attributes["audit"] = audit
+        with EnvironmentContext(config, self.directory, as_sql=how.pop("as_sql", False)) as environment:
+            environment.configure(**how)
+            yield environment.get_context()
 
     def _recorded(self, start: int, target: int, audit: bool) -> str:
         # What is really run, since Alembic cannot write down how it rebuilds a table that it has not seen.
@@ -87,13 +124,11 @@ class Revisions:
             with engine.begin() as connection:
                 driver: Any = connection.connection.dbapi_connection
                 assert isinstance(driver, sqlite3.Connection)
-                if start:
-                    self.upgrade(connection, start)
+                build(connection, self, start)
                 driver.set_trace_callback(statements.append)
-                if target > start:
-                    self.upgrade(connection, target, audit=audit)
-                else:
-                    self.downgrade(connection, target)
+                if target != start:
+                    connection.execute(CreateTable(VERSION_TABLE, if_not_exists=True))
+                self.move(connection, start, target, audit=audit)
         finally:
             engine.dispose()
         return "\n\n".join(
@@ -109,36 +144,16 @@ class Revisions:
         )
 
 
-def new_revision(name: str) -> Path:
-    """Write the next revision, to be filled in, and make it the one that this code needs; the path of its file.
-
-    For a checkout of shared.db. Raises `MigrationError` for a name that is not lower-case letters, digits and
-    underscores, and in an installed package.
-    """
-    if not _NAME.fullmatch(name):
-        raise MigrationError(f"{name!r} is not a name for a revision; use up to 27 of a-z, 0-9 and _")
-    package = Path(__file__).parent.parent
-    constant = package / "schema_version.py"
-    if not (package / "pyproject.toml").exists():
-        raise MigrationError("revisions are written in a checkout of shared.db, not in an installed package")
-    revisions = Revisions()
-    revision = f"{len(revisions.names):04}_{name}"
-    config = _config(None)
-    config.set_main_option("file_template", "%%(rev)s")
-    script = command.revision(config, message=name.replace("_", " "), rev_id=revision)
-    source = constant.read_text(encoding="utf-8")
-    constant.write_text(source.replace(f'"{revisions.head}"', f'"{revision}"'), encoding="utf-8")
-    return Path(script.path)  # type: ignore[union-attr] # one script, since one was asked for
+def build(connection: Connection, revisions: Revisions, target: int) -> None:
+    """Make the tables of a line up to `target` in an empty schema, and before them those that they hang on."""
+    for line in packages.lines():
+        if line.package == revisions.line.package:
+            break
+        before = Revisions(line)
+        before.move(connection, 0, len(before.names) - 1)
+    revisions.move(connection, 0, target)
 
 
 def _is_step(statement: str) -> bool:
     bare = _COMMENTS.sub("", statement, count=1).lower()
     return bool(bare) and not bare.startswith(_NOT_RECORDED)
-
-
-def _config(connection: Connection | None, audit: bool = False) -> Config:
-    config = Config(stdout=io.StringIO())
-    config.set_main_option("script_location", _LOCATION)
-    config.attributes["connection"] = connection
-    config.attributes["audit"] = audit
-    return config

@@ -16,7 +16,7 @@ from functools import partial
 from sqlalchemy import Connection, inspect
 from sqlalchemy.orm import Session
 
-from shared.db import audit, schema_version
+from shared.db import audit, packages, schema_version
 from shared.db.database import DatabaseFactory
 from shared.db.errors import (
     DatabaseLockedError,
@@ -30,8 +30,9 @@ from shared.db.migrations import catalog
 from shared.db.migrations.catalog import Difference
 from shared.db.migrations.catalog.entry import ROW_SECURITY
 from shared.db.migrations.exclusive import exclusive_connection, lock_holders
-from shared.db.migrations.revisions import BASE, Revisions
-from shared.db.models import AuditLog, Base, OptionalBase
+from shared.db.migrations.revisions import Revisions, build
+from shared.db.models import AuditLog, Base
+from shared.db.schema_version import BASE
 from shared.db.tenancy import row_security
 
 _log = logging.getLogger(__name__)
@@ -61,42 +62,49 @@ class Change:
     after: str
 
 
-def status(db: DatabaseFactory) -> Status:
-    """Where the database stands. Takes no lock."""
-    revisions = Revisions()
+def status(db: DatabaseFactory, package: str = packages.OURS) -> Status:
+    """Where the database stands with a package's tables. Takes no lock."""
+    revisions = Revisions(packages.line_of(package))
     try:
         with _reading(db) as connection:
-            problem = schema_version.difference(connection, revisions.head)
-    except SchemaVersionError as error:
-        problem = error
+            problem = _difference(connection, revisions)
+    except SchemaVersionError:
+        problem = SchemaVersionError("empty", None, revisions.head, package)
     if problem is None:
-        return Status("current", revisions.head, revisions.head, ())
+        return Status("current", None if revisions.head == BASE else revisions.head, revisions.head, ())
     pending: tuple[str, ...] = ()
     if problem.state in ("empty", "behind"):
         pending = revisions.names[revisions.position(problem.database_revision or BASE) + 1 :]
     return Status(problem.state, problem.database_revision, revisions.head, pending)
 
 
+def packages_with_revisions() -> list[str]:
+    """The packages that have revisions and whose tables are loaded: ours first, each after those that it hangs on."""
+    return [line.package for line in packages.lines()]
+
+
 def upgrade(
     db: DatabaseFactory,
     revision: str = "head",
     *,
+    package: str = packages.OURS,
     audit: bool = False,
     lock_timeout: float = LOCK_TIMEOUT,
     attempts: int = ATTEMPTS,
 ) -> Change:
-    """Bring the database forward to `revision`; nothing happens if it is there. Any number of processes may call it.
+    """Bring a package's tables forward to `revision`; nothing happens if they are there. Any number of processes may.
 
-    With `audit=True` it has an audit log afterwards, wherever it stood.
+    With `audit=True` the database has an audit log afterwards, wherever it stood.
 
     On SQLite all steps are one transaction; on PostgreSQL each is one of its own, which waits at most
     `lock_timeout` seconds for a table and is tried `attempts` times. Row-level security, where it is enabled, is
     extended to what is new.
 
-    Raises `SchemaVersionError` for a database that is newer than the code or carries no revision,
-    `UnknownRevisionError`, and `MigrationError` when the database is past `revision` or stays locked.
+    Raises `SchemaVersionError` for a database that is newer than the code or carries no revision, and for one in which
+    tables that the package's hang on are not at their newest revision; `UnknownRevisionError`; and `MigrationError`
+    when the database is past `revision` or stays locked.
     """
-    revisions = Revisions()
+    revisions = Revisions(packages.line_of(package))
     target = revisions.position(revision)
 
     def step(connection: Connection, start: int) -> None:
@@ -104,7 +112,9 @@ def upgrade(
             raise MigrationError(
                 f"the database is at {revisions.names[start]}, past {revisions.names[target]}; use down to go back"
             )
-        revisions.upgrade(connection, target, audit=audit)
+        with _transaction(connection):
+            _require_what_it_hangs_on(connection, package)
+        revisions.move(connection, start, target, audit=audit)
 
     change = _move(db, revisions, target, step, lock_timeout, attempts)
     if change.before != change.after == revisions.head and db.row_security_status().problems:
@@ -115,20 +125,33 @@ def upgrade(
     return change
 
 
+def upgrade_all(db: DatabaseFactory, *, audit: bool = False) -> dict[str, Change]:
+    """Bring the tables of every package that is loaded to their newest revision; what was done, by package.
+
+    Those that others hang on come first. Raises what `upgrade` does; what was done before stays.
+    """
+    return {
+        package: upgrade(db, package=package, audit=audit and package == packages.OURS)
+        for package in packages_with_revisions()
+    }
+
+
 def downgrade(
     db: DatabaseFactory,
     revision: str,
     *,
+    package: str = packages.OURS,
     allow_data_loss: bool = False,
     lock_timeout: float = LOCK_TIMEOUT,
     attempts: int = ATTEMPTS,
 ) -> Change:
-    """Bring the database back to `revision` ("base": no tables); nothing happens if it is there.
+    """Bring a package's tables back to `revision` ("base": no tables); nothing happens if they are there.
 
     Raises `DataLossError`, before anything is changed, if a step deletes tables or columns and
-    `allow_data_loss` is not given; otherwise as `upgrade`.
+    `allow_data_loss` is not given, and `MigrationError` if other packages' tables would hang on nothing; otherwise as
+    `upgrade`.
     """
-    revisions = Revisions()
+    revisions = Revisions(packages.line_of(package))
     target = revisions.position(revision)
 
     def step(connection: Connection, start: int) -> None:
@@ -137,17 +160,30 @@ def downgrade(
                 f"the database is at {revisions.names[start]}, before {revisions.names[target]}; use up to go forward"
             )
         with _transaction(connection):
+            if not target:
+                _refuse_what_hangs_on_it(connection, package)
             there = set(inspect(connection).get_table_names())
         losses = [name for name in revisions.drops(start, target) if name.partition(".")[0] in there]
         if losses and not allow_data_loss:
             raise DataLossError(losses)
-        revisions.downgrade(connection, target)
+        revisions.move(connection, start, target)
 
     return _move(db, revisions, target, step, lock_timeout, attempts)
 
 
-def adopt(db: DatabaseFactory) -> Change:
-    """Write down the revision of a database whose tables carry none, after comparing them with the code's.
+def downgrade_all(db: DatabaseFactory, *, allow_data_loss: bool = False) -> dict[str, Change]:
+    """Remove the tables of every package that is loaded, those that hang on others first; what was done, by package.
+
+    Raises what `downgrade` does; what was done before stays.
+    """
+    return {
+        package: downgrade(db, BASE, package=package, allow_data_loss=allow_data_loss)
+        for package in reversed(packages_with_revisions())
+    }
+
+
+def adopt(db: DatabaseFactory, package: str = packages.OURS) -> Change:
+    """Write down the revision of tables that carry none, after comparing them with the code's.
 
     The newest revision that makes exactly these tables is taken; an upgrade goes on from there. Nothing happens if
     the database carries the newest one already.
@@ -155,52 +191,59 @@ def adopt(db: DatabaseFactory) -> Change:
     Raises `SchemaDriftError`, which lists how the schema differs from the models, if no revision fits, and
     `SchemaVersionError` for a database that is empty, behind or ahead.
     """
-    revisions = Revisions()
+    revisions = Revisions(packages.line_of(package))
     with exclusive_connection(db, LOCK_TIMEOUT) as connection, _transaction(connection):
-        problem = schema_version.difference(connection, revisions.head)
+        schema_version.take_over(connection)
+        problem = _difference(connection, revisions)
         if problem is None:
             return Change(revisions.head, revisions.head)
         if problem.state != "unversioned":
             raise problem
-        # Policies and optional tables are no revision's work.
+        tables = {table.name for table in revisions.line.tables()}
+        # Policies are no revision's work.
         found = {
             entry: text
-            for entry, text in catalog.read(connection).items()
-            if entry.kind not in ROW_SECURITY and entry.table not in OptionalBase.metadata.tables
+            for entry, text in catalog.only(catalog.read(connection), tables).items()
+            if entry.kind not in ROW_SECURITY
         }
         for position in range(len(revisions.names) - 1, 0, -1):
-            expected = catalog.built_by(connection, partial(revisions.upgrade, target=position))
+            expected = catalog.only(
+                catalog.built_by(connection, partial(build, revisions=revisions, target=position)), tables
+            )
             if not catalog.compare(expected, found):
-                schema_version.stamp(connection, revisions.names[position])
+                schema_version.stamp(connection, revisions.names[position], package)
                 return Change(BASE, revisions.names[position])
-        raise SchemaDriftError(catalog.compare(catalog.built_by(connection, _create_all), found))
+        raise SchemaDriftError(catalog.compare(catalog.only(catalog.built_by(connection, _create_all), tables), found))
 
 
-def check(db: DatabaseFactory) -> list[Difference]:
+def check(db: DatabaseFactory, package: str | None = None) -> list[Difference]:
     """Every difference between our tables as they are and the models, in both directions; none is an empty list.
 
     Tables, columns with types and defaults, constraints, indexes, triggers, and, where row-level security has been
-    enabled, policies. Changes nothing. Raises
+    enabled, policies; of all packages that are loaded, or of one. Changes nothing. Raises
     `SchemaVersionError` for a database that is empty, behind or ahead: its differences are the pending revisions.
     """
+    lines = packages.lines() if package is None else [packages.line_of(package)]
+    known = schema_version.known_tables() if package is None else {table.name for table in lines[0].tables()}
     # On PostgreSQL the expected schema is built for comparison and rolled back, which a read-only one cannot do.
     with _reading(db, read_only=db.settings.is_sqlite) as connection:
-        problem = schema_version.difference(connection, Revisions().head)
-        if problem is not None and problem.state != "unversioned":
-            raise problem
-        known = schema_version.known_tables()
-        found = {entry: text for entry, text in catalog.read(connection).items() if entry.table in known}
+        for line in lines:
+            problem = _difference(connection, Revisions(line))
+            if problem is not None and problem.state != "unversioned":
+                raise problem
+        found = catalog.read(connection)
         audited = any(entry.table == AuditLog.__tablename__ for entry in found)
         secured = any(entry.kind == "policy" and entry.name == row_security.POLICY_NAME for entry in found)
 
-        def build(scratch: Connection) -> None:
+        def build_expected(scratch: Connection) -> None:
             _create_all(scratch)
             if audited:
                 audit.create(scratch)
             if secured:
                 row_security.enable(scratch, db.settings.tenant_role)
 
-        return catalog.compare(catalog.built_by(connection, build), found)
+        expected = catalog.built_by(connection, build_expected)
+        return catalog.compare(catalog.only(expected, known), catalog.only(found, known))
 
 
 def not_ours(db: DatabaseFactory) -> list[str]:
@@ -209,13 +252,20 @@ def not_ours(db: DatabaseFactory) -> list[str]:
         return schema_version.not_ours(connection)
 
 
-def sql(dialect: str, start: str = BASE, revision: str = "head", *, audit: bool = False) -> str:
-    """The SQL that brings a database ("sqlite" or "postgresql") from `start` to `revision`, for review.
+def sql(
+    dialect: str,
+    start: str = BASE,
+    revision: str = "head",
+    *,
+    package: str = packages.OURS,
+    audit: bool = False,
+) -> str:
+    """The SQL that brings a package's tables ("sqlite" or "postgresql") from `start` to `revision`, for review.
 
     Backward if `revision` is the older one; with `audit=True` the audit log's table is among it. No database is
     needed. Steps that read rows and decide by them are written as for empty tables.
     """
-    revisions = Revisions()
+    revisions = Revisions(packages.line_of(package))
     return revisions.sql(dialect, revisions.position(start), revisions.position(revision), LOCK_TIMEOUT, audit=audit)
 
 
@@ -230,8 +280,9 @@ def _move(
     _ = db.engine  # makes the file where there is none
     with _reading(db) as connection:
         before = _position(connection, revisions)
+        settled = schema_version.has_own_table(connection)
     attempt = 0
-    while before != target:
+    while before != target or not settled:
         attempt += 1
         try:
             with exclusive_connection(db, lock_timeout) as connection:
@@ -240,7 +291,11 @@ def _move(
                     start = _position(connection, revisions)
                 if attempt == 1:
                     before = start
-                step(connection, start)
+                if start == target:
+                    with _transaction(connection):
+                        schema_version.take_over(connection)
+                else:
+                    step(connection, start)
             break
         except DatabaseLockedError as error:
             if attempt >= attempts:
@@ -255,16 +310,38 @@ def _move(
     return Change(revisions.names[before], revisions.names[target])
 
 
+def _difference(connection: Connection, revisions: Revisions) -> SchemaVersionError | None:
+    return schema_version.difference(connection, revisions.head, revisions.line)
+
+
 def _position(connection: Connection, revisions: Revisions) -> int:
-    problem = schema_version.difference(connection, revisions.head)
+    problem = _difference(connection, revisions)
     if problem is None:
         return len(revisions.names) - 1
     if problem.state in ("unversioned", "ahead"):
         raise problem
-    name = problem.database_revision or BASE
-    if name not in revisions.names:
-        raise SchemaVersionError("ahead", name, revisions.head)
-    return revisions.names.index(name)
+    return revisions.names.index(problem.database_revision or BASE)
+
+
+def _require_what_it_hangs_on(connection: Connection, package: str) -> None:
+    """Other packages' tables are made on top of the newest ones that they name."""
+    for line in packages.lines():
+        if line.package == package:
+            return
+        problem = _difference(connection, Revisions(line))
+        if problem is not None:
+            raise problem
+
+
+def _refuse_what_hangs_on_it(connection: Connection, package: str) -> None:
+    order = packages_with_revisions()
+    before = order[: order.index(package) + 1]
+    hanging = sorted(set(schema_version.read_revisions(connection)) - set(before))
+    if hanging:
+        raise MigrationError(
+            f"the tables of {', '.join(hanging)} may hang on those of {package}; load these packages (--models), and "
+            "bring all back: python -m shared.db migrate down base"
+        )
 
 
 def _create_all(scratch: Connection) -> None:

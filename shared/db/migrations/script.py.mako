@@ -18,12 +18,12 @@ branch_labels = None
 depends_on = None
 
 # Tables, and columns as "table.column", whose contents downgrade() deletes.
-drops: tuple[str, ...] = ()
+drops: tuple[str, ...] = ${repr(drops)}
 
 
 def upgrade() -> None:
-    ${upgrades if upgrades else "raise NotImplementedError"}
+    ${upgrades}
 
 
 def downgrade() -> None:
-    ${downgrades if downgrades else "raise NotImplementedError"}
+    ${downgrades}

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 
 from sqlalchemy import Connection, inspect, text
 
-from shared.db.schema_version import VERSION_TABLE
+from shared.db.schema_version import bookkeeping
 
 
 def row_counts(connection: Connection, tables: Iterable[str] | None = None) -> dict[str, int]:
-    """The number of rows of every table, or of these, by name; not of the one that holds the revision."""
+    """The number of rows of every table, or of these, by name; not of the one that holds the revisions."""
     return {
         table: _scalar(connection, f"SELECT count(*) FROM {_quoted(connection, table)}")
         for table in (_all(connection) if tables is None else tables)
@@ -18,7 +18,7 @@ def row_counts(connection: Connection, tables: Iterable[str] | None = None) -> d
 
 
 def tables_with_rows(connection: Connection) -> list[str]:
-    """The names of the tables that are not empty, but for the one that holds the revision."""
+    """The names of the tables that are not empty, but for the one that holds the revisions."""
     return [
         table
         for table in _all(connection)
@@ -29,7 +29,7 @@ def tables_with_rows(connection: Connection) -> list[str]:
 
 
 def _all(connection: Connection) -> list[str]:
-    return sorted(set(inspect(connection).get_table_names()) - {VERSION_TABLE.name})
+    return sorted(set(inspect(connection).get_table_names()) - bookkeeping(connection))
 
 
 def _quoted(connection: Connection, table: str) -> str:

@@ -116,7 +116,7 @@ def _copy_database(
             raise CopyError(f"the copy differs from its source and was undone: {'; '.join(found[:_SHOWN])}{more}")
         if target.dialect.name == "postgresql":
             _number_on(target, tables)
-            if source.dialect.name == "postgresql" and row_security.is_installed(source):
+            if source.dialect.name == "postgresql" and row_security.policed_tables(source):
                 row_security.enable(target, target_db.settings.tenant_role)
     if not target_db.settings.is_memory:
         target_db.close()  # whether there are policies and an audit log is found out anew
@@ -177,8 +177,7 @@ def _tables(source: Connection) -> list[Table]:
 def _prepare(target: Connection, tables: list[Table]) -> None:
     """Make what is missing of the schema in the target, and refuse one with rows."""
     if schema_version.must_create(target):
-        Base.metadata.create_all(target)
-        schema_version.stamp(target, schema_version.SCHEMA_REVISION)
+        schema_version.create(target)
     if any(table is AuditLog.__table__ for table in tables):
         audit.create(target)
     ours = {*Base.metadata.tables, *OptionalBase.metadata.tables}

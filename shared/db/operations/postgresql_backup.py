@@ -28,7 +28,8 @@ from shared.db.operations.contents import row_counts, tables_with_rows
 from shared.db.operations.interruption import check, finishing
 from shared.db.operations.postgresql_tools import Tools, address, output_of, run, tools_for
 from shared.db.operations.sqlite_backup import WatchShare, refuse_rows
-from shared.db.schema_version import VERSION_TABLE
+from shared.db.packages import OURS
+from shared.db.schema_version import FORMER_TABLE, VERSION_TABLE, bookkeeping, formerly_ours
 from shared.db.tenancy import row_security
 
 MAGIC = b"PGDMP"
@@ -50,11 +51,12 @@ _GRANT = re.compile(r"^(?:GRANT .* TO|REVOKE .* FROM) (.+?)( WITH GRANT OPTION)?
 
 @dataclass
 class Archive:
-    """A verified archive: `rows` by table, and the revision of its schema."""
+    """A verified archive: its tables, the rows of all but what holds revisions, and the revision of our schema."""
 
     path: Path
     tools: Tools
     schema: str
+    tables: frozenset[str]
     rows: Mapping[str, int]
     revision: str | None
 
@@ -120,7 +122,7 @@ def back_up(db: DatabaseFactory, part: Path, pg_bin: str | Path | None, watch: W
 def read_archive(path: Path, tools: Tools, watch: Any = lambda rows: None) -> Archive:
     """What the archive holds, after reading all of it. Raises `InputError` for one that is damaged or cut short."""
     rows: dict[str, int] = {}
-    revision = None
+    stamped: dict[str, list[str]] = {VERSION_TABLE.name: [], FORMER_TABLE.name: []}
     try:
         with output_of(tools.restore, "--list", str(path)) as lines:
             listed = _TABLE_DATA.findall(lines.read().decode())
@@ -129,9 +131,8 @@ def read_archive(path: Path, tools: Tools, watch: Any = lambda rows: None) -> Ar
             for part in _parts(lines):
                 if isinstance(part, str):
                     continue
-                if part.table == VERSION_TABLE.name:
-                    revision = part.read().decode().strip() or None
-                    continue
+                if part.table in stamped:
+                    stamped[part.table] = part.read().decode().split()
                 while part.read():
                     watch(seen + part.count)
                 part.raise_failure()
@@ -140,9 +141,17 @@ def read_archive(path: Path, tools: Tools, watch: Any = lambda rows: None) -> Ar
     except BackupError as error:
         raise InputError(f"{path} is damaged or no archive of pg_dump ({error}); use another backup") from error
     schemas = {schema for schema, _ in listed}
-    if {table for _, table in listed} - {VERSION_TABLE.name} != set(rows) or len(schemas) > 1:
+    if {table for _, table in listed} != set(rows) or len(schemas) > 1:
         raise InputError(f"{path} does not hold what it lists; use another backup")
-    return Archive(path, tools, schemas.pop() if schemas else "", rows, revision)
+    tables = frozenset(rows)
+    if rows.pop(VERSION_TABLE.name, None) is not None:
+        words = stamped[VERSION_TABLE.name]
+        revision = dict(zip(words[::2], words[1::2], strict=True)).get(OURS)
+    else:
+        revision = formerly_ours(stamped[FORMER_TABLE.name])
+        if revision is not None:
+            del rows[FORMER_TABLE.name]
+    return Archive(path, tools, schemas.pop() if schemas else "", tables, rows, revision)
 
 
 def restore(db: DatabaseFactory, archive: Archive, force: bool, watch: WatchShare, done_state: str) -> Restored:
@@ -204,7 +213,7 @@ def _clear_the_way(connection: Connection, archive: Archive, force: bool) -> Non
         )
     connection.execute(text("SELECT set_config('lock_timeout', :limit, true)"), {"limit": f"{_LOCK_TIMEOUT_MS}ms"})
     connection.exec_driver_sql("SET LOCAL row_security = off")
-    known = {*Base.metadata.tables, *OptionalBase.metadata.tables, VERSION_TABLE.name, *archive.rows}
+    known = {*Base.metadata.tables, *OptionalBase.metadata.tables, *bookkeeping(connection), *archive.tables}
     quote = connection.dialect.identifier_preparer.quote
     there = [table for table in inspect(connection).get_table_names() if table in known]
     if there:
@@ -213,7 +222,7 @@ def _clear_the_way(connection: Connection, archive: Archive, force: bool) -> Non
         refuse_rows([table for table in tables_with_rows(connection) if table in known])
     # What the archive has is dropped by its own script; what came later, or was never backed up, here.
     for table in there:
-        if table not in archive.rows and table != VERSION_TABLE.name:
+        if table not in archive.tables:
             connection.exec_driver_sql(f"DROP TABLE {quote(table)}")
 
 

@@ -15,7 +15,10 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from sqlalchemy import create_engine
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import StaticPool
 
 from shared.db import audit, database_file, forking
 from shared.db.database import DatabaseFactory
@@ -30,7 +33,7 @@ from shared.db.errors import (
 )
 from shared.db.operations.contents import row_counts, tables_with_rows
 from shared.db.operations.interruption import came, check, finishing
-from shared.db.schema_version import VERSION_TABLE
+from shared.db.schema_version import read_revision
 from shared.db.settings import DatabaseSettings
 
 MAGIC = b"SQLite format 3\0"
@@ -86,10 +89,9 @@ def verified(path: Path) -> FileContents:
                 problems = [
                     f"a row of {row[0]} names no row of {row[2]}" for row in file.execute("PRAGMA foreign_key_check")
                 ]
-                tables = [row[0] for row in file.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
                 if not problems:
-                    return _contents(file, tables)
-    except sqlite3.DatabaseError as error:
+                    return _contents(file)
+    except (sqlite3.DatabaseError, DBAPIError) as error:
         check()
         raise InputError(f"{path} is damaged or no SQLite database ({error}); use another backup") from error
     raise InputError(f"{path} is damaged ({'; '.join(problems[:_SHOWN_PROBLEMS])}); use another backup")
@@ -198,16 +200,10 @@ def named_errors() -> Iterator[None]:
         raise failure from error
 
 
-def _contents(file: sqlite3.Connection, tables: list[str]) -> FileContents:
-    revision = None
-    if VERSION_TABLE.name in tables:
-        (revision,) = file.execute(f"SELECT max(version_num) FROM {VERSION_TABLE.name}").fetchone()
-    rows = {}
-    for table in sorted(tables):
-        if table != VERSION_TABLE.name and not table.startswith("sqlite_"):
-            quoted = table.replace('"', '""')
-            (rows[table],) = file.execute(f'SELECT count(*) FROM "{quoted}"').fetchone()
-    return FileContents(revision, rows)
+def _contents(file: sqlite3.Connection) -> FileContents:
+    engine = create_engine("sqlite://", creator=lambda: file, poolclass=StaticPool)
+    with engine.connect() as connection:
+        return FileContents(read_revision(connection), row_counts(connection))
 
 
 def _progress(watch: WatchShare, once_locked: Callable[[], None] | None = None) -> Callable[[int, int, int], None]:

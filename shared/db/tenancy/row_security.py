@@ -8,6 +8,7 @@ sees all rows, which keeps plain sessions and dumps whole (under FORCE an owner'
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import closing
@@ -17,13 +18,17 @@ from typing import Any, Final
 
 import psycopg2.errors
 from sqlalchemy import Connection, inspect, text
+from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 
 from shared.db.driver_errors import named_errors
 from shared.db.errors import HOW_TO_DELETE, DatabaseLockedError, RowSecurityError, TenantViolation
-from shared.db.models import Base, OptionalBase
+from shared.db.models import Base
 from shared.db.tables import OWNERSHIP, Ownership, Reference, primary_key
+
+_PREPARER = PGDialect().identifier_preparer  # type: ignore[no-untyped-call] # SQLAlchemy gives it no types
+_log = logging.getLogger(__name__)
 
 POLICY_NAME: Final = "shared_db_own_rows"
 PRIVILEGES: Final = ("SELECT", "INSERT", "UPDATE", "DELETE")
@@ -33,6 +38,8 @@ ADOPTED: Final = "shared_db_user_id"
 """Where a connection's `info` has the user for whom it adopted the role, until it goes back to the pool."""
 # Where an engine's dialect has the name of the tables' schema, quoted: it is asked for once.
 _SCHEMA = "shared_db_schema"
+# Where it has the tables that the log named as being without a policy.
+_TOLD = "shared_db_told_without_policy"
 # How long the tables of a busy fleet are waited for, and how long others may have to wait meanwhile (seconds).
 _PATIENCE = 30.0
 _TURN = 0.2
@@ -47,12 +54,19 @@ class Policy:
 
 
 def expected_policies(connection: Connection) -> Mapping[str, Policy]:
-    """The policy of every table that holds users' rows, by table name. Optional tables count where they are there."""
-    return {
-        model.__tablename__: Policy(_own(model.__tablename__, entry), _may_write(model, entry))
-        for model, entry in OWNERSHIP.items()
-        if entry is not None and has_table(connection, model)
-    }
+    """The policy of every table that holds users' rows, by table name. Tables count where they are there."""
+    found = {}
+    for model in declared_tables(connection):
+        entry = OWNERSHIP[model]
+        if entry is not None:
+            found[model.__tablename__] = Policy(_own(model.__tablename__, entry), _may_write(model, entry))
+    return found
+
+
+def declared_tables(connection: Connection) -> list[type[Any]]:
+    """The declared classes whose tables are there: a package's own may not be made yet, or never in this database."""
+    there = set(inspect(connection).get_table_names())
+    return [model for model in OWNERSHIP if model.__tablename__ in there]
 
 
 def enable(connection: Connection, role: str) -> None:
@@ -65,16 +79,19 @@ def enable(connection: Connection, role: str) -> None:
     _require_subject(connection, role)
     quoted = _quoted(role)
     expected = expected_policies(connection)
-    _lock(connection, expected)
-    for model in OWNERSHIP:
+    if not expected:
+        raise RowSecurityError("there are no tables of users' rows yet; run: python -m shared.db init")
+    no_longer = outdated(connection)
+    _lock(connection, [*expected, *no_longer])
+    _remove(connection, no_longer)
+    for model in declared_tables(connection):
         table = model.__tablename__
-        if not has_table(connection, model):
-            continue
-        _run(connection, f"GRANT {', '.join(PRIVILEGES)} ON {table} TO {quoted}")
+        _run(connection, f"GRANT {', '.join(PRIVILEGES)} ON {quoted_name(table)} TO {quoted}")
         sequence = sequence_of(connection, model)
         if sequence:
             _run(connection, f"GRANT USAGE ON SEQUENCE {sequence} TO {quoted}")
-    for table, policy in expected.items():
+    for name, policy in expected.items():
+        table = quoted_name(name)
         _run(
             connection,
             f"DROP POLICY IF EXISTS {POLICY_NAME} ON {table}",
@@ -85,7 +102,7 @@ def enable(connection: Connection, role: str) -> None:
     # has moved on, or somebody has altered the policy by hand.
     for table, row in live_policies(connection).items():
         fingerprint = fingerprint_of(expected[table], row)
-        _run(connection, f"COMMENT ON POLICY {POLICY_NAME} ON {table} IS '{fingerprint}'")
+        _run(connection, f"COMMENT ON POLICY {POLICY_NAME} ON {quoted_name(table)} IS '{fingerprint}'")
 
 
 def disable(connection: Connection, role: str) -> None:
@@ -94,13 +111,28 @@ def disable(connection: Connection, role: str) -> None:
     A process that began with the policies may still adopt the role. Without the grants it is refused what no policy
     would confine any more.
     """
-    expected = expected_policies(connection)
-    _lock(connection, expected)
-    roles = {role, *(name for row in live_policies(connection).values() for name in row.roles)}
+    live = _all_policies(connection)
+    # Those of packages that are not loaded here among them: they are ours all the same.
+    tables = sorted({*expected_policies(connection), *live})
+    if not tables:
+        return
+    _lock(connection, tables)
+    roles = {role, *(name for row in live.values() for name in row.roles)}
     known = connection.scalars(text("SELECT rolname FROM pg_roles WHERE rolname = ANY(:roles)"), {"roles": [*roles]})
+    listed = ", ".join(map(quoted_name, tables))
     for name in known.all():
-        _run(connection, f"REVOKE {', '.join(PRIVILEGES)} ON {', '.join(expected)} FROM {_quoted(name)}")
-    for table in expected:
+        _run(connection, f"REVOKE {', '.join(PRIVILEGES)} ON {listed} FROM {_quoted(name)}")
+    _remove(connection, tables)
+
+
+def outdated(connection: Connection) -> list[str]:
+    """The tables that have our policy from a time when they were declared to hold users' rows, and now are shared."""
+    declared = {model.__tablename__ for model in declared_tables(connection)}
+    return sorted((declared & set(_all_policies(connection))) - set(expected_policies(connection)))
+
+
+def _remove(connection: Connection, tables: Iterable[str]) -> None:
+    for table in map(quoted_name, tables):
         _run(
             connection,
             f"DROP POLICY IF EXISTS {POLICY_NAME} ON {table}",
@@ -109,8 +141,26 @@ def disable(connection: Connection, role: str) -> None:
 
 
 def is_installed(connection: Connection) -> bool:
-    """Whether every table that holds users' rows has its policy: the short form, asked once by each process."""
-    return set(expected_policies(connection)) <= secured_tables(connection) & set(live_policies(connection))
+    """Whether every table that holds users' rows has its policy: the short form, asked once by each process.
+
+    Where some have theirs and others do not, a line in the log says which.
+    """
+    expected, policed = set(expected_policies(connection)), policed_tables(connection)
+    lacking = sorted(expected - policed)
+    if policed and lacking != getattr(connection.dialect, _TOLD, []):
+        setattr(connection.dialect, _TOLD, lacking)
+        if lacking:
+            _log.warning(
+                "row-level security is on, but not for %s: until it is, the server confines no user's session of this "
+                "process, which goes on alone and refuses raw SQL; run: python -m shared.db row-security enable",
+                ", ".join(lacking),
+            )
+    return bool(policed) and not lacking
+
+
+def policed_tables(connection: Connection) -> set[str]:
+    """The tables of users' rows that have their policy, in force."""
+    return secured_tables(connection) & set(live_policies(connection))
 
 
 def adopt(connection: Connection, role: str, user_id: str) -> bool:
@@ -141,6 +191,7 @@ def adopt(connection: Connection, role: str, user_id: str) -> bool:
         ) from error
     if not confined:
         leave(connection)
+        is_installed(connection)  # which says what is missing, where others are in force
         return False
     connection.info[ADOPTED] = user_id
     return True
@@ -175,9 +226,8 @@ def _adoption(schema: str, owned: tuple[type[Any], ...]) -> str:
     ]
     for model in owned:
         name = f"{schema}.{_quoted(model.__tablename__)}".replace("'", "''").replace("%", "%%")
-        # An optional table need not be there, and may have come since this process began.
-        absent = "true" if issubclass(model, OptionalBase) else "false"
-        conditions.append(f"coalesce(row_security_active(to_regclass('{name}')), {absent})")
+        # A table need not be there, and may come while this process runs.
+        conditions.append(f"coalesce(row_security_active(to_regclass('{name}')), true)")
     return " AND ".join(conditions)
 
 
@@ -293,7 +343,7 @@ def _lock(connection: Connection, tables: Iterable[str]) -> None:
                 _run(
                     connection,
                     f"SET LOCAL lock_timeout = '{int(_TURN * 1000)}ms'",
-                    f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE",
+                    f"LOCK TABLE {', '.join(map(quoted_name, tables))} IN ACCESS EXCLUSIVE MODE",
                 )
         except DatabaseLockedError:
             if time.monotonic() > deadline:
@@ -303,22 +353,22 @@ def _lock(connection: Connection, tables: Iterable[str]) -> None:
             return
 
 
-def has_table(connection: Connection, model: type[Base]) -> bool:
-    """Whether a table is there, or is none that may be missing."""
-    return not issubclass(model, OptionalBase) or bool(inspect(connection).has_table(model.__tablename__))
-
-
 def sequence_of(connection: Connection, model: type[Base]) -> str | None:
     """The sequence that numbers the rows of `model`, quoted; None if they are not numbered."""
     found: str | None = connection.scalar(
         text("SELECT pg_get_serial_sequence(:table, :key)"),
-        {"table": model.__tablename__, "key": primary_key(model)},
+        {"table": quoted_name(model.__tablename__), "key": primary_key(model)},
     )
     return found
 
 
 def live_policies(connection: Connection) -> dict[str, Any]:
-    """What the server has of our policies, by table: roles, cmd, permissive, qual and with_check."""
+    """What the server has of the policies that are expected, by table: roles, cmd, permissive, qual, with_check."""
+    expected = expected_policies(connection)
+    return {table: row for table, row in _all_policies(connection).items() if table in expected}
+
+
+def _all_policies(connection: Connection) -> dict[str, Any]:
     rows = connection.execute(
         text(
             "SELECT tablename, roles::text[] AS roles, cmd, permissive, qual, with_check FROM pg_policies "
@@ -326,8 +376,7 @@ def live_policies(connection: Connection) -> dict[str, Any]:
         ),
         {"name": POLICY_NAME},
     )
-    expected = expected_policies(connection)
-    return {row.tablename: row for row in rows if row.tablename in expected}
+    return {row.tablename: row for row in rows}
 
 
 def secured_tables(connection: Connection) -> set[str]:
@@ -349,35 +398,42 @@ def fingerprint_of(policy: Policy, live: Any) -> str:
 
 def _own(table: str, entry: Ownership) -> str:
     if entry.parent is None:
-        return f"{table}.{entry.column} = {_CURRENT_USER}"
+        return f"{quoted_name(table)}.{quoted_name(entry.column)} = {_CURRENT_USER}"
     return _names_own(table, Reference(entry.column, entry.parent))
 
 
 def _names_own(table: str, reference: Reference) -> str:
     # An ARRAY of a subselect is built once; IN and EXISTS cost five to eight times as much a scan.
-    return f"{table}.{reference.column} = ANY (ARRAY({_own_keys(reference.parent)}))"
+    return f"{quoted_name(table)}.{quoted_name(reference.column)} = ANY (ARRAY({_own_keys(reference.parent)}))"
 
 
 def _own_keys(model: type[Base]) -> str:
     entry = OWNERSHIP[model]
     assert entry is not None, "only owned rows are named as parents"
     table = model.__tablename__
-    return f"SELECT {table}.{primary_key(model)} FROM {table} WHERE {_own(table, entry)}"
+    name = quoted_name(table)
+    return f"SELECT {name}.{quoted_name(primary_key(model))} FROM {name} WHERE {_own(table, entry)}"
 
 
 def _may_write(model: type[Base], entry: Ownership) -> str:
     # Every parent is named: foreign keys are checked without regard to policies.
-    table = model.__tablename__
-    conditions = [_own(table, entry)]
+    table = quoted_name(model.__tablename__)
+    conditions = [_own(model.__tablename__, entry)]
     for reference in entry.further:
-        named = _names_own(table, reference)
+        column = f"{table}.{quoted_name(reference.column)}"
+        named = _names_own(model.__tablename__, reference)
         if reference.agrees:
-            parent = reference.parent.__tablename__
-            same = [f"p.{primary_key(reference.parent)} = {table}.{reference.column}"]
-            same += [f"p.{column} = {table}.{column}" for column in reference.agrees]
+            parent = quoted_name(reference.parent.__tablename__)
+            same = [f"p.{quoted_name(primary_key(reference.parent))} = {column}"]
+            same += [f"p.{name} = {table}.{name}" for name in map(quoted_name, reference.agrees)]
             named += f" AND EXISTS (SELECT 1 FROM {parent} p WHERE {' AND '.join(same)})"
-        conditions.append(f"({table}.{reference.column} IS NULL OR {named})" if reference.optional else named)
+        conditions.append(f"({column} IS NULL OR {named})" if reference.optional else named)
     return " AND ".join(conditions)
+
+
+def quoted_name(name: str) -> str:
+    """The name of a table or column as SQL has it: in quotes where it needs them."""
+    return str(_PREPARER.quote(name))
 
 
 def _quoted(name: str) -> str:

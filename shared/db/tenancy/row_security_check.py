@@ -13,12 +13,14 @@ from shared.db.tables import OWNERSHIP
 from shared.db.tenancy.row_security import (
     POLICY_NAME,
     PRIVILEGES,
+    declared_tables,
     exemption,
     expected_policies,
     fingerprint_of,
-    has_table,
     live_policies,
     may_adopt,
+    outdated,
+    quoted_name,
     role_exists,
     secured_tables,
     sequence_of,
@@ -68,6 +70,8 @@ def _policies(connection: Connection, role: str) -> Iterator[str]:
             yield f"{table}: the policy {POLICY_NAME} is not the code's"
         if live.roles != [role]:
             yield f"{table}: the policy {POLICY_NAME} is for {', '.join(live.roles)}, not for {role}"
+    for table in outdated(connection):
+        yield f"{table}: the policy {POLICY_NAME} confines what is declared to be shared by all"
 
 
 def _other_policies(connection: Connection) -> list[str]:
@@ -101,16 +105,14 @@ def _role(connection: Connection, role: str) -> Iterator[str]:
 def _missing_privileges(connection: Connection, role: str) -> Iterator[str]:
     if not connection.scalar(text("SELECT has_schema_privilege(:role, current_schema(), 'USAGE')"), {"role": role}):
         yield f"the role {role} lacks USAGE on the schema"
-    for model in OWNERSHIP:
-        if not has_table(connection, model):
-            continue
+    for model in declared_tables(connection):
         table = model.__tablename__
         lacking = [
             privilege
             for privilege in PRIVILEGES
             if not connection.scalar(
                 text("SELECT has_table_privilege(:role, :table, :privilege)"),
-                {"role": role, "table": table, "privilege": privilege},
+                {"role": role, "table": quoted_name(table), "privilege": privilege},
             )
         ]
         sequence = sequence_of(connection, model)
@@ -190,6 +192,6 @@ def _comment(connection: Connection, table: str) -> str | None:
             "SELECT obj_description(oid, 'pg_policy') FROM pg_policy "
             "WHERE polname = :name AND polrelid = to_regclass(:table)"
         ),
-        {"name": POLICY_NAME, "table": table},
+        {"name": POLICY_NAME, "table": quoted_name(table)},
     )
     return comment

@@ -58,12 +58,15 @@ class Installed:
         package = self.folder / name
         package.mkdir(exist_ok=True)
         (package / "__init__.py").write_text('"""Somebody else\'s."""\n')
+        (package / "revisions").mkdir(exist_ok=True)
         (package / "models.py").write_text(textwrap.dedent(models).replace("#COLUMNS#", columns))
         metadata = self.folder / f"{name}-1.0.dist-info"
         metadata.mkdir(exist_ok=True)
         (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         if points:
-            (metadata / "entry_points.txt").write_text(f"[shared.db.models]\n{name} = {name}.models\n")
+            (metadata / "entry_points.txt").write_text(
+                f"[shared.db.models]\n{name} = {name}.models\n[shared.db.revisions]\n{name} = {name}.revisions\n"
+            )
         return package
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

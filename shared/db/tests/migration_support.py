@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import textwrap
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +17,8 @@ import pytest
 from sqlalchemy import URL, inspect, text
 
 import shared.db.migrations as migrations
-from shared.db import DatabaseFactory
-from shared.db.migrations import catalog, revisions
+from shared.db import DatabaseFactory, packages
+from shared.db.migrations import catalog
 from shared.db.migrations.catalog.entry import Catalog
 from shared.db.migrations.revisions import Revisions
 
@@ -114,7 +115,7 @@ def contents(db: DatabaseFactory, like: Mapping[str, Table] | None = None) -> di
     with db.engine.connect() as connection:
         inspector = inspect(connection)
         for table in inspector.get_table_names() if like is None else like:
-            if table == "alembic_version":
+            if table == "shared_db_version":
                 continue
             columns = (
                 tuple(column["name"] for column in inspector.get_columns(table))
@@ -174,7 +175,7 @@ class OwnRevisions:
         source = Path(migrations.__file__).parent
         self._folder = folder / "own_migrations"
         shutil.copytree(source, self._folder, ignore=shutil.ignore_patterns("__pycache__"))
-        monkeypatch.setattr(revisions, "_LOCATION", str(self._folder))
+        monkeypatch.setattr(packages, "OWN", replace(packages.OWN, folder=self._folder / "versions"))
 
     def add(self, upgrade: str, downgrade: str = "pass", drops: tuple[str, ...] = ()) -> str:
         """Add a revision with these bodies; its id."""

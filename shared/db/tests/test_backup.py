@@ -115,7 +115,7 @@ def test_a_restored_backup_has_every_row(
     assert (
         restored.rows
         == report.rows
-        == {table: len(rows) for table, rows in everything(db).items() if table != "alembic_version"}
+        == {table: len(rows) for table, rows in everything(db).items() if table != "shared_db_version"}
     )
     assert report.rows["audit_log"] > 0
     target.check_schema()
@@ -297,7 +297,7 @@ def test_a_backup_of_the_other_kind_is_refused(db: DatabaseFactory, tmp_path: Pa
 def test_a_backup_of_a_newer_schema_is_refused(db: DatabaseFactory, tmp_path: Path) -> None:
     """Its revision is named, and the database stays as it was."""
     with db.get_session() as session:
-        session.execute(text("UPDATE alembic_version SET version_num = '9999_future'"))
+        session.execute(text("UPDATE shared_db_version SET revision = '9999_future'"))
     back_up(db, tmp_path / "backup")
     with pytest.raises(InputError, match="9999_future, newer than this code's"):
         restore(db, tmp_path / "backup")
@@ -735,14 +735,14 @@ def test_an_older_backup_says_how_to_go_on(
     """Restoring the state before a migration is what backups are for."""
     url = busy_fleet.settings.get_database_url()
     with busy_fleet.get_session() as session:
-        session.execute(text("UPDATE alembic_version SET version_num = '0002_run_heartbeat'"))
+        session.execute(text("UPDATE shared_db_version SET revision = '0002_run_heartbeat'"))
     try:
         assert main(["backup", str(tmp_path / "backup"), "--db-url", url]) == 0
         assert main(["restore", str(tmp_path / "backup"), "--db-url", url, "--force"]) == 0
         assert "python -m shared.db migrate up" in capsys.readouterr().err
     finally:
         with busy_fleet.get_session() as session:
-            session.execute(text("UPDATE alembic_version SET version_num = :head"), {"head": SCHEMA_REVISION})
+            session.execute(text("UPDATE shared_db_version SET revision = :head"), {"head": SCHEMA_REVISION})
 
 
 def test_two_backups_at_once_are_both_whole(busy_fleet: DatabaseFactory, tmp_path: Path) -> None:

@@ -318,12 +318,14 @@ def test_other_revisions_are_refused(pair: tuple[DatabaseFactory, DatabaseFactor
     target.create_tables()
     for db in pair:
         with db.get_session() as session:
-            session.execute(text("UPDATE alembic_version SET version_num = '0001_old'"))
+            session.execute(text("UPDATE shared_db_version SET revision = '0001_old'"))
         with pytest.raises(SchemaVersionError, match="0001_old, older than this code's"):
             copy_database(source, target)
         with db.get_session() as session:
-            session.execute(text("DELETE FROM alembic_version"))
-            session.execute(text("INSERT INTO alembic_version VALUES (:head)"), {"head": SCHEMA_REVISION})
+            session.execute(text("DELETE FROM shared_db_version"))
+            session.execute(
+                text("INSERT INTO shared_db_version VALUES ('shared.db', :head)"), {"head": SCHEMA_REVISION}
+            )
 
 
 def test_an_interrupted_copy_leaves_the_target_empty(pair: tuple[DatabaseFactory, DatabaseFactory]) -> None:

@@ -175,7 +175,7 @@ def test_a_database_without_tables_or_of_another_age_is_named(empty_db: Database
     assert "python -m shared.db init" in only_problem(empty_db.health())
     empty_db.create_tables()
     with empty_db.engine.begin() as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = '0001_initial'"))
+        connection.execute(text("UPDATE shared_db_version SET revision = '0001_initial'"))
     assert "python -m shared.db migrate up" in only_problem(empty_db.health())
 
 

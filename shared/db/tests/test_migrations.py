@@ -377,7 +377,7 @@ def test_an_audit_log_is_checked_where_it_is_there(empty_db: DatabaseFactory) ->
     empty_db.enable_audit()
     assert runner.check(empty_db) == []
     with empty_db.engine.begin() as connection:
-        connection.execute(text("DROP TABLE alembic_version"))
+        connection.execute(text("DROP TABLE shared_db_version"))
     assert runner.adopt(empty_db).after == SCHEMA_REVISION
     trigger = "audit_log_no_delete" if empty_db.settings.is_sqlite else "audit_log_append_only ON audit_log"
     with empty_db.engine.begin() as connection:

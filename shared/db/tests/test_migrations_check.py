@@ -248,7 +248,7 @@ def test_a_database_without_a_revision_is_adopted_at_the_one_it_is_at(empty_db: 
     """The tables tell their age; upgrades go on from there, and every row stays."""
     runner.upgrade(empty_db, revision)
     seed(empty_db)
-    run_by_hand(empty_db, "DROP TABLE alembic_version")
+    run_by_hand(empty_db, "DROP TABLE shared_db_version")
     rows = contents(empty_db)
     assert runner.status(empty_db).state == "unversioned"
     assert runner.adopt(empty_db) == runner.Change("base", revision)
@@ -270,7 +270,7 @@ def test_row_security_does_not_stand_in_the_way_of_adopting(postgresql_url: URL)
     """Policies are no revision's work: a database that has them is adopted all the same."""
     with DatabaseFactory(postgresql_url) as db:
         db.enable_row_security()
-        run_by_hand(db, "DROP TABLE alembic_version")
+        run_by_hand(db, "DROP TABLE shared_db_version")
         assert runner.adopt(db).after == SCHEMA_REVISION
 
 

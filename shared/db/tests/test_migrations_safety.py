@@ -94,7 +94,7 @@ def postgresql_db(postgresql_url: URL) -> Iterator[DatabaseFactory]:
     [
         ("base", "CREATE TABLE runs"),
         ("0001_initial", "ALTER TABLE runs ADD COLUMN heartbeat_ts"),
-        ("0001_initial", "UPDATE alembic_version"),
+        ("0001_initial", "DELETE FROM shared_db_version"),
     ],
 )
 def test_a_killed_upgrade_leaves_the_database_as_it_was(empty_db: DatabaseFactory, start: str, statement: str) -> None:
@@ -291,7 +291,7 @@ def test_an_index_can_be_built_beside_writers(postgresql_db: DatabaseFactory, ow
     runner.upgrade(postgresql_db)
     assert Entry("users", "index", "ix_users_status") in schema_of(postgresql_db)
     with postgresql_db.engine.begin() as connection:
-        connection.execute(text("DROP TABLE alembic_version"))
+        connection.execute(text("DROP TABLE shared_db_version"))
     assert runner.adopt(postgresql_db).after == revision
 
 

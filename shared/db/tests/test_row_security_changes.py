@@ -11,12 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import URL, select, text
+from sqlalchemy import URL, ForeignKey, select, text
+from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.db import (
+    SHARED_BY_ALL,
     ApiCredential,
     AuditLog,
+    Base,
+    BoundedString,
+    CheckedInteger,
     DatabaseFactory,
+    Ownership,
     PermissionDeniedError,
     PrivateExecution,
     Run,
@@ -24,7 +30,9 @@ from shared.db import (
     UserSession,
 )
 from shared.db.commands.cli import main
+from shared.db.tables import redeclare
 from shared.db.tests.fleet import everything_of
+from shared.db.tests.outside import outside_tables
 from shared.db.tests.roles import Roles, administrator, factory
 from shared.db.tests.support import run_on_server
 
@@ -359,7 +367,7 @@ def test_temporary_tables_named_like_ours_hide_nothing(own_role: DatabaseFactory
 
     def leave_them() -> Any:
         with own_role.get_session() as plain:
-            for table in ("runs", "users", "api_credentials", "alembic_version"):
+            for table in ("runs", "users", "api_credentials", "shared_db_version"):
                 plain.execute(text(f"CREATE TEMP TABLE IF NOT EXISTS {table} (x int)"))
             return plain.scalar(text("SELECT pg_backend_pid()"))
 
@@ -373,3 +381,73 @@ def test_temporary_tables_named_like_ours_hide_nothing(own_role: DatabaseFactory
     own_role.enable_row_security()
     assert own_role.row_security_status().enabled
     assert not own_role.create_tables()
+
+
+def test_a_table_that_is_declared_late_is_not_passed_over(
+    own_role: DatabaseFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its factory was open before: the log says once which table lacks its policy, and nothing relies on the server.
+
+    Once it has its policy the same factory relies on it again. What was shared by all since is told, and opened.
+    """
+    raw = text("SELECT run_id FROM runs")
+    with own_role.get_session(user_id="ann") as session:
+        assert session.scalars(raw).all() == ["run-ann"]
+    with outside_tables():
+
+        class Order(Base):
+            __tablename__ = "Order"  # which SQL knows in quotes alone
+            __ownership__ = Ownership("run_id")
+
+            id: Mapped[int] = mapped_column(CheckedInteger(), primary_key=True, autoincrement=True)
+            run_id: Mapped[str] = mapped_column(BoundedString(36), ForeignKey("runs.run_id", ondelete="CASCADE"))
+
+        with own_role.get_session(user_id="ann") as session:
+            assert session.scalars(raw).all() == ["run-ann"], "a table that is not there takes nothing away"
+        Base.metadata.create_all(own_role.engine)
+        for _ in range(2):
+            with own_role.get_session(user_id="ann") as session, pytest.raises(TenantViolation):
+                session.execute(raw)
+        (told,) = [record.getMessage() for record in caplog.records]
+        assert "not for Order" in told
+        assert told.endswith("run: python -m shared.db row-security enable")
+        problems = own_role.row_security_status().problems
+        assert {problem.partition(":")[0] for problem in problems} == {"Order"}
+        own_role.enable_row_security()
+        assert own_role.row_security_status().enabled
+        with own_role.get_session(user_id="ann") as session:
+            session.add(Order(run_id="run-ann"))
+            session.flush()
+            assert session.scalars(text('SELECT run_id FROM "Order"')).all() == ["run-ann"]
+        with own_role.get_session(user_id="bob") as session:
+            assert session.scalars(text('SELECT run_id FROM "Order"')).all() == []
+
+        redeclare(Order, SHARED_BY_ALL)
+        assert "shared by all" in own_role.row_security_status().problems[0]
+        own_role.enable_row_security()
+        assert own_role.row_security_status().enabled
+        with own_role.get_session(user_id="bob") as session:
+            assert session.scalars(text('SELECT run_id FROM "Order"')).all() == ["run-ann"]
+        redeclare(Order, Ownership("run_id"))
+        own_role.enable_row_security()
+    own_role.disable_row_security()
+    with own_role.engine.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM pg_policies")) == 0
+
+
+def test_new_tables_get_their_policies_where_some_are_in_force(own_role: DatabaseFactory) -> None:
+    """`create_tables()` of a process with another package's models leaves no table without."""
+    with outside_tables():
+
+        class Alert(Base):
+            __tablename__ = "alerts"
+            __ownership__ = Ownership("user_id")
+
+            id: Mapped[int] = mapped_column(CheckedInteger(), primary_key=True, autoincrement=True)
+            user_id: Mapped[str] = mapped_column(BoundedString(36), ForeignKey("users.user_id", ondelete="CASCADE"))
+
+        assert own_role.create_tables()
+        assert own_role.row_security_status().enabled
+        with own_role.get_session(user_id="ann") as session:
+            assert isinstance(session, UserSession)
+            assert session.confined_by_server

@@ -17,7 +17,7 @@ def _make(db: DatabaseFactory, state: str) -> None:
         runner.upgrade(db, "0001")
     elif state == "ahead":
         db.create_tables()
-        run_by_hand(db, "UPDATE alembic_version SET version_num = '9999_future'")
+        run_by_hand(db, "UPDATE shared_db_version SET revision = '9999_future'")
     elif state == "unversioned":
         Base.metadata.create_all(db.engine)
 

@@ -9,7 +9,7 @@ partial indexes, triggers, policies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +62,11 @@ def built_by(connection: Connection, build: Callable[[Connection], None]) -> Cat
     with _scratch(connection) as scratch:
         build(scratch)
         return read(scratch)
+
+
+def only(found: Catalog, tables: Container[str]) -> Catalog:
+    """What the catalog has of these tables."""
+    return {entry: text for entry, text in found.items() if entry.table in tables}
 
 
 def compare(expected: Catalog, found: Catalog) -> list[Difference]:

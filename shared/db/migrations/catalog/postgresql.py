@@ -7,7 +7,7 @@ import re
 from sqlalchemy import Connection, text
 
 from shared.db.migrations.catalog.entry import Catalog, Entry
-from shared.db.schema_version import VERSION_TABLE
+from shared.db.schema_version import bookkeeping
 
 # Ordinary and partitioned tables of the current schema; neither partitions nor what an extension brought along.
 _TABLES = """
@@ -15,7 +15,7 @@ _TABLES = """
         SELECT c.oid, c.relname, c.relpersistence, c.relrowsecurity, c.relforcerowsecurity
         FROM pg_class c
         WHERE c.relnamespace = to_regnamespace(quote_ident(current_schema()))
-          AND c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relname <> :ignored
+          AND c.relkind IN ('r', 'p') AND NOT c.relispartition
           AND NOT EXISTS (
               SELECT 1 FROM pg_depend d
               WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
@@ -78,8 +78,10 @@ def _one_form(definition: str) -> str:
 
 def read(connection: Connection) -> Catalog:
     """The catalog of the current schema."""
+    ignored = bookkeeping(connection)
     return {
         Entry(table, kind, name): _one_form(definition)
         for kind, query in _QUERIES.items()
-        for table, name, definition in connection.execute(text(_TABLES + query), {"ignored": VERSION_TABLE.name})
+        for table, name, definition in connection.execute(text(_TABLES + query))
+        if table not in ignored
     }

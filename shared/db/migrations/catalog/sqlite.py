@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from sqlalchemy import Connection, text
 
 from shared.db.migrations.catalog.entry import Catalog, Entry
-from shared.db.schema_version import VERSION_TABLE
+from shared.db.schema_version import bookkeeping
 
 _TOKEN = re.compile(
     r"""
@@ -28,12 +28,14 @@ def read(connection: Connection) -> Catalog:
     rows = connection.execute(
         text(
             "SELECT type, tbl_name, name, sql FROM sqlite_master WHERE type IN ('table', 'index', 'trigger') "
-            "AND sql IS NOT NULL AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND tbl_name <> :ignored"
-        ),
-        {"ignored": VERSION_TABLE.name},
+            "AND sql IS NOT NULL AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+        )
     )
+    ignored = bookkeeping(connection)
     catalog: dict[Entry, str] = {}
     for kind, table, name, sql in rows:
+        if table in ignored:
+            continue
         tokens = list(_tokens(sql))
         if kind == "table":
             catalog |= _table(table, tokens)
