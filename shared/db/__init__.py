@@ -100,6 +100,7 @@ from shared.db.models import (
     Base,
     BybitAccount,
     Environment,
+    ExecutionRow,
     PrivateExecution,
     PublicTrade,
     Run,
@@ -107,12 +108,13 @@ from shared.db.models import (
     RunType,
     Side,
     Strategy,
+    TradeRow,
     User,
     UserStatus,
 )
-from shared.db.ranges.bounds import ExecutionRow, TradeRow, cursor_of
+from shared.db.ranges.bounds import cursor_of
 from shared.db.ranges.gaps import Gap, RunCoverage
-from shared.db.ranges.summaries import Candle, Coverage, RunTotals
+from shared.db.ranges.summaries import Candle, Coverage, RunTotals, StreamCoverage
 from shared.db.recording.recorder import Recorder
 from shared.db.recording.stats import RecorderStats
 from shared.db.repositories import (
@@ -122,12 +124,13 @@ from shared.db.repositories import (
     BybitAccountRepository,
     PrivateExecutionRepository,
     PublicTradeRepository,
+    Repository,
     RunRepository,
     StrategyRepository,
     UserRepository,
 )
 from shared.db.settings import DatabaseSettings
-from shared.db.tables import SHARED_BY_ALL, Ownership, Reference
+from shared.db.tables import SHARED_BY_ALL, Ownership, Reference, Stream
 from shared.db.tenancy.functions import allow_functions
 from shared.db.tenancy.row_security_check import RowSecurityStatus
 from shared.db.tenancy.session_scope import UserSession
@@ -203,6 +206,7 @@ __all__ = [
     "RecorderStats",
     "Reference",
     "RejectedRow",
+    "Repository",
     "RowNotFoundError",
     "RowNote",
     "RowSecurityError",
@@ -232,6 +236,8 @@ __all__ = [
     "StoredDifferentlyError",
     "Strategy",
     "StrategyRepository",
+    "Stream",
+    "StreamCoverage",
     "StreamHealth",
     "TableHealth",
     "TargetNotEmptyError",

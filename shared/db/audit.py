@@ -20,15 +20,14 @@ from sqlalchemy.sql.elements import ClauseElement
 
 from shared.db.encryption import SecretText
 from shared.db.errors import AuditError
-from shared.db.models import AuditAction, AuditLog, PrivateExecution, PublicTrade
-from shared.db.tables import model_of, ownership_of, primary_key
+from shared.db.models import AuditAction, AuditLog
+from shared.db.tables import model_of, ownership_of, primary_key, streams
 from shared.db.tenancy.guard import UNSET, column_values
 from shared.db.tenancy.session_scope import user_of
 from shared.db.tenancy.statement_guard import inserted_rows
 
 _ATTRIBUTE = "shared_db_audited"
 _ENTRIES: Any = AuditLog.__table__
-_BY_THE_MILLION = (PublicTrade, PrivateExecution)
 _KEYS_AT_ONCE = 500
 _REFUSAL = "the audit log is append-only"
 _TRIGGERS = {
@@ -194,7 +193,7 @@ def _after_flush(session: Session, context: UOWTransaction) -> None:
     inserted: dict[tuple[type[Any], str | None], int] = {}
     for entity in session.new:
         model, row = type(entity), column_values(entity)
-        if model in _BY_THE_MILLION:
+        if model in streams():
             place = model, trail._owner(model, row)
             inserted[place] = inserted.get(place, 0) + 1
         else:
@@ -242,7 +241,7 @@ def _execute(state: ORMExecuteState) -> Any:
     trail = _Trail(state.session)
     if state.is_insert:
         result = _insert(trail, state, model)
-    elif model in _BY_THE_MILLION:
+    elif model in streams():
         result = state.invoke_statement()
         action = AuditAction.UPDATE if state.is_update else AuditAction.DELETE
         trail.add(action, model, {}, new=_assigned(state) or None, row_count=_row_count(result))
@@ -255,7 +254,7 @@ def _execute(state: ORMExecuteState) -> Any:
 def _insert(trail: _Trail, state: ORMExecuteState, model: type[Any]) -> Any:
     given: Any = state.statement
     result: Any
-    if model in _BY_THE_MILLION or given.select is not None:
+    if model in streams() or given.select is not None:
         rows = list(inserted_rows(given, state.parameters))
         result = state.invoke_statement()
         row_count = _row_count(result) if given.select is not None else len(rows)

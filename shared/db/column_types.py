@@ -499,6 +499,11 @@ class Json(CheckedType):
         return number
 
 
+def python_type(kind: TypeEngine[Any]) -> type[Any]:
+    """The Python type of a column type's values."""
+    return kind.impl_instance.python_type if isinstance(kind, TypeDecorator) else kind.python_type
+
+
 def checked_text(kind: CheckedType, value: Any) -> str:
     """`value` as a plain string, or `InvalidValueError` for other types, NUL and lone surrogates."""
     if not isinstance(value, str):

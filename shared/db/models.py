@@ -12,7 +12,7 @@ from collections.abc import MutableMapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 from sqlalchemy import (
     CheckConstraint,
@@ -43,7 +43,7 @@ from shared.db.column_types import (
     utc_now,
 )
 from shared.db.encryption import PlainSecret, SecretText, StoredSecret, encryption_of, storable_plain
-from shared.db.tables import SHARED_BY_ALL, Ownership, Reference, declare
+from shared.db.tables import SHARED_BY_ALL, Ownership, Reference, Stream, cursor_text, declare
 
 # UUIDs as text, since the two databases share no UUID type.
 ID_LENGTH = 36
@@ -413,6 +413,23 @@ class Run(Base):
     )
 
 
+class TradeRow(NamedTuple):
+    """A public trade as a plain tuple: money as Decimal with 8 places, times as aware UTC."""
+
+    symbol: str
+    trade_id: str
+    exchange_ts: datetime
+    local_ts: datetime
+    side: str
+    price: Decimal
+    size: Decimal
+
+    @property
+    def cursor(self) -> str:
+        """Where this row stands in its range: `after=row.cursor` continues behind it."""
+        return cursor_text(self.exchange_ts, self.trade_id)
+
+
 class PublicTrade(Base):
     """A trade on the exchange, anybody's: shared by all users.
 
@@ -423,6 +440,13 @@ class PublicTrade(Base):
 
     __tablename__ = "public_trades"
     __ownership__ = SHARED_BY_ALL
+    __stream__ = Stream(
+        by="symbol",
+        time="exchange_ts",
+        tie="trade_id",
+        row=TradeRow,
+        exported=("exchange_ts", "symbol", "side", "price", "size", "trade_id", "local_ts"),
+    )
     __table_args__ = (UniqueConstraint("symbol", "exchange_ts", "trade_id"), _one_of("side", Side))
     _repr_names = ("symbol", "trade_id", "exchange_ts")
 
@@ -436,6 +460,28 @@ class PublicTrade(Base):
     size: Mapped[Decimal] = mapped_column(Money(never_to_zero=True))
 
 
+class ExecutionRow(NamedTuple):
+    """An execution as a plain tuple: money as Decimal with 8 places, times as aware UTC; without `raw_json`."""
+
+    run_id: str
+    account_id: str
+    symbol: str
+    exec_id: str
+    order_id: str
+    order_link_id: str | None
+    exchange_ts: datetime
+    side: str
+    exec_price: Decimal
+    exec_qty: Decimal
+    exec_fee: Decimal | None
+    closed_pnl: Decimal | None
+
+    @property
+    def cursor(self) -> str:
+        """Where this row stands in its range: `after=row.cursor` continues behind it."""
+        return cursor_text(self.exchange_ts, self.exec_id)
+
+
 class PrivateExecution(Base):
     """A fill of one of our own orders, recorded under a run.
 
@@ -445,6 +491,29 @@ class PrivateExecution(Base):
 
     __tablename__ = "private_executions"
     __ownership__ = Ownership("run_id", references=(Reference("account_id", BybitAccount),))
+    __stream__ = Stream(
+        by="run_id",
+        time="exchange_ts",
+        tie="exec_id",
+        fills=True,
+        row=ExecutionRow,
+        exported=(
+            "exchange_ts",
+            "symbol",
+            "side",
+            "exec_price",
+            "exec_qty",
+            "exec_fee",
+            "closed_pnl",
+            "exec_id",
+            "order_id",
+            "order_link_id",
+            "account_id",
+            "run_id",
+            "raw_json",
+        ),
+        from_json={"fee_currency": "feeCurrency", "exec_type": "execType", "category": "category"},
+    )
     __table_args__ = (
         UniqueConstraint("run_id", "exec_id"),
         Index(None, "account_id", "exchange_ts"),

@@ -34,9 +34,9 @@ from shared.db.models import (
     UserStatus,
 )
 from shared.db.natural_keys import ByNaturalKey
-from shared.db.ranges.bounds import RowRange, execution_range, trade_range
-from shared.db.ranges.reading import ExecutionReading, TradeReading
-from shared.db.tables import ownership_of, primary_key
+from shared.db.ranges.bounds import RowRange, source_of
+from shared.db.ranges.reading import ExecutionReading, StreamReading, TradeReading
+from shared.db.tables import holds_users_rows, ownership_of, primary_key
 from shared.db.tenancy.confined_sql import ALONE, LASTING
 from shared.db.tenancy.guard import (
     UNSET,
@@ -55,6 +55,17 @@ T = TypeVar("T", bound=Base)
 Question = Callable[[Any], Select[Any]]
 
 
+def _require_model(kind: type[Any], given: Any) -> None:
+    """Refuse a repository without a model, with another one than its class is of, or one that declared nothing."""
+    own = getattr(kind, "model", None)
+    named = given if isinstance(given, type) else own
+    if named is None:
+        raise InvalidValueError(f"name the class of the rows: {kind.__name__}(session, Order)")
+    if own is not None and not issubclass(named, own):
+        raise InvalidValueError(f"{kind.__name__} is of {own.__name__}, not of {named.__name__}")
+    ownership_of(named)
+
+
 class BaseRepository(Asking, Generic[T]):
     """Create, read, update and delete for one model, confined to one user where its rows belong to users.
 
@@ -64,23 +75,25 @@ class BaseRepository(Asking, Generic[T]):
     """
 
     model: type[T]
-    # Users and public trades can be read without naming a user.
-    _needs_user = True
 
-    def __init__(self, session: Session, user_id: UserId = UNSET) -> None:
+    def __init__(self, session: Session, model: type[T] | UserId = UNSET, user_id: UserId = UNSET) -> None:
+        """Of `session`'s rows of `model`, which a subclass names for itself: `RunRepository(session, user_id)`."""
+        if isinstance(model, type):
+            self.model = model
+        elif model is not UNSET:
+            user_id = agreed_user(model, user_id) or model
+        _require_model(type(self), model)
         super().__init__(session)
         self._user_id = user_id
         self._every_user = False
         agreed_user(user_of(session), user_id)
 
     @classmethod
-    def across_users(cls, session: Session) -> Self:
+    def across_users(cls, session: Session, model: type[T] | None = None) -> Self:
         """A repository that sees every user's rows: for tools. Refused in a user's session."""
         if user_of(session) is not UNSET:
-            raise TenantScopeError(
-                "a user's session never looks across users; open a plain one with db.get_session() for that"
-            )
-        repository = cls(session)
+            raise TenantScopeError("a user's session never looks across users; open a plain one: db.get_session()")
+        repository = cls(session) if model is None else cls(session, model)
         repository._every_user = True
         return repository
 
@@ -143,7 +156,7 @@ class BaseRepository(Asking, Generic[T]):
     def _resolve(self, user_id: UserId) -> str | None:
         """The user to confine to; None where none is needed."""
         user = agreed_user(user_of(self.session), self._user_id, user_id)
-        if user is None and self._needs_user and not self._every_user:
+        if user is None and not self._every_user and holds_users_rows(self.model):
             raise TenantScopeError(
                 f"{type(self).__name__} needs to know whose data is meant: open db.get_session(user_id=...), or pass "
                 "user_id= to the repository or to this call"
@@ -161,7 +174,7 @@ class BaseRepository(Asking, Generic[T]):
     def _guard(self, user_id: UserId) -> OwnershipGuard | None:
         """What checks the rows of a bulk write; None for tools, and for a table shared by all."""
         user = self._resolve(user_id)
-        if user is None:
+        if user is None or ownership_of(self.model) is None:
             return None
         return self.session.guard if isinstance(self.session, UserSession) else OwnershipGuard(user)
 
@@ -210,7 +223,6 @@ class UserRepository(BaseRepository[User], ByNaturalKey[User]):
 
     model = User
     natural_key = ("username",)
-    _needs_user = False
 
     def get_by_username(self, username: str) -> User | None:
         """The user with this login name."""
@@ -493,33 +505,47 @@ class AuditLogRepository(BaseRepository[AuditLog]):
         return entries if end is None else entries.where(AuditLog.created_at <= end)
 
 
-class PublicTradeRepository(BaseRepository[PublicTrade], TradeReading):
-    """Trades on the exchange, shared by all users."""
+class Repository(BaseRepository[T], StreamReading[T]):
+    """The rows of any declared model, without a class of its own: `Repository(session, Order)`.
 
-    model = PublicTrade
-    _needs_user = False
+    The five verbs, many rows at once, and for a model with a `__stream__` ranges of them, frames, coverage and gaps.
+    """
 
     def bulk_create(
         self,
-        trades: Iterable[Any],
+        rows: Iterable[Any],
         *,
         on_conflict: OnConflict = "skip",
         errors: OnBadRow = "raise",
         batch_size: int = BATCH_SIZE,
+        user_id: UserId = UNSET,
     ) -> BulkResult:
-        """Insert trades by the million: `shared.db.bulk.bulk_create` says what is taken, refused and counted.
+        """Insert rows by the million: `shared.db.bulk.bulk_create` says what is taken, refused and counted.
 
-        A trade is the same if symbol, exchange_ts and trade_id are. Part of the caller's transaction.
+        A row is the same as a stored one if their unique key is. Part of the caller's transaction. Raises
+        `TenantViolation`, and writes nothing, if any row is not the user's own or names a parent that is not.
         """
         return bulk_create(
-            self.session, self.model, trades, on_conflict=on_conflict, errors=errors, batch_size=batch_size
+            self.session,
+            self.model,
+            rows,
+            on_conflict=on_conflict,
+            errors=errors,
+            batch_size=batch_size,
+            guard=self._guard(user_id),
         )
+
+
+class PublicTradeRepository(TradeReading, Repository[PublicTrade]):
+    """Trades on the exchange, shared by all users."""
+
+    model = PublicTrade
 
     def get_by_symbol_range(
         self, symbol: str, start: datetime | None = None, end: datetime | None = None, *, limit: int | None = None
     ) -> list[PublicTrade]:
         """The trades of a symbol from `start` to `end`, in order of time and trade id; None leaves a side open."""
-        return self._all(_page(_within(self._mine(), trade_range(symbol, start, end)), limit))
+        return self._all(_page(_within(self._mine(), source_of(PublicTrade).range(symbol, start, end)), limit))
 
     def get_last_trade_ts(self, symbol: str, before: datetime | None = None) -> datetime | None:
         """The time of the newest trade of a symbol, of those strictly before `before` if given; None without any."""
@@ -538,34 +564,10 @@ class PublicTradeRepository(BaseRepository[PublicTrade], TradeReading):
         return self.session.scalar(found.limit(1)) is not None
 
 
-class PrivateExecutionRepository(BaseRepository[PrivateExecution], ExecutionReading):
+class PrivateExecutionRepository(ExecutionReading, Repository[PrivateExecution]):
     """The fills recorded under a user's runs."""
 
     model = PrivateExecution
-
-    def bulk_create(
-        self,
-        executions: Iterable[Any],
-        *,
-        on_conflict: OnConflict = "skip",
-        errors: OnBadRow = "raise",
-        batch_size: int = BATCH_SIZE,
-        user_id: UserId = UNSET,
-    ) -> BulkResult:
-        """Insert executions by the thousand: `shared.db.bulk.bulk_create` says what is taken, refused and counted.
-
-        An execution is the same if run_id and exec_id are. Part of the caller's transaction. Raises
-        `TenantViolation`, and writes nothing, if any row's run or account is not the user's.
-        """
-        return bulk_create(
-            self.session,
-            self.model,
-            executions,
-            on_conflict=on_conflict,
-            errors=errors,
-            batch_size=batch_size,
-            guard=self._guard(user_id),
-        )
 
     def get_by_run_range(
         self,
@@ -577,7 +579,7 @@ class PrivateExecutionRepository(BaseRepository[PrivateExecution], ExecutionRead
         user_id: UserId = UNSET,
     ) -> list[PrivateExecution]:
         """The executions of a run from `start` to `end`, in order of time and execution id; None leaves a side open."""
-        in_range = execution_range(run_id, start, end, owned=None)
+        in_range = source_of(PrivateExecution).range(run_id, start, end)
         return self._all(_page(_within(self._mine(user_id), in_range), limit))
 
     def get_last_execution_ts(

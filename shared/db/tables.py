@@ -3,20 +3,27 @@
 A mapped class says whose rows it holds in `__ownership__`. It enters the registry when it is mapped, whichever
 package it is from, and whoever needs to know asks here at the moment of use: users' sessions, repositories,
 PostgreSQL's policies, the audit log. The built-in tables are declared like any other.
+
+A class whose rows follow each other in time says so in `__stream__`. What is done with ranges of rows then works for
+it: repositories' ranges and frames, the recorder, files, purge, health.
 """
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import ItemsView, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from enum import Enum
 from functools import cached_property
 from typing import Any, Final, Literal
 
-from sqlalchemy import Column, Table
+from sqlalchemy import Column, Table, UniqueConstraint
 from sqlalchemy.exc import NoReferenceError
 
-from shared.db.errors import DeclarationError, UndeclaredTableError
+from shared.db.column_types import Json, UTCDateTime
+from shared.db.encryption import SecretText
+from shared.db.errors import DeclarationError, InvalidValueError, UndeclaredTableError
 
 
 class _Shared(Enum):
@@ -84,12 +91,41 @@ class Ownership:
         return tuple(sorted(self.columns.union(*(reference.agrees for reference in self.parents))))
 
 
+@dataclass(frozen=True)
+class Stream:
+    """A table whose rows follow each other in time, as trades, fills, tickers or orders do.
+
+    A range is the rows with one value of the column `by` (a symbol, a run), ordered by the column `time`, and those
+    of one instant by the column `tie`. The three are never NULL, `time` is a `UTCDateTime`, and a unique key lies in
+    them, so that the order is the same each time. An index on (`by`, `time`, `tie`) makes ranges fast.
+    """
+
+    by: str
+    time: str
+    tie: str
+    fills: bool = False
+    """Whether several messages tell of one row, each knowing more: then the recorder fills what is NULL."""
+    row: type[Any] | None = None
+    """The named tuple that plain rows come as, with the columns to read as its fields. One is made if none is given,
+    of all columns but a generated key, documents and secrets."""
+    exported: tuple[str, ...] = ()
+    """The columns of an exported file, in their order: all but a generated key and secrets, unless given."""
+    from_json: Mapping[str, str] = field(default_factory=dict)
+    """Further columns of an exported CSV, and the name under which the document in raw_json has them."""
+
+
+def cursor_text(when: datetime, tie: Any) -> str:
+    """Where a row stands in its range, as printable text."""
+    return f"{when.isoformat()}/{tie}"
+
+
 class _Registry(Mapping[type[Any], Ownership | None]):
     """Each declared class with its ownership, None if it is shared by all; in the order of declaration."""
 
     def __init__(self) -> None:
         self._ownership: dict[type[Any], Ownership | None] = {}
         self._models: dict[Any, type[Any]] = {}
+        self._streams: dict[type[Any], Stream] = {}
         self._agreeing: dict[type[Any], tuple[str, ...]] = {}
 
     def __getitem__(self, model: type[Any]) -> Ownership | None:
@@ -105,18 +141,24 @@ class _Registry(Mapping[type[Any], Ownership | None]):
         """A copy: another thread may import a package meanwhile."""
         return dict(self._ownership).items()
 
-    def enter(self, model: type[Any], ownership: Ownership | None) -> None:
+    def enter(self, model: type[Any], ownership: Ownership | None, stream: Stream | None) -> None:
         self._ownership[model] = ownership
+        if stream is not None:
+            self._streams[model] = stream
         self._models[model.__table__] = model
         self._note_what_agrees()
 
     def leave(self, model: type[Any]) -> None:
         self._ownership.pop(model, None)
+        self._streams.pop(model, None)
         self._models.pop(model.__table__, None)
         self._note_what_agrees()
 
     def model_of(self, table: Any) -> type[Any] | None:
         return self._models.get(table)
+
+    def streams(self) -> dict[type[Any], Stream]:
+        return dict(self._streams)
 
     def columns_to_agree(self, parent: type[Any]) -> tuple[str, ...]:
         return self._agreeing.get(parent, ())
@@ -141,7 +183,7 @@ def declare(model: type[Any]) -> None:
     if declared is Ellipsis or model_of(model.__table__) is not None:  # it may share its parent class's table
         return
     try:
-        OWNERSHIP.enter(model, _read(model, declared))
+        OWNERSHIP.enter(model, _read(model, declared), _read_stream(model))
     except DeclarationError:
         table: Table = model.__table__
         table.metadata.remove(table)
@@ -150,7 +192,7 @@ def declare(model: type[Any]) -> None:
 
 def redeclare(model: type[Any], ownership: Any) -> None:
     """Take another declaration in place of the one that a class made."""
-    OWNERSHIP.enter(model, _read(model, ownership))
+    OWNERSHIP.enter(model, _read(model, ownership), None)
 
 
 def forget(model: type[Any]) -> None:
@@ -180,6 +222,47 @@ def ownership_of(model: type[Any]) -> Ownership | None:
         return OWNERSHIP[model]
     except KeyError:
         raise UndeclaredTableError(model.__name__) from None
+
+
+def streams() -> dict[type[Any], Stream]:
+    """Every class that declared a stream, in the order of declaration."""
+    return OWNERSHIP.streams()
+
+
+def stream_of(model: type[Any]) -> Stream:
+    """The stream of `model`. `InvalidValueError` if it declared none."""
+    found = OWNERSHIP.streams().get(model)
+    if found is None:
+        known = ", ".join(sorted(one.__name__ for one in OWNERSHIP.streams()))
+        raise InvalidValueError(
+            f"{getattr(model, '__name__', model)} is no stream of rows; give the class a __stream__ = Stream(by=..., "
+            f"time=..., tie=...), or take one that has it: {known}"
+        )
+    return found
+
+
+def stream_named(table: str) -> type[Any] | None:
+    """The class that declared a stream in the table of this name, if one did."""
+    return next((model for model in OWNERSHIP.streams() if model.__tablename__ == table), None)
+
+
+def generated_key(model: type[Any]) -> str | None:
+    """The name of a key that the database gives, and that says nothing outside of it."""
+    table: Table = model.__table__
+    return None if table.autoincrement_column is None else str(table.autoincrement_column.name)
+
+
+def index_leads_to(model: type[Any], time: str) -> tuple[str, ...]:
+    """The columns that come right before `time` at the beginning of an index."""
+    table: Table = model.__table__
+    keys: list[Any] = [one for one in table.constraints if isinstance(one, UniqueConstraint)]
+    found = [[column.name for column in one.columns][:2] for one in (*keys, *table.indexes)]
+    return tuple(sorted(columns[0] for columns in found if columns[1:] == [time]))
+
+
+def holds_users_rows(model: type[Any]) -> bool:
+    """Whether the rows of `model` belong to users; neither those shared by all do, nor the users themselves."""
+    return ownership_of(model) is not None and not _is_users(model)
 
 
 def primary_key(model: type[Any]) -> str:
@@ -286,3 +369,51 @@ def _by_foreign_keys(model: type[Any], owner: str) -> dict[str, Reference]:
             )
         found[column.name] = Reference(column.name, parents[0], optional=bool(column.nullable))
     return found
+
+
+def _read_stream(model: type[Any]) -> Stream | None:
+    """What `model` declares of its order, with the class of its plain rows."""
+    declared = getattr(model, "__stream__", None)
+    if declared is None:
+        return None
+    if not isinstance(declared, Stream):
+        raise DeclarationError(model.__name__, f"__stream__ is {declared!r}, and no Stream(by=..., time=..., tie=...)")
+    named = (declared.by, declared.time, declared.tie)
+    columns = [_column(model, name) for name in named]
+    if not isinstance(columns[1].type, UTCDateTime):
+        raise DeclarationError(model.__name__, f"{declared.time} is no time; a stream's is a UTCDateTime()")
+    for column in columns:
+        if column.nullable:
+            raise DeclarationError(model.__name__, f"{column.name} may be NULL, which has no place in an order")
+    if not any(unique <= {*named} for unique in _unique_keys(model)):
+        raise DeclarationError(
+            model.__name__, f"rows may be alike in {', '.join(named)}; name a tie that is unique, by a UniqueConstraint"
+        )
+    for name in (*declared.exported, *(declared.row._fields if declared.row else ())):
+        _column(model, name)
+    table: Table = model.__table__
+    own = [column for column in table.c if column.name in named or column.name != generated_key(model)]
+    told = [column for column in own if not isinstance(column.type, SecretText)]
+    return replace(
+        declared,
+        row=declared.row or _plain_row(model, declared, [one.name for one in told if not isinstance(one.type, Json)]),
+        exported=declared.exported or tuple(column.name for column in told),
+    )
+
+
+def _unique_keys(model: type[Any]) -> list[set[str]]:
+    table: Table = model.__table__
+    keys: list[Any] = [table.primary_key, *(one for one in table.constraints if isinstance(one, UniqueConstraint))]
+    # One that holds for a part of the rows says nothing of the others.
+    keys += [one for one in table.indexes if one.unique and not any(name.endswith("_where") for name in one.kwargs)]
+    return [{column.name for column in key.columns} for key in keys]
+
+
+def _plain_row(model: type[Any], stream: Stream, names: list[str]) -> type[Any]:
+    make: Any = namedtuple  # noqa: PYI024 # its fields are known only now
+    fields = make(f"{model.__name__}Row", names)
+    cursor = property(
+        lambda row: cursor_text(getattr(row, stream.time), getattr(row, stream.tie)),
+        doc="Where this row stands in its range: `after=row.cursor` continues behind it.",
+    )
+    return type(fields.__name__, (fields,), {"__slots__": (), "__module__": model.__module__, "cursor": cursor})

@@ -132,6 +132,9 @@ class CellColumn:
         self._place = f"{column.table.name}.{column.name}"
         self._dialect = dialect
         self._on_sqlite = dialect.name == "sqlite"
+        self._bind = (
+            None if isinstance(column.type, CheckedType) else column.type.dialect_impl(dialect).bind_processor(dialect)
+        )
         self._shortcut = _shortcut(column.type, self._on_sqlite)
 
     def cells(self, values: Values | None, size: int, digits: Digits) -> Cells:
@@ -182,7 +185,10 @@ class CellColumn:
         kind = self._column.type
         if isinstance(kind, Json):
             return json.dumps(kind.plain(value), ensure_ascii=False, separators=(",", ":"))
-        bound = kind.process_bind_param(value, self._dialect) if isinstance(kind, CheckedType) else value
+        if isinstance(kind, CheckedType):
+            bound = kind.process_bind_param(value, self._dialect)
+        else:
+            bound = value if self._bind is None else self._bind(value)
         if isinstance(bound, datetime):
             return bound.isoformat(" ", "microseconds")
         if self._on_sqlite:

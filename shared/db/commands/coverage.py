@@ -11,10 +11,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from shared.db.commands.arguments import settings_from_arguments
-from shared.db.commands.row_files import end_time, start_time
+from shared.db.commands.row_files import end_time, start_time, stream_argument
 from shared.db.database import DatabaseFactory
 from shared.db.errors import InputError
-from shared.db.repositories import PrivateExecutionRepository, PublicTradeRepository
+from shared.db.models import Base
+from shared.db.ranges.reading import StreamReading
+from shared.db.repositories import PrivateExecutionRepository, PublicTradeRepository, Repository
+from shared.db.tables import stream_of
+from shared.db.tenancy.guard import UNSET
 
 
 def coverage_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
@@ -22,6 +26,8 @@ def coverage_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Na
     parser.add_argument("--symbol", help="trades of this symbol only")
     parser.add_argument("--user", metavar="USER_ID", help="the executions of this user's runs, in place of trades")
     parser.add_argument("--run", dest="run_id", metavar="RUN_ID", help="of this run only; needs --user")
+    parser.add_argument("--table", help="another declared stream, in place of trades and executions")
+    parser.add_argument("--key", help="of that stream: of this key only")
     parser.add_argument("--gaps", type=float, metavar="SECONDS", help="list the times of more than so many without any")
     parser.add_argument("--from", dest="start", type=start_time, metavar="TIME", help="gaps: first day or time, UTC")
     parser.add_argument("--to", dest="end", type=end_time, metavar="TIME", help="gaps: last day or time, UTC; included")
@@ -34,9 +40,16 @@ def coverage_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Na
             parser.error("--symbol is of trades, --user and --run are of executions")
         if options.gaps is None and (options.start or options.end):
             parser.error("--from and --to are bounds of --gaps")
+        if options.table is not None and (options.symbol or options.run_id):
+            parser.error("--symbol and --run are of trades and executions; name a --key of the table")
+        if options.table is None and options.key is not None:
+            parser.error("--key needs --table, whose key it is")
         with DatabaseFactory(settings_from_arguments(options)) as db:
             db.check_schema()
-            found = _trades(db, options) if options.user is None else _executions(db, options)
+            if options.table is not None:
+                found = _rows(db, stream_argument(parser, options.table), options)
+            else:
+                found = _trades(db, options) if options.user is None else _executions(db, options)
         print(json.dumps(found) if options.json else "\n".join(_lines(found)))
         return 0
 
@@ -69,6 +82,18 @@ def _executions(db: DatabaseFactory, options: argparse.Namespace) -> list[dict[s
             for name in (names if options.gaps is not None else ())
         }
     return _described("run_id", names, {each.run_id: each for each in covered}, gaps)
+
+
+def _rows(db: DatabaseFactory, model: type[Base], options: argparse.Namespace) -> list[dict[str, Any]]:
+    with db.get_session(user_id=UNSET if options.user is None else options.user, read_only=True) as session:
+        repository = Repository(session, model)
+        covered = {str(each.key): each for each in StreamReading.coverage(repository)}
+        names = [name for name in covered if options.key in (None, name)]
+        gaps = {
+            name: list(repository.gaps(covered[name].key, options.gaps, options.start, options.end))
+            for name in (names if options.gaps is not None else ())
+        }
+    return _described(stream_of(model).by, names, covered, gaps)
 
 
 def _described(kind: str, names: Sequence[str], covered: dict[str, Any], gaps: dict[str, Any]) -> list[dict[str, Any]]:

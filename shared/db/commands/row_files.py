@@ -11,15 +11,23 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from shared.db.bulk import RejectedRow
+from shared.db.column_types import python_type
 from shared.db.commands.arguments import EXIT_INTERRUPTED, settings_from_arguments
 from shared.db.database import DatabaseFactory
-from shared.db.operations.export import export_executions, export_trades
+from shared.db.models import Base
+from shared.db.operations.export import export_executions, export_rows, export_trades
+from shared.db.operations.import_rows import RowImport, import_rows
 from shared.db.operations.interruption import noted_signals
 from shared.db.operations.progress import WHOLE, Progress
 from shared.db.operations.row_layout import FORMATS
 from shared.db.operations.trade_import import import_trades
+from shared.db.tables import stream_named, stream_of, streams
+from shared.db.tenancy.guard import UNSET
 
 _STATE = "what was stored stays; run the same command again to go on"
 
@@ -87,10 +95,11 @@ def import_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Name
 
 def export_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     """Give `parser` the arguments of export; the function that runs it."""
-    parser.add_argument("what", choices=("trades", "executions"))
+    parser.add_argument("what", metavar="TABLE", help="trades, executions, or the table of another declared stream")
     parser.add_argument("--symbol", help="whose trades")
     parser.add_argument("--run", dest="run_id", metavar="RUN_ID", help="whose executions")
-    parser.add_argument("--user", metavar="USER_ID", help="the run's owner")
+    parser.add_argument("--key", help="of another stream: whose rows, by the column that it is ordered by")
+    parser.add_argument("--user", metavar="USER_ID", help="whose rows, where they belong to users")
     parser.add_argument("--from", dest="start", type=start_time, metavar="TIME", help="first day or time, UTC")
     parser.add_argument("--to", dest="end", type=end_time, metavar="TIME", help="last day or time, UTC; included")
     parser.add_argument("--format", choices=FORMATS, help="as the ending of the file's name says, unless given")
@@ -103,24 +112,81 @@ def export_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Name
             parser.error(f"give --format, or a file whose name ends in .{', .'.join(FORMATS)}")
         if options.start is not None and options.end is not None and options.start > options.end:
             parser.error("--from is later than --to; swap the two")
-        if options.what == "trades" and (options.symbol is None or options.run_id or options.user):
+        if options.what == "trades" and (options.symbol is None or options.run_id or options.user or options.key):
             parser.error("trades are exported by --symbol, and belong to no run or user")
         if options.what == "executions" and (options.run_id is None or options.user is None or options.symbol):
             parser.error("executions are exported by --run and --user")
         started = time.monotonic()
-        with (
-            DatabaseFactory(settings_from_arguments(options)) as db,
-            Progress("exporting", WHOLE) as progress,
-        ):
+        settings = settings_from_arguments(options)
+        model = None if options.what in ("trades", "executions") else stream_argument(parser, options.what)
+        if model is not None and options.key is None:
+            parser.error(f"rows of {options.what} are exported by --key, a value of {stream_of(model).by}")
+        with DatabaseFactory(settings) as db, Progress("exporting", WHOLE) as progress:
             bounds = (options.start, options.end, kind, progress.update)
             if options.what == "trades":
                 rows = export_trades(db, options.output, options.symbol, *bounds)
-            else:
+            elif model is None:
                 rows = export_executions(db, options.output, options.run_id, options.user, *bounds)
-        print(f"{counted(rows, options.what[:-1])} written to {options.output} in {time.monotonic() - started:.1f} s")
+            else:
+                user = UNSET if options.user is None else options.user
+                key = key_argument(parser, model, options.key)
+                rows = export_rows(db, options.output, model, key, *bounds, user_id=user)
+        noun = "row" if model is not None else options.what[:-1]
+        print(f"{counted(rows, noun)} written to {options.output} in {time.monotonic() - started:.1f} s")
         return 0
 
     return run
+
+
+def import_rows_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    """Give `parser` the arguments of import; the function that runs it."""
+    parser.add_argument("what", metavar="TABLE", help="the table of a declared stream")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="files that export wrote")
+    parser.add_argument("--user", metavar="USER_ID", help="whose rows, where they belong to users")
+    parser.add_argument("--json", action="store_true", help="report as JSON")
+
+    def run(options: argparse.Namespace) -> int:
+        settings = settings_from_arguments(options)
+        model = stream_argument(parser, options.what)
+        user = UNSET if options.user is None else options.user
+        reports: list[RowImport] = []
+        with DatabaseFactory(settings) as db:
+            for file in options.files:
+                report = import_rows(db, file, model, user_id=user, on_rejected=partial(_tell_rejected, file))
+                reports.append(report)
+                if not options.json:
+                    print(
+                        f"{file}: {counted(report.inserted, 'new row')} of {report.table}, {report.skipped:,} already "
+                        f"stored, {report.rejected:,} rejected"
+                    )
+        if options.json:
+            print(json.dumps([report.as_dict() for report in reports]))
+        return 1 if any(report.rejected for report in reports) else 0
+
+    return run
+
+
+def _tell_rejected(file: str, row: RejectedRow) -> None:
+    print(f"{file}, line {row.position}: {row.reason}", file=sys.stderr)
+
+
+def stream_argument(parser: argparse.ArgumentParser, table: str) -> type[Base]:
+    """The class of the stream in the table that an argument names, once all models are loaded; else a usage error."""
+    found = stream_named(table)
+    if found is None:
+        known = ", ".join(sorted(model.__tablename__ for model in streams()))
+        parser.error(f"{table} is no table of a declared stream; there are: {known}")
+    model: type[Base] = found
+    return model
+
+
+def key_argument(parser: argparse.ArgumentParser, model: type[Base], text: str | None) -> Any:
+    """The key that an argument names, as its column holds it; else a usage error."""
+    by = stream_of(model).by
+    try:
+        return None if text is None else python_type(model.__table__.c[by].type)(text)
+    except ValueError:
+        parser.error(f"{text!r} is no {by}")
 
 
 def start_time(text: str) -> datetime:

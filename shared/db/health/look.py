@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,17 +18,13 @@ from shared.db.engine import make_probe
 from shared.db.errors import DatabaseCorruptError, DatabaseUnreachableError, NotADatabaseError, SharedDBError
 from shared.db.health import postgresql, sqlite
 from shared.db.health.report import Health, PoolHealth, StreamHealth
-from shared.db.models import Base, PrivateExecution, PublicTrade
+from shared.db.models import Base
 from shared.db.settings import DatabaseSettings
+from shared.db.tables import index_leads_to, streams
 from shared.db.tenancy import row_security_check
 
 # What adds to a report.
 Section = Callable[[Connection, Health], Health]
-# What tells one stream from another, and its time: an index begins with both.
-_STREAMS: tuple[tuple[Column[Any], Column[Any]], ...] = tuple(
-    (model.__table__.columns[key], model.__table__.columns["exchange_ts"])  # type: ignore[misc] # of a table, they are
-    for model, key in ((PublicTrade, "symbol"), (PrivateExecution, "account_id"))
-)
 
 
 def look(settings: DatabaseSettings, folder: str, in_use: Engine | None, *, check: bool, timeout: float) -> Health:
@@ -181,7 +177,7 @@ def _streams(connection: Connection, health: Health) -> Health:
         health,
         streams=tuple(
             StreamHealth(key.table.name, name, newest)
-            for key, when in _STREAMS
+            for key, when in _marks()
             if key.table.name in there
             for name, newest in connection.execute(_newest(key, when))
         ),
@@ -195,6 +191,14 @@ def _sequences(connection: Connection, health: Health) -> Health:
             "which are taken; run: python -m shared.db sequences"
         )
     return health
+
+
+def _marks() -> Iterator[tuple[Any, Any]]:
+    """What tells one stream from another, and its time: columns with which an index begins."""
+    for model, stream in streams().items():
+        columns, leading = model.__table__.columns, index_leads_to(model, stream.time)
+        if leading:
+            yield columns[stream.by if stream.by in leading else leading[0]], columns[stream.time]
 
 
 def _newest(key: Column[Any], when: Column[Any]) -> Select[Any]:

@@ -19,7 +19,7 @@ class TableHealth:
 
 @dataclass(frozen=True)
 class StreamHealth:
-    """The newest exchange time (UTC) of a stream: trades by symbol, executions by account (`key`)."""
+    """The newest time (UTC) of a stream: trades by symbol, executions by account (`key`), others likewise."""
 
     table: str
     key: str

@@ -1,4 +1,4 @@
-"""Trades of a symbol or executions of a run into a file: streamed, in flat memory, there whole or not at all."""
+"""Rows of a stream into a file: streamed, in flat memory, there whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,17 +12,50 @@ from typing import Any
 
 from shared.db.database import DatabaseFactory
 from shared.db.errors import InputError
+from shared.db.models import Base, PrivateExecution, PublicTrade
 from shared.db.operations.interruption import check, interruptible
 from shared.db.operations.progress import WHOLE
 from shared.db.operations.replacing import refuse_database
 from shared.db.operations.row_files import writing
-from shared.db.operations.row_layout import EXECUTIONS, TRADES, Format, Layout
-from shared.db.repositories import PrivateExecutionRepository, PublicTradeRepository, RunRepository
+from shared.db.operations.row_layout import Format, Layout, layout_of
+from shared.db.ranges.bounds import source_of
+from shared.db.repositories import Repository, RunRepository
+from shared.db.tenancy.guard import UNSET, UserId
 
 _BATCH = 2_000
 _MICROSECOND = timedelta(microseconds=1)
 
 Watch = Callable[[int, int], None]
+
+
+def export_rows(
+    db: DatabaseFactory,
+    path: str | Path,
+    model: type[Base],
+    key: Any,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    kind: Format = "csv",
+    watch: Watch = lambda done, rows: None,
+    *,
+    user_id: UserId = UNSET,
+) -> int:
+    """Write the rows of one key of a stream from `start` to `end`, both included, to `path`, by time; their number.
+
+    `user_id` is whose they are, where they belong to users. `watch` is told how far it is, of `WHOLE`, and the rows so
+    far. Raises `InputError` if the file cannot be written, `MissingExtraError` for Parquet without pyarrow, and
+    `InvalidValueError` for a model without a stream.
+    """
+    layout = layout_of(model)
+    _refuse_reversed(start, end)
+    refuse_database(db, Path(path))
+    db.check_schema()
+    with db.get_session(user_id=user_id, read_only=True) as session:
+        # As objects where the plain rows leave out what the file has.
+        as_objects = not set(layout.columns) <= set(source_of(model).row._fields)
+        asked = partial(Repository(session, model).iter_range, key, start, end, as_objects=as_objects)
+        with interruptible(f"{path} is as it was"):
+            return _write_all(asked(), asked(reverse=True, page_size=1), layout, Path(path), kind, watch)
 
 
 def export_trades(
@@ -34,17 +67,8 @@ def export_trades(
     kind: Format = "csv",
     watch: Watch = lambda done, rows: None,
 ) -> int:
-    """Write a symbol's trades from `start` to `end`, both included, to `path`, by time; the number of rows.
-
-    `watch` is told how far it is, of `WHOLE`, and the rows so far. Raises `InputError` if the file cannot be
-    written, `MissingExtraError` for Parquet without pyarrow.
-    """
-    _refuse_reversed(start, end)
-    refuse_database(db, Path(path))
-    db.check_schema()
-    with db.get_session(read_only=True) as session:
-        asked = partial(PublicTradeRepository(session).iter_symbol_range, symbol, start, end)
-        return _export(asked(), asked(reverse=True, page_size=1), TRADES, Path(path), kind, watch)
+    """Write a symbol's trades, as `export_rows` does."""
+    return export_rows(db, path, PublicTrade, symbol, start, end, kind, watch)
 
 
 def export_executions(
@@ -57,19 +81,14 @@ def export_executions(
     kind: Format = "csv",
     watch: Watch = lambda done, rows: None,
 ) -> int:
-    """Write the executions of a user's run from `start` to `end`, both included, as `export_trades` does.
-
-    Raises `InputError` if the user has no such run.
-    """
+    """Write the executions of a user's run, as `export_rows` does. Raises `InputError` if the user has no such run."""
     _refuse_reversed(start, end)
     refuse_database(db, Path(path))
     db.check_schema()
     with db.get_session(user_id=user_id, read_only=True) as session:
         if RunRepository(session).get_by_id(run_id) is None:
             raise InputError(f"user {user_id!r} has no run {run_id!r}; check both ids")
-        # As objects: the plain rows leave raw_json out.
-        asked = partial(PrivateExecutionRepository(session).iter_run_range, run_id, start, end, as_objects=True)
-        return _export(asked(), asked(reverse=True, page_size=1), EXECUTIONS, Path(path), kind, watch)
+    return export_rows(db, path, PrivateExecution, run_id, start, end, kind, watch, user_id=user_id)
 
 
 def _refuse_reversed(start: datetime | None, end: datetime | None) -> None:
@@ -77,20 +96,13 @@ def _refuse_reversed(start: datetime | None, end: datetime | None) -> None:
         raise InputError(f"the export would begin at {start} and end before that, at {end}; swap the two")
 
 
-def _export(
-    rows: Iterator[Any], newest_first: Iterator[Any], layout: Layout, path: Path, kind: Format, watch: Watch
-) -> int:
-    with interruptible(f"{path} is as it was"):
-        return _write_all(rows, newest_first, layout, path, kind, watch)
-
-
 def _write_all(
     rows: Iterator[Any], newest_first: Iterator[Any], layout: Layout, path: Path, kind: Format, watch: Watch
 ) -> int:
     last: Any = next(newest_first, None)
     values = map(attrgetter(*layout.columns), rows)
-    time = layout.columns.index("exchange_ts")
-    written, first, until = 0, None, last and last.exchange_ts
+    time = layout.columns.index(layout.stream.time)
+    written, first, until = 0, None, last and getattr(last, layout.stream.time)
     with writing(path, layout, kind) as write:
         while batch := list(islice(values, _BATCH)):
             check()

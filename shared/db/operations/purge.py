@@ -1,4 +1,4 @@
-"""Old trades, or the executions of one run, deleted in batches that let every writer in between.
+"""Old rows of a stream, deleted in batches that let every writer in between.
 
 SQLite has one writer at a time. Each batch is a transaction of its own, as many rows as take a twentieth of a second
 on this machine, and is followed by a pause of twice its time: a writer that waits gets in, whatever it is told to wait.
@@ -12,13 +12,16 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from shared.db.database import DatabaseFactory
-from shared.db.errors import InputError
-from shared.db.models import PrivateExecution, PublicTrade, RunStatus
-from shared.db.repositories import PublicTradeRepository, RunRepository
+from shared.db.errors import InputError, InvalidValueError
+from shared.db.models import Base, PrivateExecution, PublicTrade, RunStatus
+from shared.db.ranges.bounds import source_of
+from shared.db.ranges.reading import StreamReading
+from shared.db.repositories import Repository, RunRepository
+from shared.db.tables import index_leads_to, primary_key
 from shared.db.tenancy.guard import UNSET, UserId
 
 # Seconds that one batch may hold the write lock, about.
@@ -48,6 +51,42 @@ class PurgeReport:
         return asdict(self)
 
 
+def purge_rows(
+    db: DatabaseFactory,
+    model: type[Base],
+    before: datetime | None = None,
+    key: Any = None,
+    *,
+    user_id: UserId = UNSET,
+    dry_run: bool = False,
+    watch: Watch = lambda done, rows: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> PurgeReport:
+    """Delete the rows of a stream strictly before `before`, of one key if given, oldest first key by key.
+
+    `user_id` is whose they are, where they belong to users; nobody else's go. A dry run counts them and deletes
+    nothing. When `stop()` says so it ends after the batch at hand; called again, it goes on. Raises
+    `InvalidValueError` for a naive time, a model without a stream, and for neither `before` nor `key`.
+    """
+    source = source_of(model)
+    if before is None and key is None:
+        raise InvalidValueError("everything would go; name a time as before=, or a key")
+    before = source.instant(before)
+    db.check_schema()
+    by, time = getattr(model, source.stream.by), getattr(model, source.stream.time)
+    old = () if before is None else (time < before,)
+    if key is None:
+        with db.get_session(user_id=user_id, read_only=True) as session:
+            covered = StreamReading.coverage(Repository(session, model), count=False)
+        chosen = [(by == found.key, *old) for found in covered if before is None or found.first_ts < before]
+    else:
+        chosen = [(by == key, *old)]
+    # In the order of an index, which is not the stream's own where its key alone is unique.
+    ordered = source.stream.by in index_leads_to(model, source.stream.time)
+    order = (time, getattr(model, source.stream.tie)) if ordered else (getattr(model, source.stream.tie),)
+    return _Purge(db, model, order, user_id).run(chosen, dry_run, watch, stop)
+
+
 def purge_trades(
     db: DatabaseFactory,
     before: datetime,
@@ -57,23 +96,8 @@ def purge_trades(
     watch: Watch = lambda done, rows: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> PurgeReport:
-    """Delete the trades strictly before `before`, of one symbol if given, oldest first symbol by symbol.
-
-    A dry run counts them and deletes nothing. When `stop()` says so it ends after the batch at hand; called again, it
-    goes on. Raises `InvalidValueError` for a naive time.
-    """
-    db.check_schema()
-    columns = PublicTrade.__table__.c
-    before = columns.exchange_ts.type.instant(before)  # type: ignore[attr-defined] # the column's own check
-    with db.get_session(read_only=True) as session:
-        covered = PublicTradeRepository(session).coverage(count=False)
-    chosen = [
-        (PublicTrade.symbol == found.symbol, PublicTrade.exchange_ts < before)
-        for found in covered
-        if found.first_ts < before and symbol in (None, found.symbol)
-    ]
-    purge = _Purge(db, PublicTrade, (PublicTrade.exchange_ts, PublicTrade.trade_id), UNSET)
-    return purge.run(chosen, dry_run, watch, stop)
+    """Delete the trades strictly before `before`, of one symbol if given, as `purge_rows` does."""
+    return purge_rows(db, PublicTrade, before, symbol, dry_run=dry_run, watch=watch, stop=stop)
 
 
 def purge_executions(
@@ -88,7 +112,7 @@ def purge_executions(
 ) -> PurgeReport:
     """Delete the executions of one run of a user, those strictly before `before` if given; the run itself stays.
 
-    All else as `purge_trades`. Raises `InputError` if the user has no such run, or if it is still running.
+    All else as `purge_rows`. Raises `InputError` if the user has no such run, or if it is still running.
     """
     db.check_schema()
     with db.get_session(user_id=user_id, read_only=True) as session:
@@ -97,12 +121,7 @@ def purge_executions(
         raise InputError(f"user {user_id!r} has no run {run_id!r}; check both ids")
     if run.status == RunStatus.RUNNING:
         raise InputError(f"run {run_id!r} is still running; finish it first, its executions are being recorded")
-    criteria: list[ColumnElement[bool]] = [PrivateExecution.run_id == run_id]
-    if before is not None:
-        columns = PrivateExecution.__table__.c
-        criteria.append(PrivateExecution.exchange_ts < columns.exchange_ts.type.instant(before))  # type: ignore[attr-defined] # as above
-    purge = _Purge(db, PrivateExecution, (PrivateExecution.exec_id,), user_id)
-    return purge.run([tuple(criteria)], dry_run, watch, stop)
+    return purge_rows(db, PrivateExecution, before, run_id, user_id=user_id, dry_run=dry_run, watch=watch, stop=stop)
 
 
 class _Purge:
@@ -111,6 +130,7 @@ class _Purge:
     def __init__(self, db: DatabaseFactory, model: Any, order: tuple[Any, ...], user_id: UserId) -> None:
         self._db = db
         self._model = model
+        self._key = getattr(model, primary_key(model))
         self._order = order
         self._user_id = user_id
 
@@ -143,8 +163,8 @@ class _Purge:
         return session.scalar(select(func.count()).select_from(self._model).where(*criteria)) or 0
 
     def _delete(self, session: Session, criteria: tuple[Any, ...], size: int) -> int:
-        oldest = select(self._model.id).where(*criteria).order_by(*self._order).limit(size)
-        statement = delete(self._model).where(self._model.id.in_(oldest))
+        oldest = select(self._key).where(*criteria).order_by(*self._order).limit(size)
+        statement = delete(self._model).where(self._key.in_(oldest))
         result: Any = session.execute(statement, execution_options={"synchronize_session": False})
         return int(result.rowcount)
 

@@ -14,17 +14,16 @@ from shared.db.bulk import RejectedRow
 from shared.db.bulk.rows import Row
 from shared.db.database import DatabaseFactory
 from shared.db.errors import InputError
-from shared.db.models import Base, PrivateExecution, PublicTrade
+from shared.db.models import Base
 from shared.db.operations.interruption import check
 from shared.db.recording.dead_letters import DEAD_LETTERS, DeadLetters, append_lines, locked
 from shared.db.recording.row_text import RowText
 from shared.db.recording.spool import SUFFIX, Mark, done_in, locked_folder, salvaged
 from shared.db.recording.storing import Storing
-from shared.db.tables import ownership_of
+from shared.db.tables import ownership_of, stream_named, streams
 from shared.db.tenancy.guard import UNSET
 
 _BATCH = 1000
-_MODELS: dict[str, type[Base]] = {model.__tablename__: model for model in (PublicTrade, PrivateExecution)}
 
 
 @dataclass
@@ -108,7 +107,7 @@ def _replay_spool(db: DatabaseFactory, folder: Path) -> ReplayReport:
                 if record is None:
                     damaged += 1
                 elif record.rows and record.end > done:
-                    rows = RowText(_MODELS[about[0]]).decoded(record.payload)
+                    rows = RowText(_model(about[0])).decoded(record.payload)
                     letters = [_Letter(b"", about, position, row) for position, row in enumerate(rows)]
                     _store(db, *about, letters, folder / DEAD_LETTERS, report)
             report.unreadable += damaged
@@ -142,7 +141,7 @@ def _store(
     db: DatabaseFactory, table: str, user_id: str | None, letters: list[_Letter], path: Path, report: ReplayReport
 ) -> None:
     check()
-    model = _MODELS[table]
+    model = _model(table)
     everybody = user_id is None and ownership_of(model) is not None
     storing = Storing(db, model, UNSET if user_id is None else user_id, everybody)
     stored = storing.store([letter.row for letter in letters])
@@ -155,8 +154,18 @@ def _store(
         )
 
 
+def _model(table: str) -> type[Base]:
+    found = stream_named(table)
+    if found is None:
+        raise InputError(
+            f"its rows are of the table {table!r}, which no loaded package declares; name the package's module in "
+            "GRIDBOT_DB_MODELS, or import it first"
+        )
+    return found
+
+
 def _letters(path: Path) -> Iterator[_Letter]:
-    texts = {table: RowText(model) for table, model in _MODELS.items()}
+    texts = {model.__tablename__: RowText(model) for model in streams()}
     with path.open("rb") as file:
         for line in file:
             if line.strip():

@@ -1,4 +1,4 @@
-"""Rows of the two big tables to CSV, JSON lines and Parquet, and back. What is written reads back equal."""
+"""Rows of a stream to CSV, JSON lines and Parquet, and back. What is written reads back equal."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import Any, BinaryIO
 
 from shared.db.bulk import RejectedRow
 from shared.db.bybit import Block, BlockReader, Row, check_whole, open_text
-from shared.db.column_types import MONEY_DIGITS, MONEY_PLACES, Money, UTCDateTime
 from shared.db.errors import InputError
+from shared.db.models import PublicTrade
 from shared.db.operations.replacing import replacing
-from shared.db.operations.row_layout import LAYOUTS, TRADES, Format, Layout, cell, decoder, encoder, pyarrow
+from shared.db.operations.row_layout import Format, Layout, cell, decoder, encoder, layout_of, layouts, pyarrow
+from shared.db.ranges.frames import arrow_type
 
 Batch = Sequence[Sequence[Any]]
 
@@ -66,7 +67,7 @@ def recognized(path: Path) -> tuple[Layout, Format] | None:
             return found
         first = text.readline(_LINE_LIMIT)
     if not first and ".jsonl" in path.suffixes:
-        return TRADES, "jsonl"  # an export without rows
+        return layout_of(PublicTrade), "jsonl"  # an export without rows
     try:
         return _layout_with(_parsed(first), "jsonl")
     except ValueError:
@@ -149,8 +150,8 @@ class ExportedFile(BlockReader):
                 row[name] = decode(given[name])
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
-        if self.symbol not in (None, row["symbol"]):
-            raise ValueError(f"symbol is {row['symbol']!r}, and only {self.symbol!r} was asked for")
+        if self.symbol not in (None, row.get("symbol")):
+            raise ValueError(f"symbol is {row.get('symbol')!r}, and only {self.symbol!r} was asked for")
         return row
 
     def _csv(self) -> Iterator[tuple[int, Any]]:
@@ -196,7 +197,9 @@ def _whole(path: Path) -> Iterator[None]:
 
 def _layout_with(names: Any, kind: Format) -> tuple[Layout, Format] | None:
     present = {name for name in names if isinstance(name, str)} if isinstance(names, (list, dict)) else set()
-    return next(((layout, kind) for layout in LAYOUTS if present.issuperset(layout.columns)), None)
+    # The columns of one table may all be among another one's.
+    fitting = [layout for layout in layouts() if present.issuperset(layout.columns)]
+    return (max(fitting, key=lambda layout: len(layout.columns)), kind) if fitting else None
 
 
 Write = Callable[[Batch, list[list[Any]]], None]
@@ -232,14 +235,7 @@ def _jsonl_writer(file: BinaryIO, layout: Layout) -> Iterator[Write]:
 @contextmanager
 def _parquet_writer(file: BinaryIO, layout: Layout) -> Iterator[Write]:
     arrow = pyarrow()
-
-    def kind(name: str) -> Any:
-        column_type = layout.column(name).type
-        if isinstance(column_type, Money):
-            return arrow.decimal128(MONEY_DIGITS, MONEY_PLACES)
-        return arrow.timestamp("us", "UTC") if isinstance(column_type, UTCDateTime) else arrow.string()
-
-    schema = arrow.schema([(name, kind(name)) for name in layout.columns])
+    schema = arrow.schema([(name, arrow_type(layout.column(name).type, arrow)) for name in layout.columns])
     waiting: list[Any] = []
 
     def write(rows: Batch, columns: list[list[Any]]) -> None:

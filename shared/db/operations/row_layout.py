@@ -1,4 +1,4 @@
-"""What rows of the two big tables look like in files: columns, spelling, and the way back.
+"""What rows of a stream look like in files: columns, spelling, and the way back.
 
 Times are ISO 8601 in UTC to the microsecond, numbers plain decimal digits without exponent, in JSON as strings:
 neither a spreadsheet nor a JSON reader may make floats of them. Parquet holds money as decimal128(20, 8) and times
@@ -15,15 +15,16 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any, Literal, get_args
+from uuid import UUID
 
 from sqlalchemy import Column, Table
 
-from shared.db.column_types import Json, Money, UTCDateTime
+from shared.db.column_types import Json, Money, UTCDateTime, python_type
 from shared.db.errors import MissingExtraError
-from shared.db.models import Base, PrivateExecution, PublicTrade
+from shared.db.tables import Stream, stream_of, streams
 
 Format = Literal["csv", "jsonl", "parquet"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -38,43 +39,39 @@ _IDS = {"trade_id", "exec_id", "order_id"}
 
 @dataclass(frozen=True)
 class Layout:
-    """The columns of a table in a file, in their order.
+    """The columns of a stream in a file, in their order.
 
-    CSV has `from_json` besides, for people and tax tools: columns with what Bybit's own message, kept in raw_json,
-    says under another name. Reading ignores them.
+    CSV has `from_json` besides, for people and tax tools: columns with what the exchange's own message, kept in
+    raw_json, says under another name. Reading ignores them.
     """
 
-    model: type[Base]
-    columns: tuple[str, ...]
-    from_json: Mapping[str, str]
+    model: type[Any]
+    stream: Stream
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the columns."""
+        return self.stream.exported
+
+    @property
+    def from_json(self) -> Mapping[str, str]:
+        """The names of those besides, and the message's names for them."""
+        return self.stream.from_json
 
     def column(self, name: str) -> Column[Any]:
         """The table's column of this name."""
-        table: Table = self.model.__table__  # type: ignore[assignment] # declared wider than it is
+        table: Table = self.model.__table__
         return table.c[name]
 
 
-TRADES = Layout(PublicTrade, ("exchange_ts", "symbol", "side", "price", "size", "trade_id", "local_ts"), {})
-EXECUTIONS = Layout(
-    PrivateExecution,
-    (
-        "exchange_ts",
-        "symbol",
-        "side",
-        "exec_price",
-        "exec_qty",
-        "exec_fee",
-        "closed_pnl",
-        "exec_id",
-        "order_id",
-        "order_link_id",
-        "account_id",
-        "run_id",
-        "raw_json",
-    ),
-    {"fee_currency": "feeCurrency", "exec_type": "execType", "category": "category"},
-)
-LAYOUTS = (TRADES, EXECUTIONS)
+def layout_of(model: type[Any]) -> Layout:
+    """How the rows of `model` look in files. `InvalidValueError` if it declared no stream."""
+    return Layout(model, stream_of(model))
+
+
+def layouts() -> list[Layout]:
+    """Those of every stream that is declared."""
+    return [Layout(model, stream) for model, stream in streams().items()]
 
 
 def encoder(column: Column[Any], kind: Format) -> Callable[[Any], Any]:
@@ -82,13 +79,16 @@ def encoder(column: Column[Any], kind: Format) -> Callable[[Any], Any]:
     if isinstance(column.type, Json):
         return _identity if kind == "jsonl" else _json_text
     if kind == "parquet":
-        return _identity
+        return _optional(str) if python_type(column.type) is UUID else _identity
     if isinstance(column.type, UTCDateTime):
         return _iso
     if isinstance(column.type, Money):
         return _plain_digits
+    written, _ = _FORMS.get(python_type(column.type), _TEXT)
     if kind == "jsonl":
-        return _identity
+        return _optional(written)
+    if python_type(column.type) is not str:
+        return _cell_of(written)
     return _nullable_cell if column.nullable else cell
 
 
@@ -100,11 +100,53 @@ def decoder(column: Column[Any], kind: Format) -> Callable[[Any], Any]:
         return _from_iso
     if isinstance(column.type, Money):
         return _from_digits
+    if python_type(column.type) is not str:
+        return _read(_FORMS.get(python_type(column.type), _TEXT)[1], kind)
     if kind != "csv":
         return _identity
     if column.name in _IDS:
         return _from_id_cell
     return _from_nullable_cell if column.nullable else _from_cell
+
+
+def _optional(form: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else form(value)
+
+
+def _cell_of(form: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The cell of a value that is no text."""
+
+    def written(value: Any) -> Any:
+        found = None if value is None else form(value)
+        return json.dumps(found) if isinstance(found, (bool, int, float)) else found
+
+    return written
+
+
+def _read(form: Callable[[Any], Any], kind: Format) -> Callable[[Any], Any]:
+    """The way back: from a cell's text, from what JSON or Parquet holds."""
+
+    def read(value: Any) -> Any:
+        if value is None or (kind == "csv" and value == ""):
+            return None
+        if kind == "csv" and form in _FROM_JSON:
+            value = json.loads(value)
+        return form(value)
+
+    return read
+
+
+def _exactly(kind: type[Any]) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise ValueError(f"{str(value)[:40]!r} is no {kind.__name__}")
+        return value
+
+    return read
+
+
+def _parsed(parse: Callable[[str], Any], kind: type[Any]) -> Callable[[Any], Any]:
+    return lambda value: value if isinstance(value, kind) else parse(value)
 
 
 def cell(text: str) -> str:
@@ -126,8 +168,8 @@ def _identity(value: Any) -> Any:
     return value
 
 
-def _iso(value: datetime) -> str:
-    return value.isoformat(timespec="microseconds").replace("+00:00", "Z")
+def _iso(value: datetime | None) -> str | None:
+    return None if value is None else value.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def _plain_digits(value: Decimal | None) -> str | None:
@@ -145,7 +187,9 @@ def _json_text(value: Any) -> str | None:
     return None if value is None else json.dumps(value, separators=(",", ":"))
 
 
-def _from_iso(value: Any) -> datetime:
+def _from_iso(value: Any) -> datetime | None:
+    if value is None or value == "":
+        return None  # which a column that must have a time refuses
     instant = datetime.fromisoformat(value) if isinstance(value, str) else value
     if not isinstance(instant, datetime) or instant.tzinfo is None:
         raise ValueError("is no time with its offset, such as 2025-05-19T00:00:36.878000Z")
@@ -181,3 +225,17 @@ def _from_id_cell(text: str) -> str:
 
 def _from_nullable_cell(text: str) -> str | None:
     return _from_cell(text) if text else None
+
+
+# How values are written that are neither text, money nor times of ours, and how they are read.
+_FORMS: dict[type[Any], tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    bool: (_identity, _exactly(bool)),
+    int: (_identity, _exactly(int)),
+    float: (_identity, _exactly(float)),
+    Decimal: (_plain_digits, _from_digits),
+    date: (date.isoformat, _parsed(date.fromisoformat, date)),
+    datetime: (datetime.isoformat, _parsed(datetime.fromisoformat, datetime)),
+    UUID: (str, _parsed(UUID, UUID)),
+}
+_FROM_JSON = {_FORMS[kind][1] for kind in (bool, int, float)}
+_TEXT = (_identity, _identity)

@@ -24,7 +24,6 @@ from shared.db.errors import InputError, InvalidValueError
 from shared.db.models import PublicTrade
 from shared.db.operations.replacing import replacing
 from shared.db.operations.row_files import read_export, recognized
-from shared.db.operations.row_layout import TRADES
 from shared.db.recording.row_text import RowText
 from shared.db.repositories import PublicTradeRepository
 
@@ -113,7 +112,7 @@ def read_trades(path: Path, symbol: str | None, category: Category | None) -> Bl
     found = recognized(path)
     if found is None:
         return read_archive(path, symbol, category)
-    if found[0] is not TRADES:
+    if found[0].model is not PublicTrade:
         raise InputError(f"{path} holds {found[0].model.__tablename__}, not trades; read it with read_export")
     return read_export(path, symbol=symbol)
 

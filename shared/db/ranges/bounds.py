@@ -1,104 +1,123 @@
-"""Ranges of the two big tables: which rows, in which order, from where on, and the plain rows they come as."""
+"""Ranges of a stream of rows: which rows, in which order, from where on."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import Column, ColumnElement, Table, bindparam, tuple_
 
-from shared.db.column_types import BoundedString, UTCDateTime
+from shared.db.column_types import BoundedString, UTCDateTime, python_type
 from shared.db.errors import InvalidValueError
-from shared.db.models import PrivateExecution, PublicTrade
+from shared.db.tables import Stream, cursor_text, generated_key, stream_of, streams
 
-# Where a row stands in its range: its time and the exchange's id.
-Position = tuple[datetime, str]
+# Where a row stands in its range: its time, and what tells it from others of that time.
+Position = tuple[datetime, Any]
 _AFTER_TIME, _AFTER_TIE = "after_time", "after_tie"
 
 
-class TradeRow(NamedTuple):
-    """A public trade as a plain tuple: money as Decimal with 8 places, times as aware UTC."""
-
-    symbol: str
-    trade_id: str
-    exchange_ts: datetime
-    local_ts: datetime
-    side: str
-    price: Decimal
-    size: Decimal
-
-    @property
-    def cursor(self) -> str:
-        """Where this row stands in its range: `after=row.cursor` continues behind it."""
-        return _cursor(self.exchange_ts, self.trade_id)
-
-
-class ExecutionRow(NamedTuple):
-    """An execution as a plain tuple: money as Decimal with 8 places, times as aware UTC; without `raw_json`."""
-
-    run_id: str
-    account_id: str
-    symbol: str
-    exec_id: str
-    order_id: str
-    order_link_id: str | None
-    exchange_ts: datetime
-    side: str
-    exec_price: Decimal
-    exec_qty: Decimal
-    exec_fee: Decimal | None
-    closed_pnl: Decimal | None
-
-    @property
-    def cursor(self) -> str:
-        """Where this row stands in its range: `after=row.cursor` continues behind it."""
-        return _cursor(self.exchange_ts, self.exec_id)
-
-
-def cursor_of(row: TradeRow | ExecutionRow | PublicTrade | PrivateExecution) -> str:
+def cursor_of(row: Any) -> str:
     """Where a row stands in its range, as printable text: `after=` continues behind it.
 
-    For plain rows and mapped objects alike. It holds the exchange's time and id of the row, nothing secret.
+    For plain rows and mapped objects of every declared stream. It holds the row's time and the exchange's id of it,
+    nothing secret. Raises `InvalidValueError` for what is no row of a stream.
     """
-    return _cursor(row.exchange_ts, row.trade_id if isinstance(row, (TradeRow, PublicTrade)) else row.exec_id)
+    declared = streams().get(type(row))
+    if declared is not None:
+        return cursor_text(getattr(row, declared.time), getattr(row, declared.tie))
+    if not any(type(row) is stream.row for stream in streams().values()):
+        raise InvalidValueError(f"a {type(row).__name__} is no row of a stream, and has no place in a range")
+    cursor: str = row.cursor
+    return cursor
 
 
 @dataclass(frozen=True)
-class BigTable:
-    """One of the two tables, and the plain rows that stand for its own."""
+class Source:
+    """A declared stream, as ranges read it."""
 
-    model: type[PublicTrade | PrivateExecution]
-    row: type[TradeRow | ExecutionRow]
-    owner: str
-    tie: str
+    model: type[Any]
+    stream: Stream
+
+    @property
+    def row(self) -> Any:
+        """The class of its plain rows."""
+        return self.stream.row
 
     @property
     def columns(self) -> Any:
         """The table's columns by name."""
-        table: Table = self.model.__table__  # type: ignore[assignment] # declared wider than it is
+        table: Table = self.model.__table__
         return table.c
 
     @property
+    def time(self) -> Column[Any]:
+        """The column of the rows' time."""
+        return self.column(self.stream.time)
+
+    @property
+    def tie(self) -> Column[Any]:
+        """The column that tells rows of one time apart."""
+        return self.column(self.stream.tie)
+
+    @property
+    def number(self) -> Column[Any] | None:
+        """The column of the numbers that the database gives to rows as they come, if it gives any."""
+        key = generated_key(self.model)
+        return None if key is None else self.column(key)
+
+    @property
     def read_columns(self) -> list[Column[Any]]:
-        """The columns of a plain row, but for the owner, which is the same in all."""
-        return [self.columns[name] for name in self.row._fields if name != self.owner]
+        """The columns of a plain row, but for the one that is the same in all of a range."""
+        return [self.columns[name] for name in self.row._fields if name != self.stream.by]
+
+    def column(self, name: str) -> Column[Any]:
+        """One column. `InvalidValueError` if the table has none of this name."""
+        found = self.columns.get(name)
+        if found is None:
+            raise InvalidValueError(f"{self.model.__name__} has no column {name}")
+        column: Column[Any] = found
+        return column
+
+    def range(
+        self,
+        key: Any,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        equal: Mapping[str, Any] | None = None,
+        owned: ColumnElement[bool] | None = None,
+    ) -> RowRange:
+        """The rows of one `key`, bounds inclusive, with these values in further columns (None: any).
+
+        `InvalidValueError` for what cannot be a key, a bound or such a value.
+        """
+        alike = {name: value for name, value in (equal or {}).items() if value is not None}
+        within = tuple(self.column(name) == _value(self.column(name), value) for name, value in alike.items())
+        key = _value(self.column(self.stream.by), key)
+        return RowRange(self, key, self.instant(start), self.instant(end), within, owned)
+
+    def instant(self, value: datetime | None) -> datetime | None:
+        """A bound in UTC. `InvalidValueError` for a naive one."""
+        kind = self.time.type
+        assert isinstance(kind, UTCDateTime)
+        return None if value is None else kind.instant(value)
 
 
-TRADES = BigTable(PublicTrade, TradeRow, "symbol", "trade_id")
-EXECUTIONS = BigTable(PrivateExecution, ExecutionRow, "run_id", "exec_id")
+def source_of(model: type[Any]) -> Source:
+    """The stream that `model` declared. `InvalidValueError` if it declared none."""
+    return Source(model, stream_of(model))
 
 
 @dataclass(frozen=True)
 class RowRange:
-    """The rows of one symbol or run from `start` to `end`, ordered by time, those of one instant by the exchange's id.
+    """The rows of one key from `start` to `end`, ordered by time, those of one instant by the stream's tie.
 
     `within` are further criteria, `owned` is the one that they belong to the user, where it is needed.
     """
 
-    source: BigTable
-    owner: str
+    source: Source
+    key: Any
     start: datetime | None
     end: datetime | None
     within: tuple[ColumnElement[bool], ...] = ()
@@ -111,8 +130,8 @@ class RowRange:
 
     def criteria(self, after: Position | None = None, *, reverse: bool = False) -> tuple[ColumnElement[bool], ...]:
         """What a row must meet to be in the range and later than `after` in the order of reading."""
-        time, tie = self._key
-        found = [self.source.columns[self.source.owner] == self.owner, *self.within]
+        time, tie = self._order
+        found = [self.source.column(self.source.stream.by) == self.key, *self.within]
         start, end = self.start, self.end
         # One bound a side: of two, SQLite may begin at the farther one and read all that lies between them.
         if after is not None and reverse and (end is None or after[0] <= end):
@@ -127,6 +146,12 @@ class RowRange:
             found.append(time <= end)
         return tuple(found)
 
+    def up_to(self, last: Position, *, reverse: bool = False) -> ColumnElement[bool]:
+        """The criterion that a row is not later than `last` in the order of reading."""
+        key = tuple_(*self._order)
+        bound = tuple_(*(bindparam(None, value, column.type) for value, column in zip(last, self._order, strict=True)))
+        return key >= bound if reverse else key <= bound
+
     @staticmethod
     def parameters(after: Position) -> dict[str, Any]:
         """What a statement with such criteria takes to continue behind another row."""
@@ -134,76 +159,33 @@ class RowRange:
 
     def order(self, *, reverse: bool = False) -> tuple[ColumnElement[Any], ...]:
         """The order of reading."""
-        return tuple(column.desc() for column in self._key) if reverse else self._key
+        return tuple(column.desc() for column in self._order) if reverse else self._order
+
+    def position_of(self, cursor: str | None) -> Position | None:
+        """Time and tie that a cursor names. `InvalidValueError` if it is none."""
+        if cursor is None:
+            return None
+        when, separator, tie = cursor.partition("/") if isinstance(cursor, str) else ("", "", "")
+        kind = python_type(self.source.tie.type)
+        try:
+            instant = datetime.fromisoformat(when)
+            told = tie if kind is str else kind(tie)
+        except ValueError:
+            instant = None
+        if instant is None or instant.tzinfo is None or not separator:
+            raise InvalidValueError("after= takes the cursor of a row read before: row.cursor, or cursor_of(row)")
+        return instant.astimezone(UTC), told
 
     def _bound(self, after: Position) -> Any:
-        time, tie = self._key
+        time, tie = self._order
         return tuple_(bindparam(_AFTER_TIME, after[0], time.type), bindparam(_AFTER_TIE, after[1], tie.type))
 
     @property
-    def _key(self) -> tuple[Column[Any], Column[Any]]:
-        return self.source.columns.exchange_ts, self.source.columns[self.source.tie]
+    def _order(self) -> tuple[Column[Any], Column[Any]]:
+        return self.source.time, self.source.tie
 
 
-def trade_range(symbol: str, start: datetime | None = None, end: datetime | None = None) -> RowRange:
-    """The trades of a symbol, bounds inclusive. `InvalidValueError` for what cannot be a symbol or a bound."""
-    columns = TRADES.columns
-    return RowRange(
-        TRADES, _text(columns.symbol, symbol), _instant(columns.exchange_ts, start), _instant(columns.exchange_ts, end)
-    )
-
-
-def execution_range(
-    run_id: str,
-    start: datetime | None = None,
-    end: datetime | None = None,
-    symbol: str | None = None,
-    *,
-    owned: ColumnElement[bool] | None,
-) -> RowRange:
-    """The executions of a run, of one symbol if given, bounds inclusive.
-
-    `InvalidValueError` for what cannot be a run's id, a symbol or a bound.
-    """
-    columns = EXECUTIONS.columns
-    return RowRange(
-        EXECUTIONS,
-        _text(columns.run_id, run_id),
-        _instant(columns.exchange_ts, start),
-        _instant(columns.exchange_ts, end),
-        () if symbol is None else (columns.symbol == _text(columns.symbol, symbol),),
-        owned,
-    )
-
-
-def position_of(cursor: str | None) -> Position | None:
-    """Time and id that a cursor names. `InvalidValueError` if it is none."""
-    if cursor is None:
-        return None
-    when, separator, tie = cursor.partition(_SEPARATOR) if isinstance(cursor, str) else ("", "", "")
-    try:
-        instant = datetime.fromisoformat(when)
-    except ValueError:
-        instant = None
-    if instant is None or instant.tzinfo is None or not separator:
-        raise InvalidValueError("after= takes the cursor of a row read before: row.cursor, or cursor_of(row)")
-    return instant.astimezone(UTC), tie
-
-
-_SEPARATOR = "/"
-
-
-def _cursor(when: datetime, tie: str) -> str:
-    return f"{when.isoformat()}{_SEPARATOR}{tie}"
-
-
-def _instant(column: Column[Any], value: datetime | None) -> datetime | None:
-    kind = column.type
-    assert isinstance(kind, UTCDateTime)
-    return None if value is None else kind.instant(value)
-
-
-def _text(column: Column[Any], value: Any) -> str:
-    kind = column.type
-    assert isinstance(kind, BoundedString)
-    return kind.text(value)
+def _value(column: Column[Any], value: Any) -> Any:
+    if value is None:
+        raise InvalidValueError("None is no value to look for", f"{column.table.name}.{column.name}")
+    return column.type.text(value) if isinstance(column.type, BoundedString) else value

@@ -14,8 +14,8 @@ from itertools import chain, repeat
 from operator import add, eq
 from typing import Any, TypeVar
 
-from sqlalchemy import Column, ColumnElement, Text, cast, func, type_coerce
-from sqlalchemy.types import NullType
+from sqlalchemy import Column, ColumnElement, Dialect, Float, Numeric, Text, cast, func, type_coerce
+from sqlalchemy.types import NullType, TypeEngine
 
 from shared.db.column_types import MONEY_PLACES, SCALABLE, UNREADABLE, CheckedType, Money, UTCDateTime
 
@@ -29,30 +29,33 @@ _QUANTUM = Decimal(1).scaleb(-MONEY_PLACES)
 _EXACT = Context(prec=60, rounding=ROUND_HALF_EVEN)
 
 
-def undecoded(columns: Sequence[Column[Any]], dialect: str) -> list[ColumnElement[Any]]:
-    """The columns as `decode_rows` takes them: times as ISO text, amounts as text or, from SQLite, as floats."""
-    if dialect == "sqlite":
+def undecoded(columns: Sequence[Column[Any]], dialect: Dialect) -> list[ColumnElement[Any]]:
+    """The columns as `decode_rows` takes them: times as ISO text, amounts as text or, from SQLite, as floats.
+
+    All others come as the driver gives them.
+    """
+    if dialect.name == "sqlite":
         return [type_coerce(column, NullType()) for column in columns]
     # psycopg2 makes its own Decimals and datetimes one by one; text comes faster, and the server's time zone is out.
     return [
         cast(func.timezone("UTC", column) if isinstance(column.type, UTCDateTime) else column, Text)
         if isinstance(column.type, (Money, UTCDateTime))
-        else column
+        else type_coerce(column, NullType())
         for column in columns
     ]
 
 
 def decode_rows(
-    pages: RawPages, columns: Sequence[Column[Any]], row: type[Any], owner: tuple[str, str], dialect: str
+    pages: RawPages, columns: Sequence[Column[Any]], row: type[Any], same: tuple[str, Any], dialect: Dialect
 ) -> Iterator[Any]:
-    """Pages of `undecoded(columns)` as plain rows; `owner` is the name and value of the column that is not read."""
-    name, value = owner
+    """Pages of `undecoded(columns)` as plain rows; `same` is the name and value of the column that is not read."""
+    name, value = same
     place = row._fields.index(name)
-    decoders = [_decoder(column, dialect) for column in columns]
+    decoders = [decoder(column, dialect) for column in columns]
 
     def decoded() -> Iterator[Iterable[Any]]:
         for page in pages:
-            # strict=False: the owner's column has no end, and the others are equally long as it is.
+            # strict=False: the column that is the same has no end, and the others are equally long as it is.
             values = [decode(column) for decode, column in zip(decoders, zip(*page, strict=False), strict=True)]
             values.insert(place, repeat(value))
             # tuple.__new__ takes half the time of the class's own.
@@ -66,10 +69,10 @@ def decode_time(stored: str, column: Column[Any]) -> datetime:
     return unless_damaged(column, datetime.fromisoformat, f"{stored}{_UTC_OFFSET}")
 
 
-def decode_amounts(stored: Sequence[Any], dialect: str) -> Iterable[Decimal | None]:
+def decode_amounts(stored: Sequence[Any], dialect: Dialect) -> Iterable[Decimal | None]:
     """A column of amounts, as `undecoded` gives it, as Decimals with 8 places."""
     distinct = set(stored)
-    exact = _from_floats if dialect == "sqlite" else _from_texts
+    exact = _from_floats if dialect.name == "sqlite" else _from_texts
     if len(distinct) * 2 > len(stored) and None not in distinct:
         return exact(stored)
     # Prices and sizes repeat, and looking one up takes a tenth of decoding it.
@@ -88,16 +91,27 @@ def unless_damaged(column: Column[Any], read: Callable[[_Stored], _T], stored: _
     raise kind.damaged()
 
 
-def _decoder(column: Column[Any], dialect: str) -> Callable[[Sequence[Any]], Iterable[Any]]:
+def decoder(column: Column[Any], dialect: Dialect) -> Callable[[Sequence[Any]], Iterable[Any]]:
+    """What reads the values of a column as `undecoded` gives them, many at once."""
     # Lists: what cannot be read has to be found here, and not by whoever takes the rows.
     if isinstance(column.type, Money):
         return partial(unless_damaged, column, lambda stored: list(decode_amounts(stored, dialect)))
     if isinstance(column.type, UTCDateTime):
         return partial(unless_damaged, column, _decode_times)
-    return lambda stored: stored
+    read = column.type.dialect_impl(dialect).result_processor(dialect, _oid(column.type))
+    return (lambda stored: stored) if read is None else (lambda stored: list(map(read, stored)))
 
 
-def _decode_times(stored: Sequence[str]) -> list[datetime]:
+def _oid(kind: TypeEngine[Any]) -> int | None:
+    """PostgreSQL's number for a type of numbers: there SQLAlchemy's own reader depends on it."""
+    if isinstance(kind, Float):
+        return 701
+    return 1700 if isinstance(kind, Numeric) else None
+
+
+def _decode_times(stored: Sequence[str | None]) -> list[datetime | None]:
+    if None in stored:
+        return [None if text is None else datetime.fromisoformat(text + _UTC_OFFSET) for text in stored]
     return list(map(datetime.fromisoformat, map(add, stored, repeat(_UTC_OFFSET))))
 
 

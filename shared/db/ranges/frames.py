@@ -13,14 +13,27 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any, cast
 
 from psycopg2.extensions import get_wait_callback
-from sqlalchemy import Column, Select, func, select
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Date,
+    Dialect,
+    Enum,
+    Float,
+    Integer,
+    Numeric,
+    Select,
+    TypeDecorator,
+    func,
+    select,
+)
 from sqlalchemy.orm import Session
 
 from shared.db.column_types import MONEY_DIGITS, MONEY_PLACES, SCALABLE, UNITS, Money, UTCDateTime
 from shared.db.driver_errors import named_errors
 from shared.db.errors import MissingExtraError
 from shared.db.ranges.bounds import RowRange
-from shared.db.ranges.decoding import decode_amounts, unless_damaged
+from shared.db.ranges.decoding import decode_amounts, decoder, unless_damaged
 from shared.db.ranges.streams import dialect_of, flushed, raw_pages
 
 if TYPE_CHECKING:
@@ -29,6 +42,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 _PAGE_SIZE = 20_000
+_MOST_DIGITS = 38  # of Arrow's decimal128
 
 
 def to_arrow(session: Session, rows: RowRange) -> pyarrow.Table:
@@ -36,14 +50,15 @@ def to_arrow(session: Session, rows: RowRange) -> pyarrow.Table:
     arrow = _library("pyarrow")
     types = {column.name: _type_of(column.type, arrow) for column in rows.source.read_columns}
     # Under a wait callback (gevent with psycogreen) the driver has no COPY.
-    copying = dialect_of(session) == "postgresql" and get_wait_callback() is None
+    copying = dialect_of(session).name == "postgresql" and get_wait_callback() is None
     read = _read_copy if copying else _read_pages
     table = read(session, rows, types, arrow)
     for place, name in enumerate(table.column_names):
         if arrow.types.is_timestamp(table.field(name).type):
             table = table.set_column(place, name, table[name].cast(arrow.timestamp("us", "UTC")))
-    place = rows.source.row._fields.index(rows.source.owner)
-    return table.add_column(place, rows.source.owner, arrow.repeat(rows.owner, len(table)))
+    by = rows.source.column(rows.source.stream.by)
+    place = rows.source.row._fields.index(by.name)
+    return table.add_column(place, by.name, arrow.repeat(arrow.scalar(rows.key, _type_of(by.type, arrow)), len(table)))
 
 
 def to_polars(session: Session, rows: RowRange) -> polars.DataFrame:
@@ -69,11 +84,24 @@ def _library(name: str) -> Any:
         raise MissingExtraError(name, "frames") from error
 
 
-def _type_of(kind: Any, arrow: Any) -> Any:
+def arrow_type(kind: Any, arrow: Any) -> Any:
+    """The Arrow type of a column type's values: exact, and text for what Arrow has no type for."""
     if isinstance(kind, Money):
         return arrow.decimal128(MONEY_DIGITS, MONEY_PLACES)
+    if isinstance(kind, UTCDateTime):
+        return arrow.timestamp("us", "UTC")
+    kind = kind.impl if isinstance(kind, TypeDecorator) else kind
+    if isinstance(kind, Float):
+        return arrow.float64()
+    if isinstance(kind, Numeric):
+        return arrow.decimal128(kind.precision or _MOST_DIGITS, kind.scale or 0)
+    known = {Integer: arrow.int64, Boolean: arrow.bool_, Date: arrow.date32}
+    return next((made() for one, made in known.items() if isinstance(kind, one)), arrow.string())
+
+
+def _type_of(kind: Any, arrow: Any) -> Any:
     # Both databases are asked for UTC without saying so; the zone is added when all is read.
-    return arrow.timestamp("us") if isinstance(kind, UTCDateTime) else arrow.string()
+    return arrow.timestamp("us") if isinstance(kind, UTCDateTime) else arrow_type(kind, arrow)
 
 
 def _read_copy(session: Session, rows: RowRange, types: dict[str, Any], arrow: Any) -> Any:
@@ -92,7 +120,12 @@ def _read_copy(session: Session, rows: RowRange, types: dict[str, Any], arrow: A
         parse_options=csv.ParseOptions(newlines_in_values=True),
         # In PostgreSQL's CSV an empty text is quoted and NULL is not.
         convert_options=csv.ConvertOptions(
-            column_types=types, null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False
+            column_types=types,
+            null_values=[""],
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+            true_values=["t"],
+            false_values=["f"],
         ),
     )
 
@@ -113,9 +146,16 @@ def _read_pages(session: Session, rows: RowRange, types: dict[str, Any], arrow: 
 
     def array(column: Column[Any], values: tuple[Any, ...]) -> Any:
         kind = types[column.name]
-        if arrow.types.is_decimal(kind):
+        if isinstance(column.type, Money):
             return unless_damaged(column, lambda stored: _amounts(stored, kind, dialect, arrow), values)
-        return unless_damaged(column, lambda stored: arrow.array(stored, arrow.string()).cast(kind), values)
+        if isinstance(column.type, UTCDateTime):
+            return unless_damaged(column, lambda stored: arrow.array(stored, arrow.string()).cast(kind), values)
+        if isinstance(column.type, Enum):
+            return arrow.array(values, kind)  # the word that is stored, as from PostgreSQL
+        found = decoder(column, dialect)(values)
+        if arrow.types.is_string(kind):
+            found = [value if value is None else str(value) for value in found]
+        return arrow.array(found, kind)
 
     batches = [
         arrow.record_batch(list(map(array, rows.source.read_columns, zip(*page, strict=True))), names=list(types))
@@ -124,9 +164,9 @@ def _read_pages(session: Session, rows: RowRange, types: dict[str, Any], arrow: 
     return arrow.Table.from_batches(batches, arrow.schema(list(types.items())))
 
 
-def _amounts(stored: tuple[Any, ...], kind: Any, dialect: str, arrow: Any) -> Any:
+def _amounts(stored: tuple[Any, ...], kind: Any, dialect: Dialect, arrow: Any) -> Any:
     """Texts, or the floats that SQLite stores, as exact decimals."""
-    if dialect == "postgresql":
+    if dialect.name == "postgresql":
         return arrow.array(list(decode_amounts(stored, dialect)), kind)
     compute = _library("pyarrow.compute")
     floats = arrow.array(stored, arrow.float64())

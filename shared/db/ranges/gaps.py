@@ -14,8 +14,8 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import FunctionElement
 
 from shared.db.errors import InvalidValueError
-from shared.db.models import Run
-from shared.db.ranges.bounds import EXECUTIONS, RowRange
+from shared.db.models import PrivateExecution, Run
+from shared.db.ranges.bounds import RowRange
 from shared.db.ranges.streams import read
 from shared.db.tenancy.functions import allow_functions
 
@@ -74,7 +74,7 @@ def _micros_between_sqlite(element: micros_between, compiler: SQLCompiler, **how
 _MICROS = "(strftime('%s', substr({0}, 1, 19)) * 1000000 + substr({0}, 21, 6))"
 
 
-def gaps(session: Session, rows: RowRange, seconds: float) -> Iterator[Gap]:
+def gaps(session: Session, rows: RowRange, seconds: float | None) -> Iterator[Gap]:
     """The times of more than `seconds` without a row in a range, in order; they end with the transaction.
 
     The range's own bounds count as marks where they are given, so that a range without any row is one gap. Raises
@@ -86,7 +86,7 @@ def gaps(session: Session, rows: RowRange, seconds: float) -> Iterator[Gap]:
 
 
 def _gaps(session: Session, rows: RowRange, longer_than: timedelta) -> Iterator[Gap]:
-    when = rows.source.columns.exchange_ts
+    when: Any = rows.source.time
     inside = (*rows.criteria(), *rows.confined)
     bounds: Any = read(session, select(func.min(when), func.max(when)).where(*inside)).one()
     first, last = bounds
@@ -118,10 +118,11 @@ def _longer(start: datetime | None, end: datetime | None, longer_than: timedelta
 def run_coverage(session: Session, user_id: str | None, run_id: str | None) -> list[RunCoverage]:
     """What is stored of each run of a user (None: of all users), of one if given, by the time it started."""
     runs: Table = Run.__table__  # type: ignore[assignment] # declared wider than it is
-    when, of_run = EXECUTIONS.columns.exchange_ts, EXECUTIONS.columns.run_id == runs.c.run_id
+    executions: Table = PrivateExecution.__table__  # type: ignore[assignment] # as above
+    when = executions.c.exchange_ts
     statement = (
         select(runs.c.run_id, func.min(when), func.max(when), func.count(when))
-        .select_from(runs.outerjoin(EXECUTIONS.columns.id.table, of_run))
+        .select_from(runs.outerjoin(executions, executions.c.run_id == runs.c.run_id))
         .group_by(runs.c.run_id, runs.c.start_ts)
         .order_by(runs.c.start_ts, runs.c.run_id)
     )

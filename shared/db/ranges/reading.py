@@ -1,19 +1,20 @@
-"""What the repositories of the two big tables are asked for many rows at once; one short method a question."""
+"""What a repository is asked of a declared stream: one short method a question, whichever table it is."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from sqlalchemy.orm import Session
 
-from shared.db.models import PrivateExecution, PublicTrade
+from shared.db.models import Base, ExecutionRow, PrivateExecution, PublicTrade, TradeRow
 from shared.db.ranges import frames, gaps, summaries
-from shared.db.ranges.bounds import ExecutionRow, RowRange, TradeRow, execution_range, trade_range
+from shared.db.ranges.bounds import RowRange, source_of
 from shared.db.ranges.gaps import Gap, RunCoverage
 from shared.db.ranges.streams import PAGE_SIZE, latest, stream
-from shared.db.ranges.summaries import Candle, Coverage, RunTotals
+from shared.db.ranges.summaries import Candle, Coverage, RunTotals, StreamCoverage
+from shared.db.tables import stream_of
 from shared.db.tenancy.guard import UNSET, UserId
 from shared.db.tenancy.ownership import owned_by
 
@@ -22,14 +23,134 @@ if TYPE_CHECKING:
     import polars
     import pyarrow
 
+T = TypeVar("T", bound=Base)
 
-class TradeReading:
-    """Ranges of a symbol's trades.
 
-    Bounds are inclusive, None leaves a side open; naive ones raise `InvalidValueError`.
+class StreamReading(Generic[T]):
+    """Questions about the rows of one key (a symbol, a run), of a model that declared a `__stream__`.
+
+    Bounds are inclusive, and None leaves a side open. The key is given first, or by its column's name (`symbol=`,
+    `run_id=`), and further keyword arguments are columns with the value that they must have; None stands for any.
+    Raises `InvalidValueError` for a model without a stream, a column that it has not, and a naive time. Rows that are
+    not the user's are as if they were not there.
     """
 
     session: Session
+    model: type[T]
+
+    if TYPE_CHECKING:
+
+        def _resolve(self, user_id: UserId) -> str | None: ...
+
+    def iter_range(
+        self,
+        key: Any = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        *,
+        reverse: bool = False,
+        after: str | None = None,
+        as_objects: bool = False,
+        page_size: int = PAGE_SIZE,
+        user_id: UserId = UNSET,
+        **equal: Any,
+    ) -> Iterator[Any]:
+        """The rows of a key from `start` to `end`, one by one, in order of time and of the stream's tie.
+
+        As plain named tuples, or as mapped objects with `as_objects=True`; any number of them, `page_size` at a time
+        in memory. `reverse=True` begins with the newest; `after=row.cursor` goes on behind a row that was read before.
+        Meanwhile the session may do anything else, commit included. What it writes meanwhile does not come, or on
+        PostgreSQL only after a commit. Raises `InvalidValueError` for an `after` that is no cursor.
+        """
+        rows = self._range(key, start, end, user_id, equal)
+        return stream(self.session, rows, reverse=reverse, after=after, as_objects=as_objects, page_size=page_size)
+
+    def to_arrow(
+        self,
+        key: Any = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        *,
+        user_id: UserId = UNSET,
+        **equal: Any,
+    ) -> pyarrow.Table:
+        """The rows as a pyarrow Table with the columns of the plain rows: decimal128(20, 8), timestamp[us, UTC].
+
+        This and its two sisters are exact. They need the extra `frames`; without it they raise `MissingExtraError`.
+        """
+        return frames.to_arrow(self.session, self._range(key, start, end, user_id, equal))
+
+    def to_polars(
+        self,
+        key: Any = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        *,
+        user_id: UserId = UNSET,
+        **equal: Any,
+    ) -> polars.DataFrame:
+        """The rows as a polars DataFrame."""
+        return frames.to_polars(self.session, self._range(key, start, end, user_id, equal))
+
+    def to_pandas(
+        self,
+        key: Any = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        *,
+        user_id: UserId = UNSET,
+        **equal: Any,
+    ) -> pandas.DataFrame:
+        """The rows as a pandas DataFrame of Arrow types."""
+        return frames.to_pandas(self.session, self._range(key, start, end, user_id, equal))
+
+    def latest(self, key: Any = None, *, user_id: UserId = UNSET, **equal: Any) -> T | None:
+        """The newest row of a key as a mapped object, None if it has none."""
+        return latest(self.session, self._range(key, None, None, user_id, equal))
+
+    def at_or_before(self, key: Any, ts: datetime, *, user_id: UserId = UNSET, **equal: Any) -> T | None:
+        """The last row of a key at `ts` or before it as a mapped object, None if there is none."""
+        return latest(self.session, self._range(key, None, ts, user_id, equal))
+
+    def coverage(self, *, count: bool = True, user_id: UserId = UNSET) -> list[StreamCoverage]:
+        """First and last time of the rows of each key, and their number, by key.
+
+        With `count=False` and a table shared by all it takes milliseconds, whatever is stored.
+        """
+        user = self._resolve(user_id)
+        owned = None if user is None else owned_by(self.model, user)
+        return summaries.coverage(self.session, source_of(self.model), owned, count=count)
+
+    def gaps(
+        self,
+        key: Any = None,
+        seconds: float | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        *,
+        user_id: UserId = UNSET,
+        **equal: Any,
+    ) -> Iterator[Gap]:
+        """The times of more than `seconds` without a row of a key, in order, as the session's transaction goes on.
+
+        From `start` to `end`, which count as marks where they are given: a key without any row there is one gap. The
+        database walks the index. Raises `InvalidValueError` for what is no number of seconds.
+        """
+        return gaps.gaps(self.session, self._range(key, start, end, user_id, equal), seconds)
+
+    def _range(
+        self, key: Any, start: datetime | None, end: datetime | None, user_id: UserId, equal: dict[str, Any]
+    ) -> RowRange:
+        user = self._resolve(user_id)
+        if key is None:
+            key = equal.pop(stream_of(self.model).by, None)
+        # A range is read past the ORM, where a user's session adds no criterion by itself.
+        owned = None if user is None else owned_by(self.model, user)
+        return source_of(self.model).range(key, start, end, equal, owned)
+
+
+class TradeReading(StreamReading[PublicTrade]):
+    """Questions about the trades of a symbol."""
 
     @overload
     def iter_symbol_range(
@@ -58,40 +179,13 @@ class TradeReading:
     ) -> Iterator[PublicTrade]: ...
 
     def iter_symbol_range(
-        self,
-        symbol: str,
-        start: datetime | None = None,
-        end: datetime | None = None,
-        *,
-        reverse: bool = False,
-        after: str | None = None,
-        as_objects: bool = False,
-        page_size: int = PAGE_SIZE,
+        self, symbol: str, start: datetime | None = None, end: datetime | None = None, **how: Any
     ) -> Iterator[Any]:
-        """The trades of a symbol from `start` to `end`, one by one, in order of time and trade id.
+        """The trades of a symbol from `start` to `end`, in order of time and trade id, as `iter_range`.
 
-        As `TradeRow`s, or as `PublicTrade`s with `as_objects=True`; any number of them, `page_size` at a time in
-        memory. `reverse=True` begins with the newest; `after=row.cursor` goes on behind a row that was read before.
-        Meanwhile the session may do anything else, commit included. What it writes meanwhile does not come, or on
-        PostgreSQL only after a commit. Raises `InvalidValueError` for an `after` that is no cursor.
+        As `TradeRow`s, or as `PublicTrade`s with `as_objects=True`.
         """
-        rows = trade_range(symbol, start, end)
-        return stream(self.session, rows, reverse=reverse, after=after, as_objects=as_objects, page_size=page_size)
-
-    def to_arrow(self, symbol: str, start: datetime | None = None, end: datetime | None = None) -> pyarrow.Table:
-        """The trades as a pyarrow Table of `TradeRow`'s columns: decimal128(20, 8) and timestamp[us, UTC], exact.
-
-        This and its two sisters need the extra `frames`; without it they raise `MissingExtraError`.
-        """
-        return frames.to_arrow(self.session, trade_range(symbol, start, end))
-
-    def to_polars(self, symbol: str, start: datetime | None = None, end: datetime | None = None) -> polars.DataFrame:
-        """The trades as a polars DataFrame, exact."""
-        return frames.to_polars(self.session, trade_range(symbol, start, end))
-
-    def to_pandas(self, symbol: str, start: datetime | None = None, end: datetime | None = None) -> pandas.DataFrame:
-        """The trades as a pandas DataFrame of Arrow types, exact."""
-        return frames.to_pandas(self.session, trade_range(symbol, start, end))
+        return self.iter_range(symbol, start, end, **how)
 
     def candles(
         self, symbol: str, start: datetime | None, end: datetime | None, interval: timedelta | str
@@ -101,41 +195,25 @@ class TradeReading:
         Intervals count from 1970-01-01T00:00Z; one without a trade has no candle. The database computes them, to the
         same digits on each. Raises `InvalidValueError` for what is no interval.
         """
-        return summaries.candles(self.session, trade_range(symbol, start, end), interval)
+        return summaries.candles(self.session, self._range(symbol, start, end, UNSET, {}), interval)
 
-    def coverage(self, *, count: bool = True) -> list[Coverage]:
+    def coverage(  # type: ignore[override] # rows that call the key a symbol, and are never without a time
+        self, *, count: bool = True
+    ) -> list[Coverage]:
         """First and last time of each symbol's trades, and their number, by symbol.
 
         With `count=False` it takes milliseconds, whatever is stored; counting reads the whole index.
         """
-        return summaries.coverage(self.session, count=count)
-
-    def gaps(
-        self, symbol: str, seconds: float, start: datetime | None = None, end: datetime | None = None
-    ) -> Iterator[Gap]:
-        """The times of more than `seconds` without a trade of a symbol, in order, as the session's transaction goes on.
-
-        From `start` to `end`, which count as marks where they are given: a symbol without any trade there is one gap.
-        The database walks the index. Raises `InvalidValueError` for what is no number of seconds.
-        """
-        return gaps.gaps(self.session, trade_range(symbol, start, end), seconds)
+        found = summaries.coverage(self.session, source_of(PublicTrade), None, count=count)
+        return [Coverage._make(each) for each in found]
 
     def get_trade_at_or_before(self, symbol: str, ts: datetime) -> PublicTrade | None:
         """The last trade of a symbol at `ts` or before it, None if there is none."""
-        return latest(self.session, trade_range(symbol, None, ts))
+        return self.at_or_before(symbol, ts)
 
 
-class ExecutionReading:
-    """Ranges of a run's executions, of one symbol if given; empty for a run that is not the user's.
-
-    Bounds are inclusive, None leaves a side open; naive ones raise `InvalidValueError`.
-    """
-
-    session: Session
-
-    if TYPE_CHECKING:
-
-        def _resolve(self, user_id: UserId) -> str | None: ...
+class ExecutionReading(StreamReading[PrivateExecution]):
+    """Questions about a run's executions, of one symbol if given; empty for a run that is not the user's."""
 
     @overload
     def iter_run_range(
@@ -173,59 +251,14 @@ class ExecutionReading:
         start: datetime | None = None,
         end: datetime | None = None,
         *,
-        symbol: str | None = None,
-        reverse: bool = False,
-        after: str | None = None,
-        as_objects: bool = False,
-        page_size: int = PAGE_SIZE,
         user_id: UserId = UNSET,
+        **how: Any,
     ) -> Iterator[Any]:
-        """The executions of a run from `start` to `end`, one by one, in order of time and execution id.
+        """The executions of a run from `start` to `end`, in order of time and execution id, as `iter_range`.
 
-        As `ExecutionRow`s, which leave out `raw_json`, or as `PrivateExecution`s with `as_objects=True`; all else as
-        in `PublicTradeRepository.iter_symbol_range`.
+        As `ExecutionRow`s, which leave out `raw_json`, or as `PrivateExecution`s with `as_objects=True`.
         """
-        rows = self._range(run_id, start, end, symbol, user_id)
-        return stream(self.session, rows, reverse=reverse, after=after, as_objects=as_objects, page_size=page_size)
-
-    def to_arrow(
-        self,
-        run_id: str,
-        start: datetime | None = None,
-        end: datetime | None = None,
-        *,
-        symbol: str | None = None,
-        user_id: UserId = UNSET,
-    ) -> pyarrow.Table:
-        """The executions as a pyarrow Table of `ExecutionRow`'s columns: decimal128(20, 8) and timestamp[us, UTC].
-
-        This and its two sisters need the extra `frames`; without it they raise `MissingExtraError`.
-        """
-        return frames.to_arrow(self.session, self._range(run_id, start, end, symbol, user_id))
-
-    def to_polars(
-        self,
-        run_id: str,
-        start: datetime | None = None,
-        end: datetime | None = None,
-        *,
-        symbol: str | None = None,
-        user_id: UserId = UNSET,
-    ) -> polars.DataFrame:
-        """The executions as a polars DataFrame, exact."""
-        return frames.to_polars(self.session, self._range(run_id, start, end, symbol, user_id))
-
-    def to_pandas(
-        self,
-        run_id: str,
-        start: datetime | None = None,
-        end: datetime | None = None,
-        *,
-        symbol: str | None = None,
-        user_id: UserId = UNSET,
-    ) -> pandas.DataFrame:
-        """The executions as a pandas DataFrame of Arrow types, exact."""
-        return frames.to_pandas(self.session, self._range(run_id, start, end, symbol, user_id))
+        return self.iter_range(run_id, start, end, user_id=user_id, **how)
 
     def totals(
         self,
@@ -237,34 +270,16 @@ class ExecutionReading:
         user_id: UserId = UNSET,
     ) -> RunTotals:
         """Number, profit and loss, fees and volume by side of the executions: exact sums, zeros if there are none."""
-        return summaries.totals(self.session, self._range(run_id, start, end, symbol, user_id))
+        return summaries.totals(self.session, self._range(run_id, start, end, user_id, {"symbol": symbol}))
 
-    def coverage(self, run_id: str | None = None, *, user_id: UserId = UNSET) -> list[RunCoverage]:
+    def coverage(  # type: ignore[override] # runs without an execution are told too
+        self, run_id: str | None = None, *, user_id: UserId = UNSET
+    ) -> list[RunCoverage]:
         """First and last time and number of executions of each of the user's runs, of one if given, oldest first."""
         return gaps.run_coverage(self.session, self._resolve(user_id), run_id)
-
-    def gaps(
-        self,
-        run_id: str,
-        seconds: float,
-        start: datetime | None = None,
-        end: datetime | None = None,
-        *,
-        symbol: str | None = None,
-        user_id: UserId = UNSET,
-    ) -> Iterator[Gap]:
-        """The times of more than `seconds` without an execution of a run, as in `PublicTradeRepository.gaps`."""
-        return gaps.gaps(self.session, self._range(run_id, start, end, symbol, user_id), seconds)
 
     def get_execution_at_or_before(
         self, run_id: str, ts: datetime, symbol: str | None = None, *, user_id: UserId = UNSET
     ) -> PrivateExecution | None:
         """The last execution of a run at `ts` or before it, None if there is none."""
-        return latest(self.session, self._range(run_id, None, ts, symbol, user_id))
-
-    def _range(
-        self, run_id: str, start: datetime | None, end: datetime | None, symbol: str | None, user_id: UserId
-    ) -> RowRange:
-        user = self._resolve(user_id)
-        owned = None if user is None else owned_by(PrivateExecution, user)
-        return execution_range(run_id, start, end, symbol, owned=owned)
+        return self.at_or_before(run_id, ts, user_id=user_id, symbol=symbol)

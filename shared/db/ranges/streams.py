@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, CursorResult, Executable, Result, Select, func, select
+from sqlalchemy import Connection, CursorResult, Dialect, Executable, Result, Select, func, select
 from sqlalchemy.orm import Session
 
 from shared.db.driver_errors import named_errors
 from shared.db.errors import InvalidValueError
-from shared.db.ranges.bounds import Position, RowRange, position_of
+from shared.db.ranges.bounds import Position, RowRange
 from shared.db.ranges.decoding import decode_rows, decode_time, undecoded
 from shared.db.tenancy.session_scope import UserSession, connection_for
 
@@ -38,21 +38,21 @@ def stream(
     """
     if isinstance(page_size, bool) or not isinstance(page_size, int) or page_size < 1:
         raise InvalidValueError(f"page_size is the number of rows fetched at a time, 1 or more, not {page_size!r}")
-    position = position_of(after)
+    position = rows.position_of(after)
     if as_objects:
         return _objects(session, rows, position, reverse, page_size)
     pages = raw_pages(session, rows, position, reverse=reverse, page_size=page_size)
-    owner = (rows.source.owner, rows.owner)
-    return decode_rows(pages, rows.source.read_columns, rows.source.row, owner, dialect_of(session))
+    same = (rows.source.stream.by, rows.key)
+    return decode_rows(pages, rows.source.read_columns, rows.source.row, same, dialect_of(session))
 
 
 def _objects(
     session: Session, rows: RowRange, position: Position | None, reverse: bool, page_size: int
 ) -> Iterator[Any]:
-    tie = rows.source.tie
+    time, tie = rows.source.stream.time, rows.source.stream.tie
 
     def position_in(row: Any) -> Position:
-        return row[0].exchange_ts, getattr(row[0], tie)
+        return getattr(row[0], time), getattr(row[0], tie)
 
     for page in _pages(
         session, session.execute, _mapped(session, rows), rows, position, position_in, reverse, page_size
@@ -83,7 +83,7 @@ def raw_pages(
     """Pages of the range's `read_columns` as the driver gives them, for `decoding`."""
     columns = rows.source.read_columns
     names = [column.name for column in columns]
-    when, tie = names.index("exchange_ts"), names.index(rows.source.tie)
+    when, tie = names.index(rows.source.stream.time), names.index(rows.source.stream.tie)
 
     def position_in(row: Any) -> Position:
         return decode_time(row[when], columns[when]), row[tie]
@@ -106,9 +106,9 @@ def flushed(session: Session, statement: Executable) -> Connection:
     return connection_for(session, statement)
 
 
-def dialect_of(session: Session) -> str:
-    """The name of the session's database: "sqlite" or "postgresql"."""
-    return session.get_bind().dialect.name
+def dialect_of(session: Session) -> Dialect:
+    """The dialect of the session's database."""
+    return session.get_bind().dialect
 
 
 def _fetched(result: Result[Any], page_size: int) -> Iterator[Sequence[Any]]:
@@ -140,12 +140,20 @@ def _pages(
     page_size: int,
 ) -> Iterator[Sequence[Any]]:
     statement = statement.order_by(*rows.order(reverse=reverse))
-    if dialect_of(session) == "sqlite":
+    if dialect_of(session).name == "sqlite":
         # A later page must not bring what this session writes meanwhile: whoever writes ahead of where he reads
         # would never come to an end.
-        columns = rows.source.columns
-        newest = read(session, select(func.max(columns.id))).scalar() or 0
-        statement = statement.where(columns.id <= newest).limit(page_size)
+        number = rows.source.number
+        if number is not None:
+            statement = statement.where(number <= (read(session, select(func.max(number))).scalar() or 0))
+        else:
+            key = (rows.source.time, rows.source.tie)
+            farthest = select(*key).where(*rows.criteria(), *rows.confined).order_by(*rows.order(reverse=not reverse))
+            last: Any = read(session, farthest.limit(1)).first()
+            if last is None:
+                return
+            statement = statement.where(rows.up_to(tuple(last), reverse=reverse))
+        statement = statement.limit(page_size)
         asked, behind = statement.where(*rows.criteria(position, reverse=reverse)), None
         while True:
             with execute(asked, {} if behind is None or position is None else rows.parameters(position)) as result:

@@ -9,13 +9,13 @@ from decimal import ROUND_HALF_EVEN, Context, Decimal
 from functools import reduce
 from typing import Any, NamedTuple
 
-from sqlalchemy import asc, case, desc, func, select
+from sqlalchemy import ColumnElement, asc, case, desc, func, select
 from sqlalchemy.orm import Session
 
 from shared.db.column_types import MONEY_PLACES, exact_sum
 from shared.db.errors import InvalidValueError
 from shared.db.models import Side
-from shared.db.ranges.bounds import TRADES, RowRange
+from shared.db.ranges.bounds import RowRange, Source
 from shared.db.ranges.sql_functions import exact_product_sum, time_bucket
 from shared.db.ranges.streams import read
 
@@ -45,6 +45,15 @@ class Coverage(NamedTuple):
     count: int | None  # type: ignore[assignment] # in place of tuple.count(), as above
 
 
+class StreamCoverage(NamedTuple):
+    """What is stored of one key of a stream: the time of its first and last row (UTC), and their number if asked."""
+
+    key: Any
+    first_ts: datetime
+    last_ts: datetime
+    count: int | None  # type: ignore[assignment] # in place of tuple.count(), as above
+
+
 class RunTotals(NamedTuple):
     """Sums over executions, exact, with 8 places; fees are negative where rebates outweigh them.
 
@@ -69,7 +78,7 @@ def candles(session: Session, trades: RowRange, interval: timedelta | str) -> li
 
     Raises `InvalidValueError` for what is no interval, and `DatabaseCorruptError` for a time that is none.
     """
-    columns = TRADES.columns
+    columns = trades.source.columns
     bucket = time_bucket(columns.exchange_ts, interval_of(interval))
     grouped = (
         select(
@@ -89,7 +98,7 @@ def candles(session: Session, trades: RowRange, interval: timedelta | str) -> li
     first, last = (
         # Two index look-ups a candle, in place of sorting every interval's trades.
         select(columns.price)
-        .where(columns.symbol == trades.owner, columns.exchange_ts == instant)
+        .where(columns.symbol == trades.key, columns.exchange_ts == instant)
         .order_by(*(order(key) for key in (func.length(columns.trade_id), columns.trade_id)))
         .limit(1)
         .scalar_subquery()
@@ -112,24 +121,28 @@ def candles(session: Session, trades: RowRange, interval: timedelta | str) -> li
     return [Candle._make((*row[2:-1], _mean(row.turnover, row.volume))) for row in read(session, statement)]
 
 
-def coverage(session: Session, *, count: bool = True) -> list[Coverage]:
-    """What is stored of each symbol, by symbol.
+def coverage(
+    session: Session, source: Source, owned: ColumnElement[bool] | None, *, count: bool
+) -> list[StreamCoverage]:
+    """What is stored of each key of a stream that meets `owned`, by key.
 
-    First and last are looked up in the index, whatever the number of trades; counting reads all of the index.
+    Of a stream that is shared by all, first and last are looked up in the index, whatever the number of rows.
     """
-    columns = TRADES.columns
-    # From each symbol to the next one, in place of reading every row for its distinct values.
-    walk = select(func.min(columns.symbol).label("symbol")).cte("walk", recursive=True)
-    following = select(func.min(columns.symbol)).where(columns.symbol > walk.c.symbol).scalar_subquery()
-    walk = walk.union_all(select(following).where(walk.c.symbol.is_not(None)))
-    asked = [func.min(columns.exchange_ts), func.max(columns.exchange_ts), *([func.count()] if count else [])]
-    of_symbol = columns.symbol == walk.c.symbol
-    statement = (
-        select(walk.c.symbol, *(select(what).where(of_symbol).scalar_subquery() for what in asked))
-        .where(walk.c.symbol.is_not(None))
-        .order_by(walk.c.symbol)
-    )
-    return [Coverage._make(row if count else (*row, None)) for row in read(session, statement)]
+    by, time = source.column(source.stream.by), source.time
+    asked = [func.min(time), func.max(time), *([func.count()] if count else [])]
+    if owned is None:
+        # From each key to the next one, in place of reading every row for its distinct values.
+        walk = select(func.min(by).label("key")).cte("walk", recursive=True)
+        following = select(func.min(by)).where(by > walk.c.key).scalar_subquery()
+        walk = walk.union_all(select(following).where(walk.c.key.is_not(None)))
+        statement = (
+            select(walk.c.key, *(select(what).where(by == walk.c.key).scalar_subquery() for what in asked))
+            .where(walk.c.key.is_not(None))
+            .order_by(walk.c.key)
+        )
+    else:
+        statement = select(by, *asked).where(owned).group_by(by).order_by(by)
+    return [StreamCoverage._make(row if count else (*row, None)) for row in read(session, statement)]
 
 
 def totals(session: Session, executions: RowRange) -> RunTotals:

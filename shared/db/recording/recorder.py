@@ -49,6 +49,7 @@ from shared.db.recording.row_text import RowText
 from shared.db.recording.spool import Spool
 from shared.db.recording.stats import RecorderStats
 from shared.db.recording.storing import Stored, Storing
+from shared.db.tables import stream_of
 from shared.db.tenancy.guard import UNSET, UserId
 
 _log = logging.getLogger(__name__)
@@ -74,10 +75,10 @@ _PASSING = (
 
 
 class Recorder:
-    """Writes a stream of `PublicTrade` or `PrivateExecution` rows in the background. Safe to share between threads.
+    """Writes rows of a stream in the background, of any model with a `__stream__`. Safe to share between threads.
 
-    `user_id` is whose executions they are: they are written in that user's session. Without it a recorder of
-    executions raises `TenantScopeError`, unless `across_users=True` says that they are everybody's.
+    `user_id` is whose rows they are: they are written in that user's session. Without it a recorder of a model whose
+    rows belong to users raises `TenantScopeError`, unless `across_users=True` says that they are everybody's.
 
     A batch is written when `max_rows` wait (or half of `max_buffered`), or the oldest has waited for `max_seconds`.
     While the database is away rows are kept: up to `max_buffered` in memory, and with `spool`, a folder, up to
@@ -90,7 +91,8 @@ class Recorder:
     folder, unless given) and told to `on_error`, which is called with a `RejectedRow` in the recorder's thread: its
     `position` counts the rows that this recorder wrote or refused, from 0.
 
-    Executions are written with `on_conflict="fill"`: what a later message of a fill knows goes into what is NULL.
+    Executions, as any `Stream(fills=True)`, are written with `on_conflict="fill"`: what a later message of a fill knows
+    goes into what is NULL.
     `on_note` is called likewise, with a `RowNote`, for one that contradicts what is stored, which stays, and for one
     whose amounts have more digits than their columns.
 
@@ -124,6 +126,7 @@ class Recorder:
         if not max_seconds >= 0:
             raise InvalidValueError(f"max_seconds is 0 or more, not {max_seconds}")
         self._storing = Storing(db, model, user_id, across_users)
+        self._time = stream_of(model).time
         self._name = model.__tablename__
         text = RowText(model)
         journal: Spool | None = None
@@ -446,7 +449,7 @@ class Recorder:
             written = [row for position, row in enumerate(rows) if position not in refused] if refused else rows
             if written:
                 self._note_raised(self._refusals.written(written))
-            newest = max((row["exchange_ts"].astimezone(UTC) for row in written), default=None)
+            newest = max((row[self._time].astimezone(UTC) for row in written), default=None)
             self._note_written(batch, stored, newest)
         except Exception as error:  # noqa: BLE001 # the rows are kept, the error is told, and the next attempt comes
             self._note_failure(error)

@@ -10,20 +10,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any
+from uuid import UUID
 
-from sqlalchemy import Table
+from sqlalchemy import Boolean, Date, DateTime, Enum, Float, Integer, Numeric, String, Table, Uuid
 
 from shared.db.bulk.rows import Row, batches, mapping_of
-from shared.db.column_types import Json, Money, UTCDateTime
+from shared.db.column_types import CheckedType, Json, Money, UTCDateTime
+from shared.db.encryption import SecretText
 from shared.db.errors import InputError, InvalidValueError
 
 _REPR_LIMIT = 200
 _INTEGER_BITS = 1024
 _encode_json = json.JSONEncoder(separators=(",", ":")).encode
 _any_json = Json()
+_KEPT = (CheckedType, Boolean, Date, DateTime, Float, Integer, Numeric, String, Uuid)
 
 
 class UnknownValue:
@@ -47,6 +50,13 @@ class RowText:
         numbered = table.autoincrement_column
         self._number = None if numbered is None else numbered.name
         self._table = table.name
+        for column in table.columns:
+            if not isinstance(column.type, _KEPT) or isinstance(column.type, (Enum, SecretText)):
+                raise InvalidValueError(
+                    f"a recorder's files cannot hold values of type {type(column.type).__name__}; give the column "
+                    "another type of this library",
+                    f"{table.name}.{column.name}",
+                )
         self._documents = [column.name for column in table.columns if isinstance(column.type, Json)]
         self._encoders = {column.name: _encoder(column.type) for column in table.columns}
         self._decoders = {column.name: _decoder(column.type) for column in table.columns}
@@ -150,6 +160,10 @@ def _marked(value: Any) -> Any:
         return {"$decimal": str(value)}
     if type(value) is datetime and (text := _iso(value)) is not None:
         return {"$time": text}
+    if type(value) is date:
+        return {"$date": value.isoformat()}
+    if type(value) is UUID:
+        return {"$uuid": str(value)}
     if isinstance(value, (Mapping, list, tuple)):
         try:
             return {"$json": _any_json.plain(value)}
@@ -205,6 +219,8 @@ _MARKS: dict[str, Callable[[Any], Any]] = {
     "$text": str,
     "$decimal": Decimal,
     "$time": datetime.fromisoformat,
+    "$date": date.fromisoformat,
+    "$uuid": UUID,
     "$json": _same,
     "$unknown": UnknownValue,
 }

@@ -46,4 +46,4 @@ class RecorderStats:
     last_error: str | None
     """What went wrong last, now or earlier: a refused row, a failed attempt to write, or `on_error`."""
     newest_written: datetime | None
-    """The newest `exchange_ts` that is in the database by this recorder, UTC."""
+    """The newest time of a row that is in the database by this recorder, UTC."""

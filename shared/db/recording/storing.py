@@ -16,17 +16,12 @@ from shared.db.bulk import BulkResult, OnConflict, RejectedRow, RowNote
 from shared.db.bulk.rows import Row
 from shared.db.database import DatabaseFactory
 from shared.db.errors import InvalidValueError, NumberingError, SharedDBError, TenantScopeError, TenantViolation
-from shared.db.models import Base, PrivateExecution, PublicTrade
+from shared.db.models import Base, PublicTrade
 from shared.db.recording.source_watch import SourceWatch
-from shared.db.repositories import PrivateExecutionRepository, PublicTradeRepository
-from shared.db.tables import ownership_of
+from shared.db.repositories import Repository
+from shared.db.tables import ownership_of, stream_of
 from shared.db.tenancy.guard import UNSET, UserId, checked_user_id
 
-Repository = type[PublicTradeRepository] | type[PrivateExecutionRepository]
-_REPOSITORIES: dict[type[Base], Repository] = {
-    PublicTrade: PublicTradeRepository,
-    PrivateExecution: PrivateExecutionRepository,
-}
 # What a row is to blame for.
 _ROW_FAULTS = (InvalidValueError, TenantViolation, IntegrityError, DataError)
 # What no row is to blame for, besides what only its own methods can raise.
@@ -56,10 +51,7 @@ class Storing:
     """
 
     def __init__(self, db: DatabaseFactory, model: type[Base], user_id: UserId, across_users: bool) -> None:
-        repository = _REPOSITORIES.get(model)
-        if repository is None:
-            known = " or ".join(kind.__name__ for kind in _REPOSITORIES)
-            raise InvalidValueError(f"a recorder writes {known}, not {getattr(model, '__name__', model)}")
+        stream = stream_of(model)
         if db.settings.read_only:
             raise InvalidValueError("a recorder writes, and GRIDBOT_DB_READ_ONLY lets this factory only read")
         self.user_id = None if user_id is UNSET else checked_user_id(user_id)
@@ -79,10 +71,10 @@ class Storing:
                     "GRIDBOT_DB_REQUIRE_TENANT closes users' tables to across_users=True; pass user_id="
                 )
         self._db = db
-        self._repository = repository
+        self._model = model
         self._across_users = across_users
         # One fill comes on several streams, each of which knows something else of it. A trade is the same everywhere.
-        self._on_conflict: OnConflict = "fill" if model is PrivateExecution else "skip"
+        self._on_conflict: OnConflict = "fill" if stream.fills else "skip"
         self._watch = SourceWatch() if model is PublicTrade else None
         # The columns that say whose a row is: rows that have them in common are refused or taken together.
         self._owners = [] if ownership is None else sorted(ownership.columns)
@@ -135,8 +127,8 @@ class Storing:
         return [row.get(name) for name in self._owners]
 
     def _bulk_create(self, session: Session, rows: list[Row], **how: Any) -> BulkResult:
-        repository = self._repository
-        where = repository.across_users(session) if self._across_users else repository(session)
+        model = self._model
+        where = Repository.across_users(session, model) if self._across_users else Repository(session, model)
         if self._watch is not None:
             self._watch.look(session, rows)
         return where.bulk_create(rows, on_conflict=self._on_conflict, batch_size=len(rows), **how)

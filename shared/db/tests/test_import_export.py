@@ -29,6 +29,7 @@ from shared.db import (
     MissingExtraError,
     PrivateExecution,
     PrivateExecutionRepository,
+    PublicTrade,
     PublicTradeRepository,
     Run,
     SharedDBError,
@@ -42,7 +43,7 @@ from shared.db.operations.export import export_executions, export_trades
 from shared.db.operations.progress import WHOLE
 from shared.db.operations.replay import replay
 from shared.db.operations.row_files import read_export, writing
-from shared.db.operations.row_layout import EXECUTIONS, FORMATS, TRADES, Format, Layout, pyarrow
+from shared.db.operations.row_layout import FORMATS, Format, Layout, layout_of, pyarrow
 from shared.db.operations.trade_import import import_trades
 from shared.db.tests.bybit_samples import (
     DERIVATIVES_HEADER,
@@ -60,6 +61,9 @@ from shared.db.tests.bybit_samples import (
 from shared.db.tests.support import execution_values, new_run, new_strategy, stored, trade_values
 
 Rows = list[dict[str, Any]]
+
+
+TRADES, EXECUTIONS = layout_of(PublicTrade), layout_of(PrivateExecution)
 
 
 def rows_of(db: DatabaseFactory, layout: Layout = TRADES) -> Rows:
@@ -514,7 +518,7 @@ class TestExport:
         path = tmp_path / f"a.{kind}"
         assert export_executions(db, path, run.run_id, run.user_id, kind=kind) == len(before)
         export = read_export(path)
-        assert export.layout is EXECUTIONS
+        assert export.layout == EXECUTIONS
         with db.get_session() as session:
             session.query(PrivateExecution).delete()
             PrivateExecutionRepository(session, run.user_id).bulk_create(export)

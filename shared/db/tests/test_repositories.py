@@ -32,6 +32,7 @@ from shared.db import (
     PrivateExecutionRepository,
     PublicTrade,
     PublicTradeRepository,
+    Repository,
     RowNotFoundError,
     Run,
     RunEndedError,
@@ -48,7 +49,8 @@ from shared.db.tenancy.guard import UNSET
 from shared.db.tests.support import execution_values, stored, trade_values
 
 START = datetime(2026, 1, 1, 12, tzinfo=UTC)
-REPOSITORIES: dict[Any, type[BaseRepository[Any]]] = {kind.model: kind for kind in BaseRepository.__subclasses__()}
+KINDS: list[type[BaseRepository[Any]]] = [*BaseRepository.__subclasses__(), *Repository.__subclasses__()]
+REPOSITORIES: dict[Any, type[BaseRepository[Any]]] = {kind.model: kind for kind in KINDS if kind is not Repository}
 SEVEN: list[type[Base]] = [User, BybitAccount, ApiCredential, Strategy, Run, PublicTrade, PrivateExecution]
 # What the specification and the consumers of this layer call.
 NAMES: dict[type[BaseRepository[Any]], str] = {
@@ -288,6 +290,7 @@ ARGUMENTS: dict[str, Any] = {
     "account_id": "acc-ann",
     "strategy_id": "str-ann",
     "run_id": "run-ann",
+    "key": "run-ann",
     "exec_id": "exec-ann",
     "symbol": "BTCUSDT",
     "run_type": "live",
@@ -310,13 +313,16 @@ def required_arguments(kind: type[BaseRepository[Any]], name: str) -> dict[str, 
     """Arguments for a method, fresh ones where it takes something to write."""
     given = ARGUMENTS | {
         "run": new_run(),
-        "executions": iter([execution_values(new_run(run_id="run-ann"), 7)]),
-        "trades": iter([trade_values()]),
+        "rows": iter([execution_values(new_run(run_id="run-ann"), 7)]),
     }
     if name in ("create", "update", "delete"):
         given["entity"] = kind.model()
     method = parameters(public_methods(kind)[name])
-    required = [key for key, parameter in method.items() if parameter.default is parameter.empty and key != "user_id"]
+    required = [
+        key
+        for key, parameter in method.items()
+        if parameter.default is parameter.empty and key != "user_id" and parameter.kind is not parameter.VAR_KEYWORD
+    ]
     return {key: given[key] for key in required}
 
 
@@ -420,11 +426,14 @@ READS: list[tuple[type[BaseRepository[Any]], str, dict[str, Any]]] = [
     (PrivateExecutionRepository, "get_last_execution_ts", {"account_id": "acc-ann"}),
     (RunRepository, "get_active_at", {"ts": START, "strategy_id": "str-ann"}),
     (PrivateExecutionRepository, "exists_by_exec_id", {}),
+    (PrivateExecutionRepository, "at_or_before", {"ts": datetime.max.replace(year=9000, tzinfo=UTC)}),
     (PrivateExecutionRepository, "get_execution_at_or_before", {"ts": datetime.max.replace(year=9000, tzinfo=UTC)}),
 ]
 # How many executions each of these gives.
 RANGE_READS: dict[str, Callable[[Any], int]] = {
     "iter_run_range": lambda rows: len(list(rows)),
+    "iter_range": lambda rows: len(list(rows)),
+    "latest": lambda row: int(row is not None),
     "to_arrow": lambda table: int(table.num_rows),
     "to_polars": len,
     "to_pandas": len,
