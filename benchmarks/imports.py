@@ -17,7 +17,7 @@ from sqlalchemy import URL
 from benchmarks.harness import Contender, Goal, Place, compare, print_table
 from benchmarks.memory import peak_growth
 from shared.db import DatabaseFactory
-from shared.db.bybit import read_archive
+from shared.db.exchanges.bybit import read_archive
 from shared.db.operations.trade_import import import_trades
 
 _HEADER = "timestamp,symbol,side,size,price,tickDirection,trdMatchID,grossValue,homeNotional,foreignNotional,RPI\n"

@@ -3,15 +3,6 @@
 import shared.db.starting  # noqa: F401 # first, since all that comes after takes its time to load
 from shared.db.async_door import AsyncSession
 from shared.db.bulk import BulkResult, RejectedRow, RowNote
-from shared.db.bybit import (
-    parse_execution_list,
-    parse_executions,
-    parse_private_message,
-    parse_public_message,
-    parse_public_trades,
-    parse_recent_trades,
-    read_archive,
-)
 from shared.db.column_types import (
     BoundedString,
     CheckedBoolean,
@@ -90,6 +81,15 @@ from shared.db.errors import (
     UnnamedFailure,
     UnsupportedError,
     ValueRefusedError,
+)
+from shared.db.exchanges.bybit import (
+    parse_execution_list,
+    parse_executions,
+    parse_private_message,
+    parse_public_message,
+    parse_public_trades,
+    parse_recent_trades,
+    read_archive,
 )
 from shared.db.health.report import Health, PoolHealth, ServerConnections, StreamHealth, TableHealth
 from shared.db.models import (

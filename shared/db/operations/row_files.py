@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shared.db.bulk import RejectedRow
-from shared.db.bybit import Block, BlockReader, Row, check_whole, open_text
 from shared.db.errors import InputError
+from shared.db.exchanges.files import Block, BlockReader, Row, check_whole, open_text
 from shared.db.models import PublicTrade
 from shared.db.operations.replacing import replacing
 from shared.db.operations.row_layout import Format, Layout, cell, decoder, encoder, layout_of, layouts, pyarrow

@@ -18,9 +18,10 @@ from sqlalchemy.orm import Session
 
 from shared.db.bulk import BulkResult, RejectedRow
 from shared.db.bulk.trade_sources import incomparable
-from shared.db.bybit import Block, BlockReader, Category, TradeColumns, read_archive
 from shared.db.database import DatabaseFactory
 from shared.db.errors import InputError, InvalidValueError
+from shared.db.exchanges.bybit import Category, TradeColumns, read_archive
+from shared.db.exchanges.files import Block, BlockReader
 from shared.db.models import PublicTrade
 from shared.db.operations.replacing import replacing
 from shared.db.operations.row_files import read_export, recognized

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from shared.db.bulk.trade_sources import sources_of
-from shared.db.bybit import Category
 from shared.db.database import DatabaseFactory
 from shared.db.errors import InputError
+from shared.db.exchanges.bybit import Category
 from shared.db.operations.import_workers import import_in_parallel
 from shared.db.operations.trade_file import FileReport, ImportOptions, import_file, read_trades
 

@@ -58,7 +58,7 @@ ROOMS = (
     "natural_keys",
     "repositories",
     "recording",
-    "bybit",
+    "exchanges",
     "migrations",
     "operations",
     "commands",

@@ -17,7 +17,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from shared.db import InputError, PrivateExecution, PrivateExecutionRepository, Run
-from shared.db.bybit import (
+from shared.db.exchanges.bybit import (
     FILLS,
     Category,
     parse_execution_list,

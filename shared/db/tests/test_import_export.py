@@ -36,8 +36,8 @@ from shared.db import (
     Strategy,
     User,
 )
-from shared.db.bybit import parse_executions, parse_public_trades, read_archive
 from shared.db.commands.cli import main
+from shared.db.exchanges.bybit import parse_executions, parse_public_trades, read_archive
 from shared.db.operations import trade_file
 from shared.db.operations.export import export_executions, export_trades
 from shared.db.operations.progress import WHOLE

@@ -27,7 +27,7 @@ from shared.db import (
     parse_public_trades,
     parse_recent_trades,
 )
-from shared.db.bybit import Parsed
+from shared.db.exchanges.bybit import Parsed
 from shared.db.tests.bybit_samples import execution_entry, trade_entry
 from shared.db.tests.support import two_runs
 

@@ -10,9 +10,8 @@ resolution of the streams: archives have 0.1 ms, and a trade seen live and again
 Field names are those of https://bybit-exchange.github.io/docs/v5 and of https://public.bybit.com.
 """
 
-from shared.db.bybit.archives import Archive, Category, TradeColumns, check_whole, open_text, read_archive
-from shared.db.bybit.blocks import Block, BlockReader
-from shared.db.bybit.messages import (
+from shared.db.exchanges.bybit.archives import Archive, Category, TradeColumns, read_archive
+from shared.db.exchanges.bybit.messages import (
     FILLS,
     Parsed,
     parse_execution_list,
@@ -22,19 +21,13 @@ from shared.db.bybit.messages import (
     parse_public_trades,
     parse_recent_trades,
 )
-from shared.db.bybit.values import Row
 
 __all__ = [
     "FILLS",
     "Archive",
-    "Block",
-    "BlockReader",
     "Category",
     "Parsed",
-    "Row",
     "TradeColumns",
-    "check_whole",
-    "open_text",
     "parse_execution_list",
     "parse_executions",
     "parse_private_message",

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from shared.db.bulk import RejectedRow
-from shared.db.bybit.blocks import Block, BlockReader
-from shared.db.bybit.file_kinds import about_header, refuse_beginning, refuse_no_file
-from shared.db.bybit.values import (
+from shared.db.errors import InputError
+from shared.db.exchanges.bybit.values import (
     SYMBOL_LENGTH,
     TRADE_ID_LENGTH,
     RefusedError,
-    Row,
     TradeFields,
     checked_ids,
     checked_text,
@@ -29,7 +23,8 @@ from shared.db.bybit.values import (
     side_of,
     size_of,
 )
-from shared.db.errors import InputError
+from shared.db.exchanges.file_kinds import about_header
+from shared.db.exchanges.files import Block, BlockReader, Row, check_whole, open_text
 
 Category = Literal["linear", "inverse", "spot"]
 
@@ -42,7 +37,6 @@ _COLUMNS = ("symbol", "trade_id", "exchange_ts", "side", "price", "size")
 _LINE_LIMIT = 10_000
 # Characters converted together: few enough for what they become to stay in the processor's cache.
 _CHUNK = 16_384
-_UNPACKED_AT_ONCE = 2**20
 # BTCUSDT2025-05-19.csv.gz, BTCUSDT_2025-05-19.csv.gz and, for a month, BTCUSDT-2025-05.csv.gz, perhaps behind words in
 # lower case. A symbol ends in what its coin is quoted in; anything else might be no symbol at all.
 _SYMBOL_IN_NAME = re.compile(
@@ -215,47 +209,6 @@ class Archive(BlockReader):
         if self.symbol is not None and symbol != self.symbol:
             raise RefusedError(f"symbol is {symbol!r}, and only {self.symbol!r} was asked for")
         return checked_text(symbol, "symbol", SYMBOL_LENGTH)
-
-
-@contextmanager
-def open_text(path: Path) -> Iterator[tuple[io.BufferedReader, io.TextIOWrapper]]:
-    """A file for reading, and its text, unpacked if it is gzip (its content says so, not its name).
-
-    Bytes that are no UTF-8 come through as lone surrogates, which no check lets pass. Raises `InputError` for a
-    file that is missing, of a kind that holds no rows or, while it is read, turns out to be damaged.
-    """
-    with _opened(path) as (file, unpacked):
-        refuse_beginning(path, unpacked.peek(512)[:512])
-        with io.TextIOWrapper(unpacked, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as text:
-            yield file, text
-
-
-def check_whole(path: Path, stop: Callable[[], bool]) -> bool:
-    """`InputError` if a packed file is damaged anywhere: its check sum stands at its end, and the rows before it.
-
-    False if `stop()` ended it early.
-    """
-    with _opened(path) as (file, unpacked):
-        while unpacked is not file and unpacked.read(_UNPACKED_AT_ONCE):
-            if stop():
-                return False
-    return True
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[io.BufferedReader, Any]]:
-    refuse_no_file(path)
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise InputError(f"{path} cannot be opened: {error.strerror}") from error
-    with file:
-        try:
-            yield file, gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == b"\x1f\x8b" else file
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise InputError(f"{path} is damaged or only half there ({error}); download it again") from error
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _if_it_can(convert: Callable[[str], Any], text: str) -> Any:

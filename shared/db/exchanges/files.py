@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from shared.db.bulk import RejectedRow
-from shared.db.bybit.values import Row
+from shared.db.errors import InputError
+from shared.db.exchanges.file_kinds import refuse_beginning, refuse_no_file
+
+Row = dict[str, Any]
+_UNPACKED_AT_ONCE = 2**20
 
 
 class Block(NamedTuple):
@@ -62,3 +71,44 @@ class BlockReader(ABC, Iterable[Row]):
     @abstractmethod
     def blocks(self, size: int) -> Iterator[Block]:
         """The rows by blocks of about `size` lines; the rows not taken are in the block."""
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[tuple[io.BufferedReader, io.TextIOWrapper]]:
+    """A file for reading, and its text, unpacked if it is gzip (its content says so, not its name).
+
+    Bytes that are no UTF-8 come through as lone surrogates, which no check lets pass. Raises `InputError` for a
+    file that is missing, of a kind that holds no rows or, while it is read, turns out to be damaged.
+    """
+    with _opened(path) as (file, unpacked):
+        refuse_beginning(path, unpacked.peek(512)[:512])
+        with io.TextIOWrapper(unpacked, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as text:
+            yield file, text
+
+
+def check_whole(path: Path, stop: Callable[[], bool]) -> bool:
+    """`InputError` if a packed file is damaged anywhere: its check sum stands at its end, and the rows before it.
+
+    False if `stop()` ended it early.
+    """
+    with _opened(path) as (file, unpacked):
+        while unpacked is not file and unpacked.read(_UNPACKED_AT_ONCE):
+            if stop():
+                return False
+    return True
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[io.BufferedReader, Any]]:
+    refuse_no_file(path)
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise InputError(f"{path} cannot be opened: {error.strerror}") from error
+    with file:
+        try:
+            yield file, gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == b"\x1f\x8b" else file
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise InputError(f"{path} is damaged or only half there ({error}); download it again") from error
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}") from error

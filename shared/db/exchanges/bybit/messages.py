@@ -9,11 +9,12 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from shared.db.bulk import RejectedRow
-from shared.db.bybit.values import (
+from shared.db.column_types import Json
+from shared.db.errors import InputError, InvalidValueError
+from shared.db.exchanges.bybit.values import (
     SYMBOL_LENGTH,
     TRADE_ID_LENGTH,
     RefusedError,
-    Row,
     TradeFields,
     checked_id,
     checked_text,
@@ -26,8 +27,7 @@ from shared.db.bybit.values import (
     told_amount,
     written,
 )
-from shared.db.column_types import Json
-from shared.db.errors import InputError, InvalidValueError
+from shared.db.exchanges.files import Row
 from shared.db.models import PrivateExecution
 
 Message = Mapping[str, Any] | str | bytes | bytearray | memoryview

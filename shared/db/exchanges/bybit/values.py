@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 from shared.db.column_types import MONEY_DIGITS, MONEY_PLACES, BoundedString
 from shared.db.models import PublicTrade, Side
 
-Row = dict[str, Any]
-
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
 # What a spreadsheet makes of an id of 19 digits.
 _SHORTENED = re.compile(r"\d(?:[.,]\d+)?[eE]\+\d+", re.ASCII)

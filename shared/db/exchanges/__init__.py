@@ -1,0 +1,1 @@
+"""What exchanges send and publish, as rows: a folder an exchange."""
