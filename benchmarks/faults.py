@@ -25,12 +25,14 @@ from benchmarks.fault_bench.ground import ground
 from benchmarks.fault_bench.interruptions import interruptions
 from benchmarks.fault_bench.kills import kills
 from benchmarks.fault_bench.quiet_losses import quiet_losses
+from benchmarks.fault_bench.races import races
 from benchmarks.fault_bench.recording import recording
 from benchmarks.fault_bench.restarts import restarts
 from benchmarks.fault_bench.silence import silence
 
 _ALL = (
     contention,
+    races,
     kills,
     recording,
     restarts,

@@ -1,4 +1,4 @@
-"""What could end without a word: a swallowed error of a statement."""
+"""What could end without a word: a swallowed error of a statement, and rows whose number was given away before."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from contextlib import suppress
 from sqlalchemy import URL, Insert, create_engine, insert
 from sqlalchemy.exc import IntegrityError
 
+from benchmarks.fault_bench.clients import batch, stored_rows
 from benchmarks.fault_bench.figures import Figure
 from benchmarks.fault_bench.ground import Ground
-from shared.db import ConstraintError, DatabaseFactory, TransactionAbortedError, User
+from shared.db import ConstraintError, DatabaseFactory, PublicTrade, Recorder, TransactionAbortedError, User
 
 
 def quiet_losses(ground: Ground) -> list[Figure]:
     """Blocks that catch an error of a statement and go on: stored as a whole, or refused by name."""
     count = ground.of(200, 20)
     figures = [_swallowed(name, url, count) for name, url in ground.new_databases()]
-    return [*figures, _control(ground.new_postgresql(), count)]
+    figures += [_control(ground.new_postgresql(), count)]
+    rows = ground.of(5_000, 500)
+    return [*figures, _lagging(ground.new_postgresql(), rows), _lagging_control(ground.new_postgresql(), rows)]
 
 
 def _swallowed(name: str, url: URL, count: int) -> Figure:
@@ -57,6 +60,49 @@ def _control(url: URL, count: int) -> Figure:
         lost > 0,
         control=True,
     )
+
+
+def _lagging(url: URL, rows: int) -> Figure:
+    """Trades that came with their ids (psql, COPY, a restore) leave the sequence behind; then a recorder goes on."""
+    with DatabaseFactory(url) as db:
+        _leave_behind(db, rows)
+        with Recorder(db, PublicTrade, max_rows=10) as recorder:
+            recorder.add(batch("AFTER", 1, rows))
+            recorder.close(120)
+            stats = recorder.stats()
+        stored = len(stored_rows(db))
+    return Figure(
+        f"a sequence {rows:,} ids behind its table, and a recorder that is given {rows:,} trades",
+        f"{2 * rows:,} stored, none rejected",
+        f"{stored:,} stored, {stats.rejected} rejected, {stats.failures} failures",
+        stored == 2 * rows and not stats.rejected,
+    )
+
+
+def _lagging_control(url: URL, rows: int) -> Figure:
+    with DatabaseFactory(url) as db:
+        _leave_behind(db, rows)
+    engine, refused = create_engine(url), 0
+    for row in batch("AFTER", 1, rows):
+        try:
+            with engine.begin() as connection:
+                connection.execute(insert(PublicTrade).values(**row))
+        except IntegrityError:
+            refused += 1
+    engine.dispose()
+    return Figure(
+        "control: the same trades by a stock engine",
+        "refused as duplicates of the primary key",
+        f"{refused:,} of {rows:,} refused",
+        refused > 0,
+        control=True,
+    )
+
+
+def _leave_behind(db: DatabaseFactory, rows: int) -> None:
+    with db.get_session() as session:
+        came = [row | {"id": number} for number, row in enumerate(batch("BEFORE", 0, rows), start=1)]
+        session.execute(insert(PublicTrade), came)
 
 
 def _row(number: int, part: str) -> Insert:

@@ -192,6 +192,8 @@ class Money(CheckedType):
 
     def amount(self, value: Any) -> Decimal:
         """The value as it was given, or `InvalidValueError` if it is no amount."""
+        if type(value) is Decimal and value.is_finite():
+            return value
         if isinstance(value, float):
             raise self.refuse(f"a float is not exact money; write Decimal(str(x)) for {value!r}")
         if isinstance(value, bool) or not isinstance(value, (Decimal, int, str)):
@@ -290,6 +292,8 @@ class UTCDateTime(CheckedType):
 
     def kept(self, value: Any, dialect: Dialect) -> datetime:
         """The instant in UTC."""
+        if type(value) is datetime and value.tzinfo is UTC:
+            return value  # what it may not be, binding it refuses
         return self.instant(value)
 
     def instant(self, value: Any) -> datetime:

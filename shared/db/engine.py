@@ -236,7 +236,10 @@ def _begin_sqlite(connection: Connection) -> None:
         del connection.info[_JOURNAL_UNKNOWN]
     # IMMEDIATE takes the write lock first, under the busy timeout. A transaction that reads first and asks for
     # the lock later is refused at once, timeout or not, when somebody has written in between.
-    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+    # By the driver itself: SQLAlchemy's way to it takes as long as a question.
+    begin = "BEGIN" if read_only else "BEGIN IMMEDIATE"
+    with named_errors(connection, begin):
+        driver.execute(begin)
     if not read_only:
         write_lock.note(connection)
     try:

@@ -7,6 +7,8 @@ object in hand has what a later reader gets. So does what a default brought, and
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
+from decimal import Decimal
 from functools import cache, partial
 from typing import Any
 
@@ -15,16 +17,19 @@ from sqlalchemy.orm import InstanceState, Mapper, Session
 from sqlalchemy.sql.elements import ClauseElement
 
 from shared.db.column_types import CheckedType, Json
-from shared.db.tracked_json import track
+from shared.db.tracked_json import TrackedDict, TrackedList, track
 
-Kinds = dict[str, CheckedType]
+# Of each column its type, and Python's types of which a value needs no look.
+Kinds = dict[str, tuple[CheckedType, frozenset[type]]]
+# What most columns beside text hold, and no expression is.
+_VALUES = frozenset({Decimal, datetime, TrackedDict, TrackedList})
 
 
 @event.listens_for(Mapper, "mapper_configured")
 def _watch(mapper: Mapper[Any], model: type[Any]) -> None:
     """Every mapped class with such columns, whichever base and package it is from."""
     kinds = _kinds(mapper)
-    for name, kind in kinds.items():
+    for name, (kind, _) in kinds.items():
         if isinstance(kind, Json):
             track(getattr(model, name), kind.refuse)
     if kinds:
@@ -37,7 +42,11 @@ def _watch(mapper: Mapper[Any], model: type[Any]) -> None:
 @cache
 def _kinds(mapper: Mapper[Any]) -> Kinds:
     columns = {attribute.key: attribute.columns[0].type for attribute in mapper.column_attrs}
-    return {name: kind for name, kind in columns.items() if isinstance(kind, CheckedType)}
+    return {
+        name: (kind, kind.kept_as_given | {type(None)})
+        for name, kind in columns.items()
+        if isinstance(kind, CheckedType)
+    }
 
 
 def keep_as_stored(session: Session, entity: object) -> None:
@@ -51,8 +60,8 @@ def _before_writing(kinds: Kinds, mapper: Mapper[Any], connection: Connection, s
 
 
 def _filled(kinds: Kinds, state: InstanceState[Any], context: Any, attributes: Iterable[str] | None) -> None:
-    if state.session is not None:
-        _keep(kinds, state, attributes or (), state.session.get_bind(state.mapper).dialect)
+    if attributes and state.session is not None:
+        _keep(kinds, state, attributes, state.session.get_bind(state.mapper).dialect)
 
 
 def _refreshed(kinds: Kinds, state: InstanceState[Any], context: Any, attributes: Iterable[str] | None) -> None:
@@ -66,9 +75,8 @@ def _refreshed(kinds: Kinds, state: InstanceState[Any], context: Any, attributes
 
 def _keep(kinds: Kinds, state: InstanceState[Any], names: Iterable[str], dialect: Dialect) -> None:
     held = state.dict
-    for name in tuple(names):
-        kind, value = kinds.get(name), held.get(name)
-        if kind is None or value is None or type(value) in kind.kept_as_given:
-            continue
-        if not (isinstance(value, ClauseElement) or hasattr(value, "__clause_element__")):
-            held[name] = kind.kept(value, dialect)
+    # Most values are text, and are told at a glance.
+    for name in [name for name in names if name in kinds and type(held.get(name)) not in kinds[name][1]]:
+        value = held[name]
+        if type(value) in _VALUES or not (isinstance(value, ClauseElement) or hasattr(value, "__clause_element__")):
+            held[name] = kinds[name][0].kept(value, dialect)

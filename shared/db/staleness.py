@@ -35,15 +35,9 @@ def read_again(session: Session, states: Iterable[InstanceState[Any]]) -> None:
 def give_back(states: Iterable[InstanceState[Any]]) -> None:
     """Let objects that are about to leave their session hold what they held last, where they were not read since."""
     for state in states:
-        for name, value in getattr(state, _LAST_SEEN, {}).items():
+        for name, value in state.__dict__.pop(_LAST_SEEN, {}).items():
             if name not in state.dict and name not in state.committed_state and state.obj() is not None:
                 set_committed_value(state.obj(), name, value)
-        forget(state)
-
-
-def forget(state: InstanceState[Any]) -> None:
-    """Give up what an object held last."""
-    state.__dict__.pop(_LAST_SEEN, None)
 
 
 def read_again_below(session: Session, deleted: Collection[InstanceState[Any]]) -> None:

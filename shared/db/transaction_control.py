@@ -106,22 +106,23 @@ def is_raw(context: ExecutionContext) -> bool:
 
 def watch(engine: Engine) -> None:
     """Have an engine refuse and notice what the module says."""
-    event.listen(engine, "before_cursor_execute", _refuse)
+    event.listen(engine, "before_cursor_execute", _refuse, retval=True)  # SQLAlchemy would wrap it otherwise
     event.listen(engine, "after_cursor_execute", _make_sure)
 
 
 def _refuse(
     connection: Connection, cursor: Any, statement: str, parameters: Any, context: ExecutionContext, executemany: bool
-) -> None:
+) -> tuple[str, Any]:
     if ";" not in statement and not _SUSPECT.match(statement):
-        return
+        return statement, parameters
     # Outside of a transaction it is the one that begins it.
     if connection.get_transaction() is None or getattr(cursor.connection, "autocommit", False) is True:
-        return
+        return statement, parameters
     control = control_in(statement, stacked=connection.dialect.name != "sqlite")
     compiled: Any = context.compiled
     if control is not None and not (compiled is not None and isinstance(compiled.statement, _SAVEPOINTS)):
         raise TransactionControlError(control)
+    return statement, parameters
 
 
 def _make_sure(

@@ -78,9 +78,9 @@ def refuse_aborted(connection: Connection) -> None:
     """
     driver: Any = connection.connection.dbapi_connection
     if isinstance(driver, sqlite3.Connection):
-        aborted = _failure_of(connection) is not None
+        aborted = _FAILURE in connection.info and _failure_of(connection) is not None
     else:
-        aborted = transaction_status(driver) is TransactionStatus.ABORTED
+        aborted = driver.get_transaction_status() == extensions.TRANSACTION_STATUS_INERROR
     if aborted:
         driver.rollback()
         _refuse(connection)

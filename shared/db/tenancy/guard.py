@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 
 from sqlalchemy import Integer, String, bindparam, cast, event, inspect, literal_column, null, select, union_all
 from sqlalchemy.orm import Mapper, RelationshipDirection, Session
+from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.util import identity_key
 
 from shared.db.errors import RowNotFoundError, TenantScopeError, TenantViolation
@@ -224,7 +225,7 @@ def _owned_ones(*parents: tuple[Any, tuple[str, ...]]) -> Any:
 
 def column_values(entity: object) -> dict[str, Any]:
     """The loaded column values of a mapped object, by column name; nothing is fetched."""
-    state = inspect(entity)
+    state = instance_state(entity)
     loaded = state.dict
     return {name: loaded.get(attribute) for name, attribute in _attributes(state.mapper)}
 
@@ -234,7 +235,7 @@ def values_to_come(session: Session, entity: object) -> dict[str, Any]:
 
     Parents that came as objects are told by their keys, which new ones may not have yet.
     """
-    state = inspect(entity)
+    state = instance_state(entity)
     values = column_values(entity)
     ownership = ownership_of(type(entity))
     if ownership is not None and state.identity is not None:
@@ -250,7 +251,7 @@ def values_to_come(session: Session, entity: object) -> dict[str, Any]:
     for name, pairs in parents_of(state.mapper):
         # A relationship that was only loaded says nothing: what its column was set to since counts.
         if name in state.committed_state and (parent := state.dict.get(name)) is not None:
-            values.update({column: inspect(parent).dict.get(key) for column, key in pairs})
+            values.update({column: instance_state(parent).dict.get(key) for column, key in pairs})
     return values
 
 
@@ -286,7 +287,7 @@ def written_values(session: Session, entity: object) -> dict[str, Any]:
 
 def key_of(entity: object) -> Any:
     """The primary key of a mapped object, stored or not."""
-    state = inspect(entity)
+    state = instance_state(entity)
     return (state.identity or state.mapper.primary_key_from_instance(entity))[0]
 
 
@@ -330,43 +331,74 @@ def acting_for(session: Session, user_id: str | None, operation: str, entity: ob
     the flush, and taken back. What only the flush brings to light (the key of a new parent) raises inside it, which
     leaves the session good for nothing but a rollback.
     """
-    known = column_values(entity)
-    ownership = ownership_of(type(entity))
-    # A tool's row says whose it is meant to be, unless only its parent does.
-    said = known[ownership.column] if ownership is not None and ownership.parent is None else None
-    meant = user_id or (said if isinstance(said, str) else None)
+    acting = _Acting(user_id, operation, entity)
+    every = session.info.setdefault(_ACTING, [])
+    every.append(acting)
+    try:
+        yield
+    finally:
+        every.remove(acting)
 
-    def check_beforehand(session: Session, *args: Any) -> None:
-        written = _in_session(session, entity)
-        if meant is None or written is None:
+
+_ACTING: Final = "shared_db_acting"
+
+
+class _Acting:
+    """One `acting_for()` under way, in a plain session."""
+
+    def __init__(self, user_id: str | None, operation: str, entity: object) -> None:
+        known = column_values(entity)
+        ownership = ownership_of(type(entity))
+        # A tool's row says whose it is meant to be, unless only its parent does.
+        said = known[ownership.column] if ownership is not None and ownership.parent is None else None
+        meant = user_id or (said if isinstance(said, str) else None)
+        self._entity, self._user_id, self._operation = entity, user_id, operation
+        # Parents are asked for once, unless what is written with the entity may have changed them.
+        self._guard = None if meant is None else OwnershipGuard(meant)
+
+    def check_beforehand(self, session: Session) -> None:
+        """Before the flush."""
+        written = _in_session(session, self._entity)
+        if self._guard is None or written is None:
             return
         linked = list(_linked(written))
-        new = [(type(one), key_of(one)) for one in linked if inspect(one).identity is None]
+        new = [(type(one), key_of(one)) for one in linked if instance_state(one).identity is None]
         # Any other key names nothing, and perhaps cannot be hashed; its column refuses it.
         coming = {(model, key) for model, key in new if isinstance(key, (str, int))}
         try:
             for one in linked:
                 rows = [values_to_come(session, one)]
-                OwnershipGuard(meant).check_rows(session, operation, type(one), rows, complete=False, coming=coming)
+                self._guard.check_rows(session, self._operation, type(one), rows, complete=False, coming=coming)
         except TenantViolation:
             with session.no_autoflush:
                 for one in linked:
                     discard_changes(session, one)
             raise
 
-    def check(session: Session, *args: Any) -> None:
-        written = _in_session(session, entity)
-        guard = OwnershipGuard(user_id or _owner(session, written))
+    def check(self, session: Session) -> None:
+        """In the flush, once it has filled in what came as objects."""
+        written = _in_session(session, self._entity)
+        guard = self._guard
+        if self._user_id is None:
+            guard = OwnershipGuard(_owner(session, written))
+        elif guard is not None and (session.dirty or session.deleted):
+            guard.forget()
         for one in _linked(written):
-            guard.check_rows(session, operation, type(one), [written_values(session, one)])
+            assert guard is not None
+            guard.check_rows(session, self._operation, type(one), [written_values(session, one)])
 
-    event.listen(session, "before_flush", check_beforehand)
-    event.listen(session, "after_flush", check)
-    try:
-        yield
-    finally:
-        event.remove(session, "before_flush", check_beforehand)
-        event.remove(session, "after_flush", check)
+
+# Of every session, also one that no factory made: to add and remove them around each write takes longer than to look.
+@event.listens_for(Session, "before_flush")
+def _check_beforehand(session: Session, *args: Any) -> None:
+    for acting in session.info.get(_ACTING, ()):
+        acting.check_beforehand(session)
+
+
+@event.listens_for(Session, "after_flush")
+def _check(session: Session, *args: Any) -> None:
+    for acting in session.info.get(_ACTING, ()):
+        acting.check(session)
 
 
 def _in_session(session: Session, entity: object) -> object:
@@ -391,6 +423,6 @@ def _linked(entity: object) -> Iterator[object]:
         if id(one) not in seen:
             seen.add(id(one))
             yield one
-            state = inspect(one)
+            state = instance_state(one)
             for relation in state.mapper.relationships:
                 found += [other for other in state.attrs[relation.key].history.added or () if other is not None]

@@ -32,7 +32,7 @@ _SWEEP: Final = (
 
 def watch(engine: Engine) -> None:
     """Have a PostgreSQL engine sweep its connections; to be called after what adopts the role first."""
-    event.listen(engine, "before_cursor_execute", _note)
+    event.listen(engine, "before_cursor_execute", _note, retval=True)  # SQLAlchemy would wrap it otherwise
     event.listen(engine, "commit", _sweep)
     event.listen(engine, "rollback", _sweep)
     event.listen(engine, "checkin", _reset)
@@ -45,17 +45,18 @@ def soil(connection: Connection) -> None:
 
 def _note(
     connection: Connection, cursor: Any, statement: str, parameters: Any, context: ExecutionContext, executemany: bool
-) -> None:
+) -> tuple[str, Any]:
     # What the compiler made of plain constructs leaves nothing behind, and confines itself.
     user_id = connection.info.get(ADOPTED) if is_raw(context) else None
     if user_id is None:
-        return
+        return statement, parameters
     if cursor.connection.get_transaction_status() == TRANSACTION_STATUS_IDLE:
         # With the transaction the role has gone, and the statement would run as the login.
         raise TransactionControlError("something before this statement")
     soil(connection)
     if any(words[:1] == ["LOCK"] for words in statements(statement)):
         raise TenantViolation("LOCK TABLE", "a table", user_id, "every user's sessions would wait for this one")
+    return statement, parameters
 
 
 def _sweep(connection: Connection) -> None:

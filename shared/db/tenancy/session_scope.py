@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import CompoundSelect, Connection, Executable, Select, event, inspect, select
 from sqlalchemy.orm import FromStatement, ORMExecuteState, Session, SessionTransaction, UOWTransaction
+from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.sql.dml import UpdateBase
 
 from shared.db.errors import TenantScopeError, TenantViolation
@@ -270,10 +271,11 @@ def _before_flush(session: UserSession, context: UOWTransaction, instances: Any)
     # What is known already, so that a colliding key is not reported before the wrong owner.
     confined = session.confined_by_server
     for entity in (*session.new, *session.dirty, *session.deleted):
-        check_identity(session.guard, inspect(entity))
+        state = instance_state(entity)
+        check_identity(session.guard, state)
         if not confined:
-            check_expressions(inspect(entity), session.own_rows, session.get_bind().dialect)
-        elif any(expressions(inspect(entity))):
+            check_expressions(state, session.own_rows, session.get_bind().dialect)
+        elif any(expressions(state)):
             leftovers.soil(Session.connection(session))
     check_flushed(session.guard, session, complete=False)
 
