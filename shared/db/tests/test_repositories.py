@@ -689,6 +689,16 @@ def test_a_refused_change_is_not_written_later(fleet: DatabaseFactory, attempt: 
     refused(fleet, (TenantViolation, RowNotFoundError), attempt)
 
 
+def test_a_parent_that_is_given_away_in_the_same_flush_is_no_parent(plain: Session) -> None:
+    """It was the user's when it was asked for, and is another one's when the row is stored below it."""
+    account = stored(plain, BybitAccount(user_id="ann", account_name="second", environment="testnet"))
+    key = ApiCredential(account_id=account.account_id, api_key_id="k", api_secret="s")
+    account.user_id = "bob"
+    with pytest.raises(TenantViolation, match="account_id"):
+        ApiCredentialRepository(plain, "ann").create(key)
+    plain.rollback()
+
+
 def test_what_was_done_before_a_refusal_is_kept(fleet: DatabaseFactory) -> None:
     """A change that is refused before the flush leaves the session and everybody else's changes in it good."""
     with fleet.get_session() as session:
