@@ -5,6 +5,7 @@ It names what goes wrong in the ORM itself, and each of its transactions sees wh
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,6 +22,14 @@ from shared.db.staleness import give_back, read_again, read_again_below, read_ag
 _DELETED = "shared_db_deleted"
 
 
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop that stands still while this thread waits, if there is one."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 class NamingSession(Session):
     """A session whose own errors have names of `errors.py`; the driver's get theirs in the engine.
 
@@ -30,12 +39,20 @@ class NamingSession(Session):
     thread: int | None = None
     """The only one that may ask the database for it, where it works for a coroutine; None for any."""
 
+    in_event_loops = True
+    """Whether it may be asked where an event loop would stand still meanwhile, as any coroutine may do with it."""
+
     def get_bind(self, *args: Any, **options: Any) -> Any:
         """As Session.get_bind(), by which every question goes, a lazy load's too; refused outside of its thread."""
         if self.thread is not None and self.thread != threading.get_ident():
             raise AsyncSessionError(
                 "this would ask the database in another thread than its session's: load it before (selectinload(), "
                 "refresh()), or do it in `await session.run_sync(...)`"
+            )
+        if not self.in_event_loops and running_loop() is not None:
+            raise AsyncSessionError(
+                "this session would hold up the event loop, and with it every other request: make this a plain `def`, "
+                "which runs in a thread, or take the session for asyncio"
             )
         return super().get_bind(*args, **options)
 

@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 
 from shared.db.database_file import file_under
 from shared.db.errors import SelfDeadlockError
+from shared.db.sessions import running_loop
 
 File = tuple[int, int]
 
@@ -36,7 +37,7 @@ def note(connection: Connection) -> None:
     file = file_under(connection)
     if file is None:
         return  # in memory, where sessions share one connection and so the lock
-    loop = _running_loop()
+    loop = running_loop()
     holder = _Holder(weakref.ref(connection), threading.get_ident(), None if loop is None else weakref.ref(loop))
     _holders[file] = holder
     living = {other: held for other, held in _further_out.get().items() if held.connection() is not None}
@@ -56,17 +57,10 @@ def refuse_self_deadlock(connection: Connection) -> None:
     holding = holder.connection()
     if holding is None or not holding.in_transaction():
         return
-    loop = _running_loop()
+    loop = running_loop()
     if _further_out.get().get(file) is holder or (
         loop is not None and holder.loop is not None and holder.loop() is loop
     ):
         cause = sqlite3.OperationalError("database is locked")
         cause.sqlite_errorcode, cause.sqlite_errorname = sqlite3.SQLITE_BUSY, "SQLITE_BUSY"
         raise SelfDeadlockError(cause) from cause
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None

@@ -55,6 +55,7 @@ ROOMS = (
     "retry",
     "async_door",
     "database",
+    "web",
     "natural_keys",
     "repositories",
     "recording",
