@@ -44,7 +44,12 @@ class Revisions:
         self.names = (BASE, *self.line.revisions())
         # Alembic's own template and settings are ours, whoever's the revisions are.
         home = Path(__file__).parent
-        self.directory = ScriptDirectory(str(home), version_locations=[str(self.line.folder)], file_template="%(rev)s")
+        self.directory = ScriptDirectory(
+            str(home),
+            version_locations=[str(self.line.folder)],
+            file_template="%(rev)s",
+            messaging_opts={"quiet": True},
+        )
         try:
             self._scripts = [self.directory.get_revision(name) for name in self.names[1:]]
         except CommandError as error:

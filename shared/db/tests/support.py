@@ -17,32 +17,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
-import psycopg2
-from sqlalchemy import URL, select, text
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from shared.db import BybitAccount, DatabaseFactory, PrivateExecution, Run, Strategy, User
+from shared.db.testing import run_on_server, stored
+
+__all__ = ["run_on_server", "stored"]
 
 T = TypeVar("T")
-
-
-def stored(session: Session, entity: T) -> T:
-    """`entity`, flushed."""
-    session.add(entity)
-    session.flush()
-    return entity
-
-
-def run_on_server(url: URL, *statements: str) -> None:
-    """Run statements outside of any transaction, as CREATE DATABASE needs."""
-    connection = psycopg2.connect(url.set(drivername="postgresql").render_as_string(hide_password=False))
-    try:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            for statement in statements:
-                cursor.execute(statement)
-    finally:
-        connection.close()
 
 
 def postgresql_programs() -> Path:

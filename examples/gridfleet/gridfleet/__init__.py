@@ -1,0 +1,1 @@
+"""A fleet of grid bots on `shared.db`, with tables of its own."""

@@ -1,0 +1,146 @@
+"""Gridfleet's tables behave as those of `shared.db` do, on every database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gridfleet.bot import Bot, OrderRepository
+from gridfleet.market import MarketRecorder
+from gridfleet.models import GridState, Order, Position, Ticker, Wallet
+from sqlalchemy import delete, insert, select, text
+
+from shared.db import BybitAccount, DatabaseFactory, Run, Strategy, TenantViolation, User
+from shared.db.commands.cli import main
+from shared.db.migrations import runner
+
+NOON = datetime(2025, 5, 19, 12, tzinfo=UTC)
+
+
+def fleet(db: DatabaseFactory) -> DatabaseFactory:
+    """Two users with a run each, and a price."""
+    with db.get_session() as session:
+        for user in ("ann", "bob"):
+            keys = {"account_id": f"acc-{user}", "strategy_id": f"str-{user}"}
+            session.add(User(user_id=user, username=user))
+            session.flush()
+            session.add(
+                BybitAccount(user_id=user, account_id=keys["account_id"], account_name="main", environment="testnet")
+            )
+            session.flush()
+            session.add(Strategy(**keys, strategy_type="GridStrategy", symbol="BTCUSDT", config_json={}))
+            session.flush()
+            session.add(Run(run_id=f"run-{user}", user_id=user, **keys, run_type="live"))
+    assert MarketRecorder(db).record("BTCUSDT", [(NOON, Decimal("65065.8"))]) == 1
+    return db
+
+
+@pytest.fixture(params=["memory", "file", "postgresql", "policies"])
+def fleet_db(request: pytest.FixtureRequest, tmp_path: Path, clean_environment: None) -> Iterator[DatabaseFactory]:
+    """The same databases, filled."""
+    if request.param == "policies":
+        yield fleet(request.getfixturevalue("policed_db"))
+        return
+    url: Any = f"sqlite:///{tmp_path / 'fleet.db'}" if request.param == "file" else "sqlite://"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgresql_url")
+    with DatabaseFactory(url) as db:
+        db.create_tables()
+        yield fleet(db)
+
+
+def test_a_bot_trades_and_goes_on_after_a_restart(fleet_db: DatabaseFactory) -> None:
+    """Orders, position, wallet and grid state are the user's, exact, and still there for the next process."""
+    placed = Bot(fleet_db, "ann", "run-ann").place_grid("BTCUSDT", 3, Decimal("0.01"), Decimal("0.1"))
+    assert len(placed) == 3
+    bot = Bot(fleet_db, "ann", "run-ann")
+    assert bot.bound() == Decimal("0.3")
+    bot.filled(placed[0], "USDT", Decimal("1000.5"))
+    assert list(bot.grid()) == placed[1:]
+    assert bot.grid()[placed[1]] == Decimal("65065.8") * Decimal("0.98")
+    with fleet_db.get_session(user_id="ann") as session:
+        held = session.scalars(select(Position)).one()
+        assert (held.size, held.cost) == (Decimal("0.1"), Decimal("6441.5142"))
+        assert session.scalars(select(Wallet.balance)).all() == [Decimal("1000.5")]
+
+
+def test_nobody_reaches_another_users_rows(fleet_db: DatabaseFactory) -> None:
+    """By object, statement, repository or raw SQL; and tickers are everybody's."""
+    for user in ("ann", "bob"):
+        Bot(fleet_db, user, f"run-{user}").place_grid("BTCUSDT", 2, Decimal("0.01"), Decimal(1))
+    with fleet_db.get_session(user_id="ann") as session:
+        assert {order.run_id for order in OrderRepository(session).get_all()} == {"run-ann"}
+        assert session.get(GridState, "run-bob") is None
+        assert session.scalars(select(Ticker.last_price)).all() == [Decimal("65065.8")]
+        session.execute(delete(Order))
+    with fleet_db.get_session() as session:
+        assert set(session.scalars(select(Order.run_id))) == {"run-bob"}
+    row = {"order_id": "x", "symbol": "BTCUSDT", "price": Decimal(1), "qty": Decimal(1), "placed_ts": NOON}
+    for foreign in ({"run_id": "run-bob", "account_id": "acc-ann"}, {"run_id": "run-ann", "account_id": "acc-bob"}):
+        with pytest.raises(TenantViolation), fleet_db.get_session(user_id="ann") as session:
+            session.add(Order(**row, **foreign))
+            session.flush()
+        with pytest.raises(TenantViolation), fleet_db.get_session(user_id="ann") as session:
+            session.execute(insert(Order).values(**row, **foreign))
+
+
+def test_the_server_confines_raw_sql_where_policies_are_in_force(policed_db: DatabaseFactory) -> None:
+    """They were made from the declarations, and differ from them in nothing."""
+    db = fleet(policed_db)
+    assert db.row_security_status().enabled
+    Bot(db, "bob", "run-bob").place_grid("BTCUSDT", 2, Decimal("0.01"), Decimal(1))
+    with db.get_session(user_id="ann") as session:
+        assert session.scalars(text("SELECT run_id FROM orders")).all() == []
+        assert session.scalars(text("SELECT symbol FROM tickers")).all() == ["BTCUSDT"]
+
+
+def test_a_price_that_comes_twice_is_stored_once(db: DatabaseFactory) -> None:
+    """A feed that reconnects sends again what it sent."""
+    recorder = MarketRecorder(fleet(db))
+    assert recorder.record("BTCUSDT", [(NOON, Decimal("65065.8"))]) == 0
+
+
+def test_the_sample_rows_take_an_order(session: Any, sample_run: Run) -> None:
+    """What `shared.db.testing` stores is enough for a row of our own."""
+    session.add(GridState(run_id=sample_run.run_id, levels={"1": "65065.8"}, saved_ts=NOON))
+    session.flush()
+    assert session.scalars(select(GridState.levels)).all() == [{"1": "65065.8"}]
+
+
+def test_revisions_make_what_the_models_say(db: DatabaseFactory) -> None:
+    """Up from nothing, back to nothing, and up again, with no difference left."""
+    if db.settings.is_memory:
+        return
+    assert runner.check(db) == []
+    runner.downgrade_all(db, allow_data_loss=True)
+    changes = runner.upgrade_all(db)
+    assert list(changes) == ["shared.db", "gridfleet"]
+    assert runner.check(db) == []
+    db.check_schema()
+
+
+def test_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], clean_environment: None, postgresql_url: Any
+) -> None:
+    """Installed, every command knows the tables: schema, status, backup, and a copy into PostgreSQL."""
+    source = f"sqlite:///{tmp_path / 'fleet.db'}"
+    into = postgresql_url.render_as_string(hide_password=False)
+    assert main(["migrate", "up", "--db-url", source]) == 0
+    with DatabaseFactory(source) as db:
+        Bot(fleet(db), "ann", "run-ann").place_grid("BTCUSDT", 3, Decimal("0.01"), Decimal("0.1"))
+    for command in (
+        ["migrate", "check", "--db-url", source],
+        ["status", "--db-url", source],
+        ["backup", str(tmp_path / "backup.db"), "--db-url", source],
+        ["copy", source, into],
+    ):
+        assert main(command) == 0, capsys.readouterr().err
+    printed = capsys.readouterr().out
+    assert "orders 3" in printed
+    assert "not ours" not in printed
+    with DatabaseFactory(into) as db:
+        assert len(Bot(db, "ann", "run-ann").grid()) == 3
