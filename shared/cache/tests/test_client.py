@@ -7,6 +7,7 @@ import inspect
 import math
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -172,18 +173,18 @@ def test_keys_live_as_long_as_they_were_told(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("program", programs())
-def test_many_expire_at_once_on_old_servers_and_new(program: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_many_expire_at_once_on_old_servers_and_new(program: str) -> None:
     """With MSETEX, or where there is none, with a script: in one round trip either way."""
-    folder = tmp_path_factory.mktemp("r", numbered=True)
-    server = Server(program, Path("/tmp") / folder.name if len(str(folder)) > 80 else folder)
-    try:
-        with SyncRedisClient(server.url) as client:
-            for _ in range(2):
-                assert client.set_multiple({f"k{n}": Decimal(n) for n in range(500)}, 60)
-            assert client.get_multiple(f"k{n}" for n in range(500)) == {f"k{n}": Decimal(n) for n in range(500)}
-            assert 0 < client.get_ttl("k499") <= 60
-    finally:
-        server.kill()
+    with tempfile.TemporaryDirectory(prefix="cache-") as folder:
+        server = Server(program, Path(folder), "--appendonly", "no")
+        try:
+            with SyncRedisClient(server.url) as client:
+                for _ in range(2):
+                    assert client.set_multiple({f"k{n}": Decimal(n) for n in range(500)}, 60)
+                assert client.get_multiple(f"k{n}" for n in range(500)) == {f"k{n}": Decimal(n) for n in range(500)}
+                assert 0 < client.get_ttl("k499") <= 60
+        finally:
+            server.kill()
 
 
 def test_keys_are_deleted_and_counted(ask: Ask) -> None:
@@ -238,14 +239,21 @@ def test_a_key_of_another_kind_is_told(ask: Ask) -> None:
 NAMES = st.text(min_size=1, max_size=8) | st.text(alphabet=":%*?[]\\^-u ", min_size=1, max_size=8)
 
 
-@given(st.lists(st.tuples(NAMES, NAMES, NAMES), min_size=2, max_size=2, unique=True))
-def test_no_two_names_meet_in_one_key(places: list[tuple[str, str, str]]) -> None:
-    """Whatever characters user, namespace and key are made of; and what all share is nobody's."""
+def _split(parts: list[str], user: int, namespace: int) -> tuple[str, str, str]:
+    return ":".join(parts[:user]), ":".join(parts[user:namespace]), ":".join(parts[namespace:])
+
+
+@given(parts=st.lists(NAMES, min_size=4, max_size=4))
+def test_no_two_names_meet_in_one_key(parts: list[str]) -> None:
+    """Wherever the separators of one text are taken for their own; and what all share is nobody's."""
+    places = [_split(parts, user, namespace) for user, namespace in ((1, 2), (1, 3), (2, 3))]
     with suppress(InvalidValueError):  # half a character
-        one, other = (prefix(user, namespace) + key for user, namespace, key in places)
-        assert one != other
-        assert not one.startswith(prefix(places[1][0], places[1][1])) or places[0][:2] == places[1][:2]
-        assert not one.startswith("s:")
+        keys = {prefix(user, namespace) + key for user, namespace, key in places}
+        keys |= {prefix(None, namespace) + key for _, namespace, key in places[:2]}
+        keys |= {prefix(None, f"{user}:{namespace}") + key for user, namespace, key in places[:2]}
+        assert len(keys) == 7
+        for user, namespace, _ in places:
+            assert sum(key.startswith(prefix(user, namespace)) for key in keys) == 1
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -327,7 +335,7 @@ def test_streams_and_locks_raise_while_redis_is_away(away: tuple[Any, Ask]) -> N
             ask(*call)
 
 
-def test_a_server_that_hangs_is_asked_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_server_that_hangs_is_asked_once() -> None:
     """One connection, one timeout, and then nobody waits for it until the pause is over."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         connections: list[socket.socket] = []
@@ -390,10 +398,8 @@ def test_a_stopped_server_is_found_again(own_server: Server) -> None:
         assert client.get("key") == 1  # and not an answer that came too late
 
 
-def test_a_login_that_is_refused_is_an_error_and_shows_no_password(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_login_that_is_refused_is_an_error_and_shows_no_password() -> None:
     """It passes by nothing but a correction, so it is not taken for a Redis that is away."""
-    import tempfile
-
     with tempfile.TemporaryDirectory(prefix="cache-") as folder:
         server = Server(programs()[0], Path(folder), "--requirepass", "right")
         try:
