@@ -16,7 +16,9 @@ _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 def add_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     """Give `parser` its arguments; the function that runs the command."""
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object")
+    form.add_argument("--prometheus", action="store_true", help="print metrics for Prometheus, exit with 0")
     parser.add_argument(
         "--check",
         action="store_true",
@@ -29,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespa
             health = db.health(check=options.check, timeout=options.timeout)
         if options.json:
             print(json.dumps(health.as_dict()))
+        elif options.prometheus:
+            print("\n".join(_metrics(health)))
+            return 0  # what is wrong is told by shared_db_up and shared_db_problems
         elif not health.reachable:
             print(f"shared.db: {'; '.join(health.problems)}", file=sys.stderr)
         else:
@@ -90,6 +95,55 @@ def _lines(health: Health) -> Iterator[str]:
         yield f"problem: {problem}"
     if not health.problems:
         yield "no problem found"
+
+
+_COUNTED = ("sequential_scans", "index_scans")
+
+
+def _metrics(health: Health) -> Iterator[str]:
+    """Prometheus' text format: https://prometheus.io/docs/instrumenting/exposition_formats/."""
+    found: list[tuple[str, str, dict[str, str], float | None]] = [
+        ("up", "gauge", {}, int(health.reachable)),
+        ("problems", "gauge", {}, len(health.problems)),
+        ("latency_seconds", "gauge", {}, None if health.latency_ms is None else health.latency_ms / 1000),
+        ("size_bytes", "gauge", {}, health.size_bytes),
+        ("wal_bytes", "gauge", {}, health.wal_bytes),
+        ("disk_free_bytes", "gauge", {}, health.disk_free_bytes),
+    ]
+    if health.connections is not None:
+        found.append(("connections_used", "gauge", {}, health.connections.used))
+        found.append(("connections_limit", "gauge", {}, health.connections.limit))
+    for name in ("rows", "size_bytes", *_COUNTED):
+        kind, ending = ("counter", "_total") if name in _COUNTED else ("gauge", "")
+        of_tables = ((table.name, getattr(table, name)) for table in health.tables)
+        found.extend((f"table_{name}{ending}", kind, {"table": table}, value) for table, value in of_tables)
+    found.extend(
+        ("index_unused", "gauge", {"table": table.name, "index": index}, 1)
+        for table in health.tables
+        for index in table.unused_indexes
+    )
+    found.extend(
+        (
+            "stream_newest_timestamp_seconds",
+            "gauge",
+            {"table": stream.table, "key": stream.key},
+            stream.newest.timestamp(),
+        )
+        for stream in health.streams
+    )
+    told = ""
+    for name, kind, labels, value in found:
+        if value is None:
+            continue
+        if name != told:
+            yield f"# TYPE shared_db_{name} {kind}"
+            told = name
+        inside = ",".join(f'{label}="{_escaped(text)}"' for label, text in labels.items())
+        yield f"shared_db_{name}{'{' + inside + '}' if inside else ''} {value}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def not_ours_told(tables: Iterable[str]) -> str:

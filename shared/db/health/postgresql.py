@@ -88,18 +88,28 @@ def tables(connection: Connection, names: Iterable[str]) -> tuple[TableHealth, .
     """Rows as the last VACUUM or ANALYZE estimated them (None before the first), and counted in a small table."""
     found = []
     for name in names:
-        rows, pages, size = connection.execute(
-            text(
-                "SELECT reltuples::bigint, pg_relation_size(oid), pg_total_relation_size(oid) FROM pg_class "
-                "WHERE oid = to_regclass(:name)"
-            ),
-            {"name": name},
-        ).one()
+        rows, pages, size, whole, by_index = connection.execute(_TABLE, {"name": name}).one()
         estimated = pages > _SMALL_TABLE
         if not estimated:
             rows = connection.scalar(text(f"SELECT count(*) FROM {name}"))
-        found.append(TableHealth(name, rows if rows >= 0 else None, estimated, size))
+        unused = tuple(connection.scalars(_UNUSED_INDEXES, {"name": name}))
+        found.append(TableHealth(name, rows if rows >= 0 else None, estimated, size, whole, by_index, unused))
     return tuple(found)
+
+
+_TABLE = text(
+    """
+    SELECT reltuples::bigint, pg_relation_size(pg_class.oid), pg_total_relation_size(pg_class.oid), seq_scan, idx_scan
+    FROM pg_class LEFT JOIN pg_stat_user_tables ON relid = pg_class.oid WHERE pg_class.oid = to_regclass(:name)
+    """
+)
+# One that keeps a rule works without ever being asked. On a standby, or after a reset, others may have been in use too.
+_UNUSED_INDEXES = text(
+    """
+    SELECT indexrelname FROM pg_stat_user_indexes JOIN pg_index USING (indexrelid)
+    WHERE relid = to_regclass(:name) AND idx_scan = 0 AND NOT indisunique ORDER BY 1
+    """
+)
 
 
 def check(connection: Connection, health: Health, names: Sequence[str]) -> Health:

@@ -9,12 +9,19 @@ from typing import Any, Self
 
 @dataclass(frozen=True)
 class TableHealth:
-    """A table: its rows (`estimated` where counting them would read much; None: not known) and bytes with indexes."""
+    """A table: its rows (`estimated` where counting them would read much; None: not known) and bytes with indexes.
+
+    On PostgreSQL also how often it was read whole (`sequential_scans`) and by an index since the server's statistics
+    began, and the `unused_indexes` that no question has used since then and no rule needs; else None and none.
+    """
 
     name: str
     rows: int | None
     estimated: bool
     size_bytes: int | None
+    sequential_scans: int | None = None
+    index_scans: int | None = None
+    unused_indexes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

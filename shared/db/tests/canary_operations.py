@@ -154,6 +154,7 @@ def commands(stage: Stage, folder: Path) -> list[list[str]]:
         ["sequences"],
         ["status"],
         ["status", "--json"],
+        ["status", "--prometheus"],
         ["coverage"],
         ["keys", "generate", "--id", "k9"],
         *([["keys", "rotate"]] if stage.sealed else []),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import FrozenInstanceError
 from datetime import UTC, datetime
@@ -20,6 +22,7 @@ from sqlalchemy import URL, event, text
 
 from shared.db import DatabaseFactory, DatabaseSettings, Health, PublicTradeRepository, TableHealth, database_file
 from shared.db.commands import status
+from shared.db.commands.cli import main
 from shared.db.health import look, postgresql, sqlite
 from shared.db.schema_version import SCHEMA_REVISION
 from shared.db.tests.support import run_on_server, trade_values, two_runs
@@ -466,6 +469,46 @@ def test_the_command_is_one_line_where_there_is_no_database(tmp_path: Path) -> N
         assert line.startswith("shared.db: ")
         assert "canary" not in line
     assert os.listdir(tmp_path) == []
+
+
+def test_postgresql_tells_how_its_tables_are_read(server: DatabaseFactory, postgresql_url: URL) -> None:
+    """Whole or by an index, and which indexes nothing has used; those that keep a rule are in use by that."""
+    run_on_server(
+        postgresql_url, "CREATE INDEX ix_nobody_asks ON runs (host)", *["SELECT count(*) FROM public_trades"] * 3
+    )
+    (runs,) = (table for table in server.health().tables if table.name == "runs")
+    assert "ix_nobody_asks" in runs.unused_indexes
+    assert not [name for name in runs.unused_indexes if name.startswith(("pk_", "uq_"))]
+    assert runs.index_scans is not None
+    deadline = time.monotonic() + 30
+    while True:  # the server writes its statistics down when a session has ended, and in its own time
+        (trades,) = (table for table in server.health().tables if table.name == "public_trades")
+        if (trades.sequential_scans or 0) >= 3:
+            break
+        assert time.monotonic() < deadline
+
+
+def test_the_command_gives_metrics(db_settings: DatabaseSettings, capsys: pytest.CaptureFixture[str]) -> None:
+    """In Prometheus' form: each name has one type and stands in one place; a key of any text is escaped."""
+    with DatabaseFactory(db_settings) as db:
+        db.create_tables()
+        with db.get_session() as session:
+            PublicTradeRepository(session).bulk_create([trade_values(symbol='A"B\\C')])
+        health = db.health()
+    lines = list(status._metrics(health))
+    types = [line.split()[2] for line in lines if line.startswith("#")]
+    assert len(types) == len(set(types))
+    label = r'\w+="([^"\\]|\\.)*"'
+    metric = rf"shared_db_\w+(\{{{label}(,{label})*\}})? [\d.e+-]+"
+    assert [line for line in lines if not re.fullmatch(rf"# TYPE shared_db_\w+ (gauge|counter)|{metric}", line)] == []
+    assert "shared_db_up 1" in lines
+    assert f"shared_db_problems {len(health.problems)}" in lines
+    newest = [line for line in lines if line.startswith("shared_db_stream_newest_timestamp_seconds{")]
+    when = trade_values()["exchange_ts"].timestamp()
+    assert newest == ['shared_db_stream_newest_timestamp_seconds{table="public_trades",key="A\\"B\\\\C"} ' + str(when)]
+    assert any(line.startswith('shared_db_table_rows{table="public_trades"} ') for line in lines)
+    assert main(["status", "--prometheus", "--db-name", "missing.db"]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == "shared_db_up 0"
 
 
 def test_no_secret_is_in_a_report(server: DatabaseFactory, postgresql_url: URL) -> None:
