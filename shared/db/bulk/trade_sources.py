@@ -74,10 +74,11 @@ def sources_of(ids: Sequence[str]) -> list[TradeSource]:
 
     A damaged row may have any id, and costs itself alone: a source of one row in twenty, or less, is none.
     """
+    examples = dict(zip(map(len, ids), ids, strict=True))
     # Nearly always all are of one length, and one of them tells.
-    examples = {len(trade_id): trade_id for trade_id in ids}
+    lengths = Counter(map(len, ids)) if len(examples) > 1 else dict.fromkeys(examples, len(ids))
     counts = Counter[TradeSource]()
-    for length, count in Counter(map(len, ids)).items():
+    for length, count in lengths.items():
         source = source_of(examples[length])
         if source is not None:
             counts[source] += count

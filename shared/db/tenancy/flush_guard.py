@@ -15,7 +15,7 @@ from sqlalchemy.sql.selectable import SelectBase
 
 from shared.db.tables import ownership_of, primary_key
 from shared.db.tenancy.confined_sql import Confinement
-from shared.db.tenancy.guard import OwnershipGuard, as_bound, column_values, parents_of, values_to_come, written_values
+from shared.db.tenancy.guard import OwnershipGuard, as_bound, column_values, parents_of, values_to_come
 
 # What most attributes hold, and no expression is.
 _PLAIN = frozenset({type(None), str, int, float, bool, Decimal, datetime, bytes})
@@ -82,7 +82,7 @@ def check_flushed(guard: OwnershipGuard, session: Session, *, complete: bool) ->
     for entity in session.dirty:
         if _moves(inspect(entity)):
             guard.forget(type(entity), inspect(entity).identity)
-            row = written_values(session, entity) if complete else values_to_come(session, entity)
+            row = values_to_come(session, entity)
             rows_of.setdefault(type(entity), []).append(row)
             if not complete:
                 # What names it is asked to agree with what it will be, which only afterwards can be looked up.

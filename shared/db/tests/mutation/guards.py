@@ -79,6 +79,7 @@ def mutations() -> Iterator[Mutation]:
 def _statements(module: str) -> Iterator[Mutation]:
     text = (PACKAGE / module).read_text(encoding="utf-8")
     lines = text.splitlines(keepends=True)
+    seen: set[int] = set()  # a function within a function is walked twice
     for function in ast.walk(ast.parse(text)):
         if not isinstance(function, ast.FunctionDef):
             continue
@@ -92,10 +93,11 @@ def _statements(module: str) -> Iterator[Mutation]:
                 continue
             assert isinstance(node, (ast.Expr, ast.Raise))
             said = ast.unparse(node)
-            if any(word in said for word in _NO_GUARDS) or said == "raise":
+            if node.lineno in seen or any(word in said for word in _NO_GUARDS) or said == "raise":
                 continue
             if module in _PARTLY and not any(word in said for word in _PARTLY[module]):
                 continue
+            seen.add(node.lineno)
             indent = " " * node.col_offset
             mutated = _without(lines, node.lineno, node.end_lineno or 0, f"{indent}pass\n")
             short = said if len(said) <= 70 else said[:67] + "..."
