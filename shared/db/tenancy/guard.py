@@ -379,12 +379,11 @@ class _Acting:
         """In the flush, once it has filled in what came as objects."""
         written = _in_session(session, self._entity)
         guard = self._guard
-        if self._user_id is None:
+        if guard is None or self._user_id is None:
             guard = OwnershipGuard(_owner(session, written))
-        elif guard is not None and (session.dirty or session.deleted):
+        elif session.dirty or session.deleted:
             guard.forget()
         for one in _linked(written):
-            assert guard is not None
             guard.check_rows(session, self._operation, type(one), [written_values(session, one)])
 
 
