@@ -337,12 +337,37 @@ class DataLossError(MigrationError):
 
 
 class SchemaDriftError(MigrationError):
-    """The schema in the database is not what the code's revisions make; `differences` lists how it differs."""
+    """The schema in the database is not what the code's revisions make; `differences` lists how it differs.
+
+    The message names each difference, or where there are many, what kinds there are and how many of each.
+    """
+
+    _LISTED = 10
+    _EXAMPLES = 3
 
     def __init__(self, differences: Sequence[Any]) -> None:
-        listed = "; ".join(map(str, differences))
-        super().__init__(f"the schema differs from every revision of this code; mend it and try again: {listed}")
         self.differences = tuple(differences)
+        if len(self.differences) <= self._LISTED:
+            told = f"mend it and try again: {'; '.join(map(str, self.differences))}"
+        else:
+            told = (
+                "to bring another program's rows into a new database, follow docs/foreign-databases.md; "
+                f"{len(self.differences)} differences: {'; '.join(self.kinds())}"
+            )
+        super().__init__(f"the schema differs from every revision of this code; {told}")
+
+    def kinds(self) -> list[str]:
+        """What kinds of things differ, a line for each: how many, in which way, and some of them."""
+        groups: dict[tuple[str, str], list[str]] = {}
+        for one in self.differences:
+            way = "missing" if one.found is None else "not in the models" if one.expected is None else "different"
+            name = one.entry.name if one.entry.kind == "table" else f"{one.entry.table}.{one.entry.name}"
+            groups.setdefault((one.entry.kind, way), []).append(name)
+        return [
+            f"{len(names)} of kind {kind} {way} ({', '.join(names[: self._EXAMPLES])}"
+            f"{', ...' if len(names) > self._EXAMPLES else ''})"
+            for (kind, way), names in sorted(groups.items())
+        ]
 
 
 class RecorderError(SharedDBError):

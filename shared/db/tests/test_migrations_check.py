@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from sqlalchemy import URL, text
+from sqlalchemy import URL, select, text
 
-from shared.db import Base, DatabaseFactory
+from shared.db import Base, DatabaseFactory, PrivateExecution
 from shared.db.errors import SchemaDriftError, SchemaVersionError
 from shared.db.migrations import catalog, runner
 from shared.db.schema_version import SCHEMA_REVISION
 from shared.db.tests.migration_support import REVISIONS, contents, run_by_hand, schema_of, seed
+from shared.db.tests.support import run_script
 
 # What somebody does to a PostgreSQL database by hand, and what the comparison calls it: kind, name, which side.
 _BY_HAND_POSTGRESQL = {
@@ -312,3 +317,41 @@ def test_spelling_is_no_difference_on_sqlite(tmp_path: Path) -> None:
         run_by_hand(db, "DROP TABLE a; CREATE TABLE a (id INTEGER NOT NULL, word VARCHAR(9) DEFAULT 'X')")
         differences = catalog.compare(plain, schema_of(db))
         assert {difference.entry.kind for difference in differences} == {"column", "constraint"}
+
+
+def test_a_foreign_database_is_told_in_a_few_words_and_its_rows_come_over(tmp_path: Path) -> None:
+    """Made by another program from the same specification: the kinds of differences, and the recipe of the docs."""
+    old = tmp_path / "old.db"
+    with closing(sqlite3.connect(old)) as foreign:
+        foreign.executescript(FOREIGN)
+    with DatabaseFactory(f"sqlite:///{old}") as db, pytest.raises(SchemaDriftError) as refused:
+        runner.adopt(db)
+    assert len(refused.value.differences) > 50
+    assert 2 < len(refused.value.kinds()) <= 20
+    assert len(str(refused.value)) < 2_000
+    assert "docs/foreign-databases.md" in str(refused.value)
+
+    page = (Path(runner.__file__).parents[1] / "docs" / "foreign-databases.md").read_text(encoding="utf-8")
+    script = page.partition("```python\n")[2].partition("```")[0]
+    new = tmp_path / "new.db"
+    done = run_script(script, f"sqlite:///{old}", f"sqlite:///{new}")
+    assert done.returncode == 0, done.stderr
+    with DatabaseFactory(f"sqlite:///{new}") as db, db.get_session(user_id="u1") as session:
+        (execution,) = session.scalars(select(PrivateExecution))
+        assert (execution.id, execution.exec_price) == (7, Decimal("95900.1"))
+        assert execution.exchange_ts == datetime(2025, 5, 3, 11, 7, 0, 123456, tzinfo=UTC)
+        assert execution.raw_json == {"execId": "e1"}
+
+
+FOREIGN = """
+    CREATE TABLE users (user_id TEXT PRIMARY KEY, username VARCHAR UNIQUE, email VARCHAR, status VARCHAR, created_at DATETIME, updated_at DATETIME);
+    CREATE TABLE bybit_accounts (account_id TEXT PRIMARY KEY, user_id TEXT REFERENCES users, account_name VARCHAR, environment VARCHAR, status VARCHAR, created_at DATETIME);
+    CREATE TABLE strategies (strategy_id TEXT PRIMARY KEY, account_id TEXT REFERENCES bybit_accounts, strategy_type VARCHAR, symbol VARCHAR, config_json JSON, is_enabled BOOLEAN, created_at DATETIME, note TEXT);
+    CREATE TABLE runs (run_id TEXT PRIMARY KEY, user_id TEXT, account_id TEXT, strategy_id TEXT, run_type VARCHAR, start_ts DATETIME, status VARCHAR);
+    CREATE TABLE private_executions (id INTEGER PRIMARY KEY, run_id TEXT, account_id TEXT, symbol VARCHAR, exec_id VARCHAR, order_id VARCHAR, exchange_ts DATETIME, side VARCHAR, exec_price FLOAT, exec_qty NUMERIC(20, 8), raw_json JSON);
+    INSERT INTO users VALUES ('u1', 'alice', NULL, 'active', '2025-05-03 11:07:00', '2025-05-03 11:07:00');
+    INSERT INTO bybit_accounts VALUES ('a1', 'u1', 'main', 'testnet', 'enabled', '2025-05-03 11:07:00');
+    INSERT INTO strategies VALUES ('s1', 'a1', 'GridStrategy', 'BTCUSDT', '{"levels": 20}', 1, '2025-05-03 11:07:00', 'old');
+    INSERT INTO runs VALUES ('r1', 'u1', 'a1', 's1', 'live', '2025-05-03 11:07:00', 'completed');
+    INSERT INTO private_executions VALUES (7, 'r1', 'a1', 'BTCUSDT', 'e1', 'o1', '2025-05-03 11:07:00.123456', 'Buy', 95900.1, 0.5, '{"execId": "e1"}');
+"""  # noqa: E501 # as the other program wrote it
