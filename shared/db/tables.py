@@ -96,13 +96,14 @@ class Stream:
     """A table whose rows follow each other in time, as trades, fills, tickers or orders do.
 
     A range is the rows with one value of the column `by` (a symbol, a run), ordered by the column `time`, and those
-    of one instant by the column `tie`. The three are never NULL, `time` is a `UTCDateTime`, and a unique key lies in
-    them, so that the order is the same each time. An index on (`by`, `time`, `tie`) makes ranges fast.
+    of one instant by the column `tie`, which is left out where there is one row an instant. The three are never NULL,
+    `time` is a `UTCDateTime`, and a unique key lies in them, so that the order is the same each time. An index on
+    (`by`, `time`, `tie`) makes ranges fast.
     """
 
     by: str
     time: str
-    tie: str
+    tie: str | None = None
     fills: bool = False
     """Whether several messages tell of one row, each knowing more: then the recorder fills what is NULL."""
     row: type[Any] | None = None
@@ -113,8 +114,13 @@ class Stream:
     from_json: Mapping[str, str] = field(default_factory=dict)
     """Further columns of an exported CSV, and the name under which the document in raw_json has them."""
 
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The columns by which the rows of a range are ordered."""
+        return (self.time,) if self.tie is None else (self.time, self.tie)
 
-def cursor_text(when: datetime, tie: Any) -> str:
+
+def cursor_text(when: datetime, tie: Any = "") -> str:
     """Where a row stands in its range, as printable text."""
     return f"{when.isoformat()}/{tie}"
 
@@ -378,7 +384,7 @@ def _read_stream(model: type[Any]) -> Stream | None:
         return None
     if not isinstance(declared, Stream):
         raise DeclarationError(model.__name__, f"__stream__ is {declared!r}, and no Stream(by=..., time=..., tie=...)")
-    named = (declared.by, declared.time, declared.tie)
+    named = (declared.by, *declared.order)
     columns = [_column(model, name) for name in named]
     if not isinstance(columns[1].type, UTCDateTime):
         raise DeclarationError(model.__name__, f"{declared.time} is no time; a stream's is a UTCDateTime()")
@@ -413,7 +419,7 @@ def _plain_row(model: type[Any], stream: Stream, names: list[str]) -> type[Any]:
     make: Any = namedtuple  # noqa: PYI024 # its fields are known only now
     fields = make(f"{model.__name__}Row", names)
     cursor = property(
-        lambda row: cursor_text(getattr(row, stream.time), getattr(row, stream.tie)),
+        lambda row: cursor_text(*(getattr(row, name) for name in stream.order)),
         doc="Where this row stands in its range: `after=row.cursor` continues behind it.",
     )
     return type(fields.__name__, (fields,), {"__slots__": (), "__module__": model.__module__, "cursor": cursor})

@@ -9,13 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from gridfleet.models import GridState, Order, OrderStatus, Position, Ticker, Wallet
-from shared.db import BaseRepository, DatabaseFactory, Run, exact_sum
-
-
-class OrderRepository(BaseRepository[Order]):
-    """Orders, as `shared.db`'s own repositories."""
-
-    model = Order
+from shared.db import DatabaseFactory, Repository, Run, exact_sum
 
 
 class Bot:
@@ -30,22 +24,15 @@ class Bot:
         def work(session: Session) -> list[str]:
             now = datetime.now(UTC)
             run = session.get_one(Run, self._run_id)
-            newest = select(Ticker.last_price).where(Ticker.symbol == symbol).order_by(Ticker.exchange_ts.desc())
-            last = session.scalars(newest.limit(1)).one()
-            orders = OrderRepository(session)
+            ticker = Repository(session, Ticker).latest(symbol)
+            if ticker is None:
+                raise LookupError(f"there is no price of {symbol} yet")
+            last = ticker.last_price
             placed = {f"{self._run_id}-{symbol}-{level}": last * (1 - step * level) for level in range(1, levels + 1)}
-            for order_id, price in placed.items():
-                orders.create(
-                    Order(
-                        run_id=run.run_id,
-                        account_id=run.account_id,
-                        order_id=order_id,
-                        symbol=symbol,
-                        price=price,
-                        qty=qty,
-                        placed_ts=now,
-                    )
-                )
+            same = {"run_id": run.run_id, "account_id": run.account_id, "symbol": symbol, "qty": qty, "placed_ts": now}
+            Repository(session, Order).bulk_create(
+                [{"order_id": order_id, "price": price, **same} for order_id, price in placed.items()]
+            )
             state = {order_id: str(price) for order_id, price in placed.items()}
             session.merge(GridState(run_id=run.run_id, levels=state, saved_ts=now))
             return list(placed)

@@ -5,29 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 from decimal import Decimal
-
-from sqlalchemy import select
+from pathlib import Path
 
 from gridfleet.models import Ticker
-from shared.db import DatabaseFactory
+from shared.db import DatabaseFactory, Recorder
 
 
 class MarketRecorder:
-    """Stores prices. A price that comes twice is stored once."""
+    """Stores prices, in batches and behind a journal on disk. A price that comes twice is stored once."""
 
-    def __init__(self, db: DatabaseFactory) -> None:
-        self._db = db
+    def __init__(self, db: DatabaseFactory, spool: Path | None = None) -> None:
+        self._recorder = Recorder(db, Ticker, spool=spool)
 
-    def record(self, symbol: str, prices: Iterable[tuple[datetime, Decimal]]) -> int:
-        """Store prices of a symbol with their times (UTC); how many are new."""
-        given = dict(prices)
-        with self._db.get_session() as session:
-            known = select(Ticker.exchange_ts).where(Ticker.symbol == symbol, Ticker.exchange_ts.in_(list(given)))
-            there = set(session.scalars(known))
-            new = [
-                Ticker(symbol=symbol, exchange_ts=when, last_price=price)
-                for when, price in given.items()
-                if when not in there
-            ]
-            session.add_all(new)
-        return len(new)
+    def record(self, symbol: str, prices: Iterable[tuple[datetime, Decimal]]) -> None:
+        """Take prices of a symbol with their times (UTC)."""
+        self._recorder.add({"symbol": symbol, "exchange_ts": when, "last_price": price} for when, price in prices)
+
+    def close(self) -> int:
+        """Write what was taken; how many prices were new to the database."""
+        self._recorder.close()
+        return self._recorder.stats().written

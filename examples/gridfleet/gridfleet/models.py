@@ -18,6 +18,7 @@ from shared.db import (
     Json,
     Money,
     Ownership,
+    Stream,
     UTCDateTime,
     Vocabulary,
 )
@@ -44,6 +45,7 @@ class Order(Base):
 
     __tablename__ = "orders"
     __ownership__ = Ownership("run_id", references=("account_id",))
+    __stream__ = Stream(by="run_id", time="placed_ts", tie="order_id")
     __table_args__ = (
         UniqueConstraint("run_id", "order_id"),
         Index(None, "run_id", "placed_ts"),
@@ -82,6 +84,7 @@ class Wallet(Base):
 
     __tablename__ = "wallets"
     __ownership__ = Ownership("account_id")
+    __stream__ = Stream(by="account_id", time="exchange_ts", tie="coin")
     __table_args__ = (UniqueConstraint("account_id", "coin", "exchange_ts"),)
 
     id: Mapped[int] = _numbered()
@@ -107,6 +110,7 @@ class Ticker(Base):
 
     __tablename__ = "tickers"
     __ownership__ = SHARED_BY_ALL
+    __stream__ = Stream(by="symbol", time="exchange_ts")
     __table_args__ = (UniqueConstraint("symbol", "exchange_ts"),)
 
     id: Mapped[int] = _numbered()

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from gridfleet.bot import Bot, OrderRepository
+from gridfleet.bot import Bot
 from gridfleet.market import MarketRecorder
 from gridfleet.models import GridState, Order, Position, Ticker, Wallet
 from sqlalchemy import delete, insert, select, text
 
-from shared.db import BybitAccount, DatabaseFactory, Run, Strategy, TenantViolation, User
+from shared.db import BybitAccount, DatabaseFactory, Repository, Run, Strategy, TenantViolation, User
 from shared.db.commands.cli import main
 from shared.db.migrations import runner
 
@@ -35,8 +35,15 @@ def fleet(db: DatabaseFactory) -> DatabaseFactory:
             session.add(Strategy(**keys, strategy_type="GridStrategy", symbol="BTCUSDT", config_json={}))
             session.flush()
             session.add(Run(run_id=f"run-{user}", user_id=user, **keys, run_type="live"))
-    assert MarketRecorder(db).record("BTCUSDT", [(NOON, Decimal("65065.8"))]) == 1
+    assert recorded(db, (NOON, Decimal("65065.8"))) == 1
     return db
+
+
+def recorded(db: DatabaseFactory, *prices: tuple[datetime, Decimal], spool: Path | None = None) -> int:
+    """Record prices of BTCUSDT; how many are new."""
+    recorder = MarketRecorder(db, spool)
+    recorder.record("BTCUSDT", prices)
+    return recorder.close()
 
 
 @pytest.fixture(params=["memory", "file", "postgresql", "policies"])
@@ -68,12 +75,18 @@ def test_a_bot_trades_and_goes_on_after_a_restart(fleet_db: DatabaseFactory) -> 
         assert session.scalars(select(Wallet.balance)).all() == [Decimal("1000.5")]
 
 
+def test_a_bot_waits_for_a_price(fleet_db: DatabaseFactory) -> None:
+    """Without one it places nothing, and says so."""
+    with pytest.raises(LookupError, match="no price of ETHUSDT"):
+        Bot(fleet_db, "ann", "run-ann").place_grid("ETHUSDT", 1, Decimal("0.01"), Decimal("0.1"))
+
+
 def test_nobody_reaches_another_users_rows(fleet_db: DatabaseFactory) -> None:
     """By object, statement, repository or raw SQL; and tickers are everybody's."""
     for user in ("ann", "bob"):
         Bot(fleet_db, user, f"run-{user}").place_grid("BTCUSDT", 2, Decimal("0.01"), Decimal(1))
     with fleet_db.get_session(user_id="ann") as session:
-        assert {order.run_id for order in OrderRepository(session).get_all()} == {"run-ann"}
+        assert {order.run_id for order in Repository(session, Order).get_all()} == {"run-ann"}
         assert session.get(GridState, "run-bob") is None
         assert session.scalars(select(Ticker.last_price)).all() == [Decimal("65065.8")]
         session.execute(delete(Order))
@@ -98,10 +111,17 @@ def test_the_server_confines_raw_sql_where_policies_are_in_force(policed_db: Dat
         assert session.scalars(text("SELECT symbol FROM tickers")).all() == ["BTCUSDT"]
 
 
-def test_a_price_that_comes_twice_is_stored_once(db: DatabaseFactory) -> None:
-    """A feed that reconnects sends again what it sent."""
-    recorder = MarketRecorder(fleet(db))
-    assert recorder.record("BTCUSDT", [(NOON, Decimal("65065.8"))]) == 0
+def test_a_price_that_comes_twice_is_stored_once(db: DatabaseFactory, tmp_path: Path) -> None:
+    """A feed that reconnects sends again what it sent; a journal on disk keeps what was taken."""
+    later = NOON + timedelta(seconds=1)
+    prices = ((NOON, Decimal("65065.8")), (later, Decimal(65066)))
+    assert recorded(fleet(db), *prices, spool=tmp_path / "spool") == 1
+    with db.get_session(read_only=True) as session:
+        tickers = Repository(session, Ticker)
+        assert [row.exchange_ts for row in tickers.iter_range("BTCUSDT", page_size=1)] == [NOON, later]
+        assert [row.last_price for row in tickers.iter_range("BTCUSDT", reverse=True)] == [Decimal(65066), prices[0][1]]
+        assert tickers.to_arrow("BTCUSDT").num_rows == 2
+        assert [gap.length for gap in tickers.gaps("BTCUSDT", 0.5)] == [timedelta(seconds=1)]
 
 
 def test_the_sample_rows_take_an_order(session: Any, sample_run: Run) -> None:
@@ -144,3 +164,28 @@ def test_from_the_command_line(
     assert "not ours" not in printed
     with DatabaseFactory(into) as db:
         assert len(Bot(db, "ann", "run-ann").grid()) == 3
+
+
+def test_orders_travel_through_files_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], clean_environment: None
+) -> None:
+    """Exported, purged, imported again, and covered as before; nothing of it is another user's to do."""
+    url, file = f"sqlite:///{tmp_path / 'fleet.db'}", str(tmp_path / "orders.csv")
+    with DatabaseFactory(url) as db:
+        db.create_tables()
+        Bot(fleet(db), "ann", "run-ann").place_grid("BTCUSDT", 3, Decimal("0.01"), Decimal("0.1"))
+    owned = ["--user", "ann", "--db-url", url]
+    for command in (
+        ["export", "orders", "--key", "run-ann", "-o", file, *owned],
+        ["purge", "--table", "orders", "--key", "run-ann", "--user", "bob", "--db-url", url],
+        ["purge", "--table", "orders", "--key", "run-ann", *owned],
+        ["import", "orders", file, *owned],
+        ["import", "orders", file, *owned],
+        ["coverage", "--table", "orders", *owned],
+    ):
+        assert main(command) == 0, capsys.readouterr().err
+    assert main(["import", "orders", file, "--user", "bob", "--db-url", url]) == 1
+    printed = capsys.readouterr().out
+    assert [told for told in ("3 rows written", "0 rows of orders", "3 rows of orders") if told not in printed] == []
+    assert [told for told in ("3 new rows of orders, 0", "0 new rows of orders, 3") if told not in printed] == []
+    assert "run-ann" in printed

@@ -83,7 +83,8 @@ def purge_rows(
         chosen = [(by == key, *old)]
     # In the order of an index, which is not the stream's own where its key alone is unique.
     ordered = source.stream.by in index_leads_to(model, source.stream.time)
-    order = (time, getattr(model, source.stream.tie)) if ordered else (getattr(model, source.stream.tie),)
+    columns = [getattr(model, name) for name in source.stream.order]
+    order = tuple(columns if ordered else columns[1:] or columns)
     return _Purge(db, model, order, user_id).run(chosen, dry_run, watch, stop)
 
 

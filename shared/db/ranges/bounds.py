@@ -13,9 +13,9 @@ from shared.db.column_types import BoundedString, UTCDateTime, python_type
 from shared.db.errors import InvalidValueError
 from shared.db.tables import Stream, cursor_text, generated_key, stream_of, streams
 
-# Where a row stands in its range: its time, and what tells it from others of that time.
-Position = tuple[datetime, Any]
-_AFTER_TIME, _AFTER_TIE = "after_time", "after_tie"
+# Where a row stands in its range: its time, and what tells it from others of that time, if they may be several.
+Position = tuple[Any, ...]
+_AFTER = ("after_time", "after_tie")
 
 
 def cursor_of(row: Any) -> str:
@@ -26,7 +26,7 @@ def cursor_of(row: Any) -> str:
     """
     declared = streams().get(type(row))
     if declared is not None:
-        return cursor_text(getattr(row, declared.time), getattr(row, declared.tie))
+        return cursor_text(*(getattr(row, name) for name in declared.order))
     if not any(type(row) is stream.row for stream in streams().values()):
         raise InvalidValueError(f"a {type(row).__name__} is no row of a stream, and has no place in a range")
     cursor: str = row.cursor
@@ -57,9 +57,9 @@ class Source:
         return self.column(self.stream.time)
 
     @property
-    def tie(self) -> Column[Any]:
-        """The column that tells rows of one time apart."""
-        return self.column(self.stream.tie)
+    def order(self) -> tuple[Column[Any], ...]:
+        """The columns by which the rows of a range are ordered."""
+        return tuple(map(self.column, self.stream.order))
 
     @property
     def number(self) -> Column[Any] | None:
@@ -130,15 +130,16 @@ class RowRange:
 
     def criteria(self, after: Position | None = None, *, reverse: bool = False) -> tuple[ColumnElement[bool], ...]:
         """What a row must meet to be in the range and later than `after` in the order of reading."""
-        time, tie = self._order
+        order = self.source.order
+        time = order[0]
         found = [self.source.column(self.source.stream.by) == self.key, *self.within]
         start, end = self.start, self.end
         # One bound a side: of two, SQLite may begin at the farther one and read all that lies between them.
         if after is not None and reverse and (end is None or after[0] <= end):
-            found.append(tuple_(time, tie) < self._bound(after))
+            found.append(tuple_(*order) < self._bound(after))
             end = None
         elif after is not None and not reverse and (start is None or after[0] >= start):
-            found.append(tuple_(time, tie) > self._bound(after))
+            found.append(tuple_(*order) > self._bound(after))
             start = None
         if start is not None:
             found.append(time >= start)
@@ -148,41 +149,38 @@ class RowRange:
 
     def up_to(self, last: Position, *, reverse: bool = False) -> ColumnElement[bool]:
         """The criterion that a row is not later than `last` in the order of reading."""
-        key = tuple_(*self._order)
-        bound = tuple_(*(bindparam(None, value, column.type) for value, column in zip(last, self._order, strict=True)))
+        order = self.source.order
+        key = tuple_(*order)
+        bound = tuple_(*(bindparam(None, value, column.type) for value, column in zip(last, order, strict=True)))
         return key >= bound if reverse else key <= bound
 
     @staticmethod
     def parameters(after: Position) -> dict[str, Any]:
         """What a statement with such criteria takes to continue behind another row."""
-        return {_AFTER_TIME: after[0], _AFTER_TIE: after[1]}
+        return dict(zip(_AFTER, after, strict=False))
 
     def order(self, *, reverse: bool = False) -> tuple[ColumnElement[Any], ...]:
         """The order of reading."""
-        return tuple(column.desc() for column in self._order) if reverse else self._order
+        order = self.source.order
+        return tuple(column.desc() for column in order) if reverse else order
 
     def position_of(self, cursor: str | None) -> Position | None:
         """Time and tie that a cursor names. `InvalidValueError` if it is none."""
         if cursor is None:
             return None
         when, separator, tie = cursor.partition("/") if isinstance(cursor, str) else ("", "", "")
-        kind = python_type(self.source.tie.type)
         try:
             instant = datetime.fromisoformat(when)
-            told = tie if kind is str else kind(tie)
+            told = tuple(python_type(column.type)(tie) for column in self.source.order[1:])
         except ValueError:
             instant = None
         if instant is None or instant.tzinfo is None or not separator:
             raise InvalidValueError("after= takes the cursor of a row read before: row.cursor, or cursor_of(row)")
-        return instant.astimezone(UTC), told
+        return instant.astimezone(UTC), *told
 
     def _bound(self, after: Position) -> Any:
-        time, tie = self._order
-        return tuple_(bindparam(_AFTER_TIME, after[0], time.type), bindparam(_AFTER_TIE, after[1], tie.type))
-
-    @property
-    def _order(self) -> tuple[Column[Any], Column[Any]]:
-        return self.source.time, self.source.tie
+        named = zip(_AFTER, after, self.source.order, strict=False)
+        return tuple_(*(bindparam(name, value, column.type) for name, value, column in named))
 
 
 def _value(column: Column[Any], value: Any) -> Any:

@@ -49,10 +49,10 @@ def stream(
 def _objects(
     session: Session, rows: RowRange, position: Position | None, reverse: bool, page_size: int
 ) -> Iterator[Any]:
-    time, tie = rows.source.stream.time, rows.source.stream.tie
+    order = rows.source.stream.order
 
     def position_in(row: Any) -> Position:
-        return getattr(row[0], time), getattr(row[0], tie)
+        return tuple(getattr(row[0], name) for name in order)
 
     for page in _pages(
         session, session.execute, _mapped(session, rows), rows, position, position_in, reverse, page_size
@@ -83,10 +83,10 @@ def raw_pages(
     """Pages of the range's `read_columns` as the driver gives them, for `decoding`."""
     columns = rows.source.read_columns
     names = [column.name for column in columns]
-    when, tie = names.index(rows.source.stream.time), names.index(rows.source.stream.tie)
+    when, *tie = map(names.index, rows.source.stream.order)
 
     def position_in(row: Any) -> Position:
-        return decode_time(row[when], columns[when]), row[tie]
+        return decode_time(row[when], columns[when]), *(row[place] for place in tie)
 
     statement = select(*undecoded(columns, dialect_of(session))).where(*rows.confined)
     return _pages(session, partial(read, session), statement, rows, position, position_in, reverse, page_size)
@@ -147,8 +147,11 @@ def _pages(
         if number is not None:
             statement = statement.where(number <= (read(session, select(func.max(number))).scalar() or 0))
         else:
-            key = (rows.source.time, rows.source.tie)
-            farthest = select(*key).where(*rows.criteria(), *rows.confined).order_by(*rows.order(reverse=not reverse))
+            farthest = (
+                select(*rows.source.order)
+                .where(*rows.criteria(), *rows.confined)
+                .order_by(*rows.order(reverse=not reverse))
+            )
             last: Any = read(session, farthest.limit(1)).first()
             if last is None:
                 return

@@ -165,9 +165,10 @@ def stored(db: DatabaseFactory, *rows: dict[str, Any]) -> None:
         (Stream(by="run_id", time="filled_ts", tie="order_id"), "may be NULL"),
         (Stream(by="run_id", time="placed_ts", tie="price"), "rows may be alike"),
         (Stream(by="run_id", time="placed_ts", tie="order_id", exported=("none",)), "no column none"),
+        (Stream(by="run_id", time="placed_ts"), "rows may be alike in run_id, placed_ts"),
         ("run_id", "no Stream"),
     ],
-    ids=range(6),
+    ids=range(7),
 )
 def test_a_stream_that_cannot_be_is_refused_when_the_class_is_made(stream: Any, told: str) -> None:
     """With what is wrong; no table is left behind."""
@@ -290,6 +291,30 @@ def test_a_range_does_not_grow_while_it_is_read(house: DatabaseFactory) -> None:
             for read, row in enumerate(tickers.iter_range("BTCUSDT", reverse=reverse, page_size=2), 1):
                 tickers.bulk_create([ticker(row.seq + step * 1000 * read)])
                 assert read < 50
+
+
+def test_where_there_is_one_row_an_instant_no_tie_is_needed(house: DatabaseFactory) -> None:
+    """Pages, cursors and purge go by the time alone."""
+    body: dict[str, Any] = {
+        "__tablename__": "marks",
+        "__ownership__": SHARED_BY_ALL,
+        "__stream__": Stream(by="symbol", time="seen_ts"),
+        "__table_args__": (UniqueConstraint("symbol", "seen_ts"),),
+        "key": mapped_column(BoundedString(80), primary_key=True),
+        "symbol": mapped_column(BoundedString(32), nullable=False),
+        "seen_ts": mapped_column(UTCDateTime(), nullable=False),
+    }
+    marks: type[Any] = type("Mark", (Base,), body)
+    house.create_tables()
+    times = [START + timedelta(seconds=number) for number in range(7)]
+    with house.get_session() as session:
+        repository = Repository(session, marks)
+        repository.bulk_create([{"key": str(when), "symbol": "A", "seen_ts": when} for when in times])
+        rows = list(repository.iter_range("A", page_size=2))
+        assert [row.seen_ts for row in rows] == times
+        assert [row.seen_ts for row in repository.iter_range("A", after=rows[2].cursor, page_size=2)] == times[3:]
+        assert [row.seen_ts for row in repository.iter_range("A", after=rows[2].cursor, reverse=True)] == times[1::-1]
+    assert purge_rows(house, marks, times[5]).rows == 5
 
 
 def test_frames_hold_what_the_rows_hold(house: DatabaseFactory) -> None:
