@@ -130,6 +130,8 @@ def difference(
     known = line.revisions()
     needed = needed or (SCHEMA_REVISION if line is packages.OWN else known[-1] if known else BASE)
     revision = read_revision(connection, line.package)
+    if revision is None and not known:
+        return None  # a package that writes no revisions yet
     if revision is None and not _tables_there(connection, line):
         return None if needed == BASE else SchemaVersionError("empty", None, needed, line.package)
     # Asked again: tables that another process has made between the two questions have come with their revision.
