@@ -30,15 +30,16 @@ _WORDS_OF_SAVEPOINTS = frozenset({"SAVEPOINT", "RELEASE", "ROLLBACK TO"})
 _PAIRS = frozenset({("START", "TRANSACTION"), ("PREPARE", "TRANSACTION")})
 # What most statements do not even begin with, so that they need no second look. A comment may hide what follows it.
 _SUSPECT = re.compile(
-    r"[\s;]*(--|/\*|(commit|rollback|abort|begin|end|start|prepare|savepoint|release)\b)", re.IGNORECASE
+    r"[\s;\ufeff]*(--|/\*|(commit|rollback|abort|begin|end|start|prepare|savepoint|release)\b)", re.IGNORECASE
 )
 # A string may hold what looks like a statement. With standard_conforming_strings off a backslash escapes in each of
-# them: which one it is, only the server knows. For a comment within a comment too much is looked at, not too little.
+# them: which one it is, only the server knows.
+_EDGE_OF_COMMENT = re.compile(r"/\*|\*/")
 _NAME = r"[^\W\d]|[\x80-\U0010ffff]"
 _TOKENS = {
     escapes: re.compile(
         rf"""
-        --[^\n\r]* | /\*.*?\*/
+        --[^\n\r]* | (?P<comment>/\*)
         | \$(?P<tag>(?:(?:{_NAME})(?:\w|[\x80-\U0010ffff])*)?)\$.*?\$(?P=tag)\$
         | [eE]'(?:[^'\\]|\\.|'')*'
         | '(?:{string}|'')*'
@@ -53,18 +54,33 @@ _TOKENS = {
 }
 
 
-def statements(sql: str, *, escapes: bool = False) -> Iterator[list[str]]:
-    """The words of each statement in `sql`, in capitals; whatever else stands in it is "?"."""
+def statements(sql: str, *, escapes: bool = False, nested: bool = True) -> Iterator[list[str]]:
+    """The words of each statement in `sql`, in capitals; whatever else stands in it is "?".
+
+    Comments are `nested` on PostgreSQL, and on SQLite end where the first one does.
+    """
     words: list[str] = []
-    for token in _TOKENS[escapes].finditer(sql):
-        if token["end"]:
+    place = 0
+    while token := _TOKENS[escapes].search(sql, place):
+        place = token.end()
+        if token["comment"]:
+            place = _end_of_comment(sql, place, nested=nested)
+        elif token["end"]:
             yield words
             words = []
         elif token["word"]:
             words.append(token["word"].upper())
-        elif token["other"] or token[0][:2] not in ("--", "/*"):
+        elif token["other"] or token[0][:2] != "--":
             words.append("?")
     yield words
+
+
+def _end_of_comment(sql: str, place: int, *, nested: bool) -> int:
+    depth = 1
+    while depth and (edge := _EDGE_OF_COMMENT.search(sql, place)):
+        place = edge.end()
+        depth += -1 if edge[0] == "*/" else int(nested)
+    return len(sql) if depth else place
 
 
 def control_in(sql: str, *, stacked: bool = True, savepoints: bool = True) -> str | None:
@@ -74,9 +90,11 @@ def control_in(sql: str, *, stacked: bool = True, savepoints: bool = True) -> st
     """
     if (";" not in sql or not stacked) and not _SUSPECT.match(sql):
         return None
+    if not stacked:
+        sql = sql.replace("\ufeff", " ")  # which it is to SQLite, and part of a name to PostgreSQL
     for escapes in (False, True) if "\\" in sql else (False,):
         in_body = False
-        for words in statements(sql, escapes=escapes):
+        for words in statements(sql, escapes=escapes, nested=stacked):
             if in_body and words == ["END"]:
                 in_body = False  # of the body of a function that is written out: CREATE FUNCTION ... BEGIN ATOMIC
                 continue

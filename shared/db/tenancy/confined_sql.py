@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property, lru_cache
+from itertools import chain
 from typing import Any, Final
 
 import sqlalchemy
@@ -30,6 +31,7 @@ from sqlalchemy import (
     String,
     Table,
     TableClause,
+    Values,
     any_,
     bindparam,
     event,
@@ -40,7 +42,7 @@ from sqlalchemy.orm import FromStatement, UserDefinedOption
 from sqlalchemy.sql.cache_key import HasCacheKey
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import ClauseElement, ColumnClause
-from sqlalchemy.sql.selectable import AliasedReturnsRows, FromGrouping
+from sqlalchemy.sql.selectable import AliasedReturnsRows, FromGrouping, ScalarValues
 from sqlalchemy.sql.visitors import InternalTraversal
 
 from shared.db.errors import TenantError, TenantScopeError, TenantViolation, UndeclaredTableError
@@ -417,7 +419,7 @@ class ConfinedCompiler(_Untyped):  # type: ignore[misc] # SQLAlchemy's compilers
             self.refuse("an operator made of text")
 
     def _check_constructs(self, statement: Any) -> None:
-        for element in _elements(statement):
+        for element in elements_of(statement):
             if writes_its_own_text(element):
                 self.refuse(f"{type(element).__name__}, which a @compiles function writes out")
 
@@ -446,7 +448,7 @@ def unmapped_tables(statement: Any) -> set[Any]:
     """The tables of users that a statement names without their mapped class: Core tables."""
     mapped: set[Any] = set()
     named: set[Any] = set()
-    for element in _elements(statement):
+    for element in elements_of(statement):
         table = element.table if isinstance(element, ColumnClause) else element
         if isinstance(table, AliasedReturnsRows):
             table = table.element
@@ -456,7 +458,7 @@ def unmapped_tables(statement: Any) -> set[Any]:
     return named - mapped
 
 
-def _elements(statement: Any) -> Iterator[Any]:
+def elements_of(statement: Any) -> Iterator[Any]:
     """A statement and all that it is made of."""
     seen: dict[int, Any] = {}  # with the elements, so that none is gone and its number another's
     to_visit = [statement.element if isinstance(statement, FromStatement) else statement]
@@ -468,7 +470,18 @@ def _elements(statement: Any) -> Iterator[Any]:
         yield element
         # A Select's own get_children() leaves out a mapped class whose table it has met in a column.
         to_visit.extend(ClauseElement.get_children(element))
-        if isinstance(element, Insert):
-            for row in (row for rows in element._multi_values for row in rows):
-                values = row.values() if isinstance(row, Mapping) else row
-                to_visit.extend(value for value in values if isinstance(value, ClauseElement))
+        to_visit.extend(part for part in _no_children_of(element) if isinstance(part, ClauseElement))
+
+
+def _no_children_of(element: Any) -> Iterator[Any]:
+    """What is written out with an element, and is none of its children to SQLAlchemy."""
+    several: Any = ()
+    if isinstance(element, Insert):
+        several = element._multi_values
+    elif isinstance(element, (Values, ScalarValues)):
+        several = element._data
+    for row in chain.from_iterable(several):
+        yield from row.values() if isinstance(row, Mapping) else row
+    own = vars(element)
+    yield from (part for part, dialect in (*own.get("_prefixes", ()), *own.get("_suffixes", ())))
+    yield from own.get("inferred_target_elements") or ()  # of an ON CONFLICT

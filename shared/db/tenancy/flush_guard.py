@@ -9,12 +9,11 @@ from typing import Any
 
 from sqlalchemy import Dialect, inspect, select
 from sqlalchemy.orm import InstanceState, Session
-from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import ClauseElement, ColumnClause
 from sqlalchemy.sql.selectable import SelectBase
 
 from shared.db.tables import ownership_of, primary_key
-from shared.db.tenancy.confined_sql import Confinement
+from shared.db.tenancy.confined_sql import Confinement, elements_of
 from shared.db.tenancy.guard import OwnershipGuard, as_bound, column_values, parents_of, values_to_come
 
 # What most attributes hold, and no expression is.
@@ -40,7 +39,7 @@ def check_expressions(state: InstanceState[Any], confinement: Confinement, diale
     The flush writes such expressions out by itself, and nothing confines what they read.
     """
     for name, expression in expressions(state):
-        for element in visitors.iterate(expression):
+        for element in elements_of(expression):
             if isinstance(element, SelectBase) or (
                 isinstance(element, ColumnClause) and element.table not in {None, state.mapper.local_table}
             ):

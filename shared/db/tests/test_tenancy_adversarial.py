@@ -610,6 +610,19 @@ RAW_SQL: dict[str, Callable[[], Any]] = {
     "a construct of a function": lambda: select(Run.run_id, _RecipeOfFunction()),
     "a construct in an UPDATE": lambda: update(Run).values(gridcore_version=_Recipe()),
     "a construct in an INSERT of several": lambda: insert(PublicTrade).values([trade_values(7, symbol=_Recipe())]),
+    "a construct in VALUES": lambda: select(values(column("x", String), name="v").data([(_Recipe(),)]).cte().c.x),
+    "a construct in VALUES for a value": lambda: select(
+        values(column("x", String)).data([(func.lower(_Recipe()),)]).scalar_values()
+    ),
+    "a construct as a prefix": lambda: select(Run.run_id).prefix_with(_Recipe()),
+    "a construct as a suffix": lambda: select(select(Run.run_id).cte().suffix_with(_Recipe()).c.run_id),
+    "a construct before INTO": lambda: insert(Run).prefix_with(_Recipe()).values(**run_values("ann")),
+    "a construct among the columns of a conflict": lambda: (
+        postgresql.insert(Run).values(**run_values("ann")).on_conflict_do_nothing(index_elements=[_Recipe()])
+    ),
+    "the same on SQLite": lambda: (
+        sqlite.insert(Run).values(**run_values("ann")).on_conflict_do_nothing(index_elements=[_Recipe()])
+    ),
     "a construct for a statement": lambda: _RecipeOfStatement(RUNS).values(**run_values("ann")),
     **{f"an unquoted name: {what}": partial(make, Run.gridcore_version) for what, make in UNQUOTED.items()},
 }
@@ -646,6 +659,8 @@ def test_nor_is_raw_sql_a_way_round_require_tenant(unpoliced_fleet: DatabaseFact
     disguises: list[Callable[[Any], Any]] = [
         *UNQUOTED.values(),
         lambda key: select(key, _Recipe()),
+        lambda key: select(key).prefix_with(_Recipe()),
+        lambda key: select(key, values(column("x", String), name="v").data([(_Recipe(),)]).c.x),
         lambda key: select(func.dbstat(), key),
     ]
     with DatabaseFactory(settings) as closed:
@@ -1275,6 +1290,7 @@ def test_a_flush_writes_the_row_that_was_proved(fleet: DatabaseFactory, attempt:
         lambda: case((_seen(), "bob"), else_="x"),
         lambda: func.coalesce(_secret(), "x"),
         lambda: select(func.max(Run.run_id)).scalar_subquery(),
+        lambda: values(column("x", String)).data([(_secret(),)]).scalar_values(),
         lambda: func.max(CREDENTIALS.table_valued()),
         lambda: func.max(CREDENTIALS.alias().table_valued()),
         lambda: column(_unquoted(INJECTED)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from typing import Any
 
 import pytest
@@ -230,10 +230,22 @@ def test_explain_estimates_from_everybodys_rows(policed_fleet: DatabaseFactory) 
 
 
 def test_a_lock_can_hide_in_a_block(policed_fleet: DatabaseFactory) -> None:
-    """LOCK TABLE is refused by name; in a function or DO block nobody sees it, and it ends with the transaction."""
-    with policed_fleet.get_session(user_id="ann") as session:
+    """LOCK TABLE is refused by name; in a function or DO block, or by the driver's cursor, nobody sees it.
+
+    It ends with the transaction.
+    """
+    held = text("SELECT count(*) FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND relation = 'runs'::regclass")
+
+    def in_a_block(session: Session) -> None:
         session.execute(text("DO $$ BEGIN LOCK TABLE runs IN ACCESS EXCLUSIVE MODE; END $$"))
-        held = text("SELECT count(*) FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND relation = 'runs'::regclass")
-        assert session.scalar(held) == 1
-    with policed_fleet.get_session() as plain:
-        assert plain.scalar(held) == 0
+
+    def by_the_cursor(session: Session) -> None:
+        with closing(session.connection().connection.cursor()) as cursor:
+            cursor.execute("LOCK TABLE runs IN ACCESS EXCLUSIVE MODE")
+
+    for lock in (in_a_block, by_the_cursor):
+        with policed_fleet.get_session(user_id="ann") as session:
+            lock(session)
+            assert session.scalar(held) == 1
+        with policed_fleet.get_session() as plain:
+            assert plain.scalar(held) == 0

@@ -7,7 +7,8 @@ from contextlib import closing, suppress
 from typing import Any
 
 import pytest
-from sqlalchemy import event, func, select, text
+from sqlalchemy import ColumnElement, event, func, select, text
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 
 from shared.db import (
@@ -63,6 +64,22 @@ def _in_a_flush(session: Session) -> None:
     session.flush()
 
 
+class _Setting(ColumnElement[str]):
+    """A construct whose text nobody sees: the flush confines nothing, so its compiler looks for none."""
+
+    inherit_cache = False
+
+
+@compiles(_Setting)
+def _set(element: _Setting, compiler: Any, **how: Any) -> str:
+    return "set_config('application_name', 'x', false)"
+
+
+def _by_a_construct_in_a_flush(session: Session) -> None:
+    session.get_one(Run, "run-bob").gridcore_version = _Setting()
+    session.flush()
+
+
 LEFTOVERS: dict[str, Callable[[Session], object]] = {
     "a temporary table": _run("CREATE TEMP TABLE report AS SELECT * FROM api_credentials"),
     "temporary tables named like ours": _run(
@@ -89,6 +106,7 @@ LEFTOVERS: dict[str, Callable[[Session], object]] = {
     "the driver's cursor": _by_cursor,
     "functions": _by_function,
     "an expression that is flushed": _in_a_flush,
+    "a construct that is flushed": _by_a_construct_in_a_flush,
 }
 
 

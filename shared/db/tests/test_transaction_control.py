@@ -20,6 +20,8 @@ CONTROL = {
     "COMMIT": "COMMIT",
     " commit work ;": "COMMIT",
     "/* first */ -- then\n COMMIT": "COMMIT",
+    "/*/* within */ */ COMMIT": "COMMIT",
+    "/* /* */ ' */ COMMIT --'": "COMMIT",
     "END": "END",
     "abort": "ABORT",
     "ROLLBACK": "ROLLBACK",
@@ -47,6 +49,7 @@ STACKED = (
     r"SELECT '\''; COMMIT; SELECT 'where a backslash escapes'",
     'SELECT 1 AS "a;"; COMMIT',
     "SELECT 1 -- ;\r; COMMIT",
+    "SELECT 1 /* /* */ ' */; COMMIT; --'",
     "CREATE FUNCTION a() RETURNS int BEGIN ATOMIC SELECT 1; END; END; BEGIN",
     "CREATE FUNCTION a() RETURNS int BEGIN ATOMIC SELECT 1; END AND CHAIN",
     "SELECT begin atomic FROM a; END",
@@ -57,6 +60,7 @@ HARMLESS = (
     "SELECT '; COMMIT'; SELECT 1",
     "SELECT 'a''; COMMIT'; SELECT 1",
     "SELECT 1 /* ; COMMIT; */; SELECT 2",
+    "SELECT 1 /* /* */ ; COMMIT; */; SELECT 2",
     "SELECT 1; -- COMMIT",
     'SELECT 1 AS "; COMMIT"; SELECT 2',
     "DO $$ BEGIN PERFORM 1; END $$",
@@ -86,7 +90,9 @@ def test_of_a_text_of_which_the_first_statement_is_run_the_others_do_not_count()
     """SQLite's driver takes one statement, and a trigger's body is part of it."""
     trigger = "CREATE TRIGGER a BEFORE UPDATE ON b BEGIN SELECT RAISE(ABORT, 'no'); END"
     assert control_in(trigger, stacked=False) is None
-    assert control_in(" ;/* a */; COMMIT", stacked=False) == "COMMIT"
+    for sql in (" ;/* a */; COMMIT", "/* /* */ COMMIT", "\ufeffCOMMIT", "/* a */\ufeff COMMIT"):
+        assert control_in(sql, stacked=False) == "COMMIT"
+    assert control_in("/* /* */ ' */ COMMIT --'", stacked=False) is None
 
 
 def _text(sql: str) -> Callable[[Session], object]:
