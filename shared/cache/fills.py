@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -38,71 +39,62 @@ class FillFeed:
         self._user_id = checked_user_id(redis.user_id)
         self._redis, self._db, self._stream, self._pause = redis, db, stream, pause
         self._lock = threading.Lock()
-        self._complete: set[str] = set()  # runs of which the stream knows all
-        self._behind: set[str] = set()
+        self._complete: dict[str, bool] = {}  # whether the stream knows all of a run
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Publish executions that are in the database. Raises nothing for Redis: a thread tries it again."""
-        runs: dict[str, list[dict[str, Any]]] = {}
+        runs: dict[str, dict[str, Any]] = {}
         for row in rows:
-            runs.setdefault(row["run_id"], []).append(_fill(row))
-        with self._lock:
-            for run_id, fills in runs.items():
-                try:
-                    self._bring(run_id, fills)
-                except CacheAwayError as error:
-                    _log.warning("fills of run %s wait in the database: %s", run_id, error)
-                    self._behind.add(run_id)
-            if self._behind and self._thread is None:
-                self._thread = threading.Thread(target=self._catch_up_later, name="shared.cache fills", daemon=True)
-                self._thread.start()
+            runs.setdefault(row["run_id"], {})[row["exec_id"]] = _fill(row)
+        for run_id, fills in runs.items():
+            try:
+                self._bring(run_id, fills)
+            except CacheAwayError as error:
+                _log.warning("fills of run %s wait in the database: %s", run_id, error)
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._try_again, name="shared.cache fills", daemon=True)
+                    self._thread.start()
 
     @property
     def behind(self) -> frozenset[str]:
         """The runs whose fills wait in the database for Redis to come back."""
-        return frozenset(self._behind)
+        return frozenset(run_id for run_id, complete in [*self._complete.items()] if not complete)
 
     def catch_up(self, run_id: str) -> None:
         """Publish what the database has of a run and the stream does not know. Raises `CacheAwayError`."""
-        with self._lock:
-            self._complete.discard(run_id)
-            self._bring(run_id, [])
+        self._bring(run_id)
 
     def close(self) -> None:
         """Try no more. What is behind stays in the database, for `catch_up` or the run's next fill to bring."""
         self._closed.set()
         if self._thread is not None:
             self._thread.join()
-        if self._behind:
-            _log.warning("fills of %d runs are not in the stream; catch_up brings them", len(self._behind))
+        if self.behind:
+            _log.warning("fills of %d runs are not in the stream; catch_up brings them", len(self.behind))
 
-    def _bring(self, run_id: str, fills: list[dict[str, Any]]) -> None:
-        known, publish = run_id in self._complete, self._redis.publish
-        self._complete.discard(run_id)  # until all is done
-        # If Redis knew nothing of a run that was complete, it has lost its data.
-        if not known or publish(self._stream, {fill["exec_id"]: fill for fill in fills}, part=run_id).first:
-            with self._db.get_session(user_id=self._user_id, read_only=True) as session:
-                stored = iter(PrivateExecutionRepository(session).iter_run_range(run_id))
-                while chunk := list(islice(stored, _AT_ONCE)):
-                    publish(self._stream, {row.exec_id: _fill(row._asdict()) for row in chunk}, part=run_id)
-        self._complete.add(run_id)
-        self._behind.discard(run_id)
+    def _bring(self, run_id: str, fills: Mapping[str, Any] | None = None) -> None:
+        with self._lock:
+            publish = partial(self._redis.publish, self._stream, part=run_id)
+            complete, self._complete[run_id] = self._complete.get(run_id), False  # until all is done
+            # If Redis knew nothing of a run that was complete, it has lost its data.
+            if fills is None or not complete or publish(fills).first:
+                with self._db.get_session(user_id=self._user_id, read_only=True) as session:
+                    stored = iter(PrivateExecutionRepository(session).iter_run_range(run_id))
+                    while chunk := list(islice(stored, _AT_ONCE)):
+                        publish({row.exec_id: _fill(row._asdict()) for row in chunk})
+            self._complete[run_id] = True
 
-    def _catch_up_later(self) -> None:
+    def _try_again(self) -> None:
         while not self._closed.wait(self._pause):
-            with self._lock:
+            for run_id in sorted(self.behind):
                 try:
-                    for run_id in sorted(self._behind):
-                        self._bring(run_id, [])
+                    self._bring(run_id)
                 except CacheAwayError:
-                    continue  # it was said
+                    break  # it was said
                 except (SharedDBError, SQLAlchemyError) as error:
                     _log.warning("fills cannot be read again: %s", type(error).__name__)
-                    continue
-                self._thread = None
-                return
 
 
 def _fill(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
@@ -29,13 +30,12 @@ def encoded_all(data: Mapping[str, Any]) -> list[str]:
 
 def decoded_all(names: Iterable[str], texts: Iterable[bytes | None]) -> dict[str, Any]:
     """The values of those names that have one."""
-    # To decode all at once is quicker; JSON has no NUL in it.
-    said = b"\0".join([text or b"" for text in texts]).decode().split("\0")
-    return {
-        name: Decimal(text[1:]) if text[0] == "=" else json.loads(text, object_hook=_tagged)
-        for name, text in zip(names, said, strict=True)
-        if text
-    }
+    there = {name: text for name, text in zip(names, texts, strict=True) if text}
+    # To take all apart at once is quicker; no text of ours has a NUL in it.
+    said = ("\0" + b"\0".join(there.values()).decode()).split("\0=")
+    if len(said) == len(there) + 1 and not said[0]:
+        return dict(zip(there, map(Decimal, said[1:]), strict=True))
+    return {name: decoded(text) for name, text in there.items()}
 
 
 def encoded(value: Any, place: str) -> str:
@@ -48,15 +48,15 @@ def encoded(value: Any, place: str) -> str:
         raise InvalidValueError("the value holds itself, or is nested too deeply", place) from None
 
 
-def decoded(text: bytes) -> Any:
+def decoded(text: bytes | None) -> Any:
     """The value that was encoded: lists for tuples, times in UTC."""
-    return decoded_all([""], [text])[""]
+    if not text:
+        return None
+    return Decimal(text[1:].decode()) if text[:1] == b"=" else json.loads(text.decode(), object_hook=_tagged)
 
 
 def _plain(value: Any, place: str) -> Any:
-    if value is None or isinstance(value, (str, bool, int)):
-        return value
-    if isinstance(value, float) and math.isfinite(value):
+    if value is None or isinstance(value, (str, bool, int)) or (isinstance(value, float) and math.isfinite(value)):
         return value
     if isinstance(value, Decimal) and value.is_finite():
         return {"$decimal": str(value)}
@@ -90,8 +90,8 @@ def _tagged(document: dict[str, Any]) -> Any:
 def prefix(user_id: str | None, namespace: str) -> str:
     """What every key of a user's namespace begins with: no other user's or namespace's keys do."""
     # Escaped, a part has no colon in it, and nothing that a pattern of SCAN could take for its own.
-    whose = "s" if user_id is None else "u:" + _part(user_id, "user id")
-    return f"{whose}:{_part(namespace, 'namespace')}:"
+    owner = ["s"] if user_id is None else ["u", user_id]
+    return ":".join(quote(part, safe="") for part in checked_names([*owner, namespace])) + ":"
 
 
 def checked_user_id(user_id: Any) -> str:
@@ -104,11 +104,11 @@ def checked_user_id(user_id: Any) -> str:
 def checked_names(names: Any) -> Sequence[str]:
     """Names that Redis can take as keys or fields, or `InvalidValueError`."""
     given = list(names) if isinstance(names, Iterable) and not isinstance(names, (str, bytes)) else [names]
-    if "" in given or not ({*map(type, given)} <= {str} or all(isinstance(name, str) for name in given)):
-        raise InvalidValueError("a name is text of at least one character")
-    if not (text := "".join(given)).isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise InvalidValueError("a name holds half a character (a lone surrogate)")
-    return given
+    with suppress(TypeError, UnicodeEncodeError):  # what is no text, or half a character
+        "".join(given).encode()
+        if "" not in given:
+            return given
+    raise InvalidValueError("a name is text of at least one character, and of whole ones (no lone surrogate)")
 
 
 def checked_ttl(ttl: Any) -> int:
@@ -118,10 +118,3 @@ def checked_ttl(ttl: Any) -> int:
             f"a time to live is 1 to {_SECONDS:,} whole seconds, not {ttl!r}; leave it out for ever"
         )
     return ttl
-
-
-def _part(text: Any, what: str) -> str:
-    try:
-        return quote(checked_names([text])[0], safe="")
-    except InvalidValueError as error:
-        raise InvalidValueError(f"{error.problem} ({what})") from None

@@ -16,7 +16,7 @@ from shared.cache import CacheAwayError, FillFeed, SyncRedisClient
 from shared.cache.tests.conftest import Ask
 from shared.cache.tests.servers import Server
 from shared.db import DatabaseFactory, PrivateExecution, PrivateExecutionRepository, Recorder, Run, TenantScopeError
-from shared.db.tests.support import execution_values
+from shared.db.tests.support import execution_values, in_children
 
 Streamed = list[dict[str, Any]]
 
@@ -94,6 +94,16 @@ def test_each_entry_goes_to_one_consumer_of_a_group(ask: Ask) -> None:
     shares = [ask("read_stream", "s", "g", consumer, count=2) for consumer in ("a", "b", "a", "b")]
     assert [[entry.value for entry in share] for share in shares] == [[0, 1], [2, 3], [4, 5], []]
     assert len(ask("read_stream", "s", "other", "a")) == 6
+
+
+def test_consumers_that_start_at_once_share_a_group(server: Server) -> None:
+    """Whichever of them makes it, of many streams that nobody has read before: none is refused."""
+
+    def read(number: int) -> int:
+        with SyncRedisClient(server.url) as client:
+            return sum(len(client.read_stream(f"s{n}", "g", f"c{number}")) for n in range(300))
+
+    assert in_children(2, read) == [0, 0]
 
 
 def test_a_consumer_that_starts_again_is_given_what_it_did_not_acknowledge(ask: Ask) -> None:
