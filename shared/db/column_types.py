@@ -11,7 +11,7 @@ import sqlite3
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, timedelta
-from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
+from decimal import ROUND_DOWN, ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 from enum import StrEnum
 from typing import Any, ClassVar, Final
 
@@ -51,6 +51,7 @@ _EXACT = Context(prec=60, rounding=ROUND_HALF_EVEN)
 _ZERO = Decimal(0).quantize(_QUANTUM)
 # So many digits every 8-byte float gives back.
 _FLOAT_DIGITS = Context(prec=15, rounding=ROUND_HALF_EVEN)
+_TOWARDS_ZERO = Context(prec=15, rounding=ROUND_DOWN)
 # A day inside what both drivers can read back in any server time zone.
 _EARLIEST = datetime(1, 1, 2, tzinfo=UTC)
 _LATEST = datetime(9999, 12, 30, tzinfo=UTC)
@@ -228,7 +229,8 @@ class Money(CheckedType):
         try:
             return self.as_float(amount)
         except InvalidValueError:
-            return float(_FLOAT_DIGITS.plus(amount))
+            fewer = _FLOAT_DIGITS.plus(amount)
+            return float(fewer if fewer.copy_abs() < _MONEY_LIMIT else _TOWARDS_ZERO.plus(amount))
 
     def as_float(self, amount: Decimal) -> float:
         """The 8-byte float from which SQLite gives `amount` back digit for digit, or `InvalidValueError`."""

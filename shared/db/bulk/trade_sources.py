@@ -48,7 +48,7 @@ def incomparable(
 
     Looks up the first and the last stored trades between the earliest and the latest of `times` in the index, whatever
     the number stored. `numbered_by_file` says that ids may count from 1 in their file, so that another file has other
-    ids for the same trades: then they are incomparable if most of those found are not among these.
+    ids for the same trades: then they are incomparable if most of the first, or of the last, are not among these.
     """
     mine = sources_of(ids)
     if not mine:
@@ -56,16 +56,28 @@ def incomparable(
     if len(mine) > 1:
         return mine[1]
     first, last = min(times), max(times)
-    found = _stored_between(session, symbol, first, last)
-    others = [source for source in sources_of([row.trade_id for row in found]) if source != mine[0]]
+    looks = _stored_between(session, symbol, first, last)
+    found = [row.trade_id for look in looks for row in look]
+    others = [source for source in sources_of(found) if source != mine[0]]
     if others:
         return others[0]
-    # Trades of the very first and last moment may be of the blocks before and after.
-    inside = [(row.exchange_ts, row.trade_id) for row in found if first < row.exchange_ts < last]
-    if inside and numbered_by_file and mine[0] is TradeSource.SPOT_ARCHIVE:
+    if found and numbered_by_file and mine[0] is TradeSource.SPOT_ARCHIVE:
         known = set(zip(times, ids, strict=True))
-        if sum(row not in known for row in inside) * 2 > len(inside):
-            return TradeSource.SPOT_ARCHIVE
+        numbers = [int(trade_id) for trade_id in ids if source_of(trade_id) is TradeSource.SPOT_ARCHIVE]
+        lowest, highest = min(numbers), max(numbers)
+
+        def is_of_neighbour(when: datetime, trade_id: str) -> bool:
+            """Whether it may be of the block of this file that comes before, or after: that shares a moment with it."""
+            if when == first:
+                return int(trade_id) < lowest
+            return when == last and int(trade_id) > highest
+
+        # A file of days may begin as one of months does, with the same numbers: each end is looked at by itself.
+        for look in looks:
+            rows = [(row.exchange_ts, row.trade_id) for row in look if source_of(row.trade_id) is mine[0]]
+            rows = [row for row in rows if not is_of_neighbour(*row)]
+            if sum(row not in known for row in rows) * 2 > len(rows):
+                return TradeSource.SPOT_ARCHIVE
     return None
 
 
@@ -85,10 +97,11 @@ def sources_of(ids: Sequence[str]) -> list[TradeSource]:
     return [source for source, count in counts.most_common() if count * _NOISE > len(ids)]
 
 
-def _stored_between(session: Session, symbol: str, first: datetime, last: datetime) -> Sequence[Any]:
+def _stored_between(session: Session, symbol: str, first: datetime, last: datetime) -> list[Sequence[Any]]:
+    """The first of the stored trades in this range and, if there are more, the last."""
     when, tie = PublicTrade.exchange_ts, PublicTrade.trade_id
     between = select(when, tie).where(PublicTrade.symbol == symbol, when >= first, when <= last).limit(_LOOKED_AT)
     found = session.execute(between.order_by(when, tie)).all()
-    if len(found) == _LOOKED_AT:
-        found = [*found, *session.execute(between.order_by(when.desc(), tie.desc())).all()]
-    return found
+    if len(found) < _LOOKED_AT:
+        return [found]
+    return [found, session.execute(between.order_by(when.desc(), tie.desc())).all()]

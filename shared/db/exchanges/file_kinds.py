@@ -11,6 +11,8 @@ _BEGINNINGS = (
     (b"PK\x03\x04", "is a zip archive or a workbook of a spreadsheet; unpack it, or save the sheet as CSV"),
     (b"7z\xbc\xaf\x27\x1c", "is a 7z archive; unpack it"),
     (b"Rar!", "is a rar archive; unpack it"),
+    (b"\x1f\x8b", "is packed twice by gzip; unpack it once"),
+    (b"\xd0\xcf\x11\xe0", "is a workbook of an old spreadsheet; save the sheet as CSV"),
     (b"BZh", "is packed by bzip2; unpack it"),
     (b"\xfd7zXZ", "is packed by xz; unpack it"),
     (b"\x28\xb5\x2f\xfd", "is packed by zstd; unpack it"),
@@ -50,6 +52,8 @@ def refuse_beginning(path: Path, beginning: bytes) -> None:
     for signature, what in _BEGINNINGS:
         if beginning.startswith(signature) or (len(signature) == 1 and text.startswith(signature)):
             raise InputError(f"{path} {what}")
+    if beginning[257:262] == b"ustar":
+        raise InputError(f"{path} is a tar archive; unpack it")
     line, end, _ = text.partition(b"\n")
     if b"\r" in line.rstrip(b"\r") and not end and not beginning.startswith(_PARQUET):
         raise InputError(f"{path} ends its lines with CR alone, as old spreadsheets do; save it with line feeds")
@@ -63,6 +67,10 @@ def about_header(header: str) -> str | None:
     for separator, name in ((";", "';'"), ("\t", "tabs")):
         if len({word.strip() for word in names.split(separator)} & _OF_TRADES) > 1:
             return f"its columns are separated by {name}; save it with commas"
+    if "\0" in header or any("\ud800" <= character <= "\udfff" for character in header):
+        return (
+            "it is binary, or text that is not UTF-8; take the files from https://public.bybit.com, or save it as UTF-8"
+        )
     words = {name.strip() for name in names.split(",")}
     if names.startswith("uid") or len(words & _OF_ACCOUNTS) > 1:
         return "it is a file of an account (order history, asset changes), which is not read; fills come by the API"

@@ -191,7 +191,8 @@ class ExportedFile(BlockReader):
 def _whole(path: Path) -> Iterator[None]:
     try:
         yield
-    except (pyarrow().ArrowException, OSError) as error:
+    # The last two: a time beyond all years, text that is no UTF-8.
+    except (pyarrow().ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is damaged or only half there ({error}); export it again") from error
 
 

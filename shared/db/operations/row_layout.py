@@ -16,13 +16,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any, Literal, get_args
 from uuid import UUID
 
 from sqlalchemy import Column, Table
 
-from shared.db.column_types import Json, Money, UTCDateTime, python_type
+from shared.db.column_types import MONEY_PLACES, Json, Money, UTCDateTime, python_type
 from shared.db.errors import MissingExtraError
 from shared.db.tables import Stream, stream_of, streams
 
@@ -34,6 +34,7 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 _NEEDS_APOSTROPHE = re.compile("\\s*[=+@\uff1d\uff0b\uff0d\uff20-]|[\t\r\n']")
 # 2.29E+18 is what a spreadsheet makes of 2290000000098765432, and saves.
 _SHORTENED = re.compile(r"^-?\d(?:[.,]\d+)?[eE][+-]\d+$", re.ASCII)
+_PLAIN_DIGITS = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)", re.ASCII)
 _IDS = {"trade_id", "exec_id", "order_id"}
 
 
@@ -99,7 +100,7 @@ def decoder(column: Column[Any], kind: Format) -> Callable[[Any], Any]:
     if isinstance(column.type, UTCDateTime):
         return _from_iso
     if isinstance(column.type, Money):
-        return _from_digits
+        return _from_money
     if python_type(column.type) is not str:
         return _read(_FORMS.get(python_type(column.type), _TEXT)[1], kind)
     if kind != "csv":
@@ -146,7 +147,14 @@ def _exactly(kind: type[Any]) -> Callable[[Any], Any]:
 
 
 def _parsed(parse: Callable[[str], Any], kind: type[Any]) -> Callable[[Any], Any]:
-    return lambda value: value if isinstance(value, kind) else parse(value)
+    def read(value: Any) -> Any:
+        if isinstance(value, str):
+            return parse(value)
+        if not isinstance(value, kind):
+            raise ValueError(f"{str(value)[:40]!r} is no {kind.__name__}")
+        return value
+
+    return read
 
 
 def cell(text: str) -> str:
@@ -193,7 +201,10 @@ def _from_iso(value: Any) -> datetime | None:
     instant = datetime.fromisoformat(value) if isinstance(value, str) else value
     if not isinstance(instant, datetime) or instant.tzinfo is None:
         raise ValueError("is no time with its offset, such as 2025-05-19T00:00:36.878000Z")
-    return instant.astimezone(UTC)
+    try:
+        return instant.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"{instant} lies beyond the years 1 to 9999") from None
 
 
 def _from_digits(value: Any) -> Decimal | None:
@@ -203,14 +214,26 @@ def _from_digits(value: Any) -> Decimal | None:
         raise ValueError(f"is {type(value).__name__}; exact numbers are written as text")
     if isinstance(value, str) and _SHORTENED.search(value):
         raise ValueError(f"{value[:40]!r} has an exponent, as a spreadsheet writes what it has shortened; export again")
-    try:
-        return Decimal(value)
-    except InvalidOperation:
-        raise ValueError(f"{str(value)[:40]!r} is not a number") from None
+    if isinstance(value, str) and not _PLAIN_DIGITS.fullmatch(value):
+        raise ValueError(f"{value[:40]!r} is not a number in plain digits")
+    return Decimal(value)
+
+
+def _from_money(value: Any) -> Decimal | None:
+    amount = _from_digits(value)
+    exponent = 0 if amount is None else amount.as_tuple().exponent
+    if isinstance(exponent, int) and exponent < -MONEY_PLACES:
+        raise ValueError(f"{str(value)[:40]} has more than the {MONEY_PLACES} decimal places that are stored")
+    return amount
 
 
 def _from_json_text(value: Any) -> Any:
-    return json.loads(value) if value else None
+    if not value:
+        return None
+    try:
+        return json.loads(value)
+    except (TypeError, RecursionError):
+        raise ValueError("is no JSON, or nested too deep") from None
 
 
 def _from_cell(text: str) -> str:

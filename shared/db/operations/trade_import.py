@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -9,12 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shared.db.bulk.trade_sources import sources_of
+from shared.db.bulk.trade_sources import TradeSource, sources_of
 from shared.db.database import DatabaseFactory
 from shared.db.errors import InputError
 from shared.db.exchanges.bybit import Category
 from shared.db.operations.import_workers import import_in_parallel
 from shared.db.operations.trade_file import FileReport, ImportOptions, import_file, read_trades
+
+_DATE = re.compile(r"\d{4}-\d\d(-\d\d)?(?!\d)")
 
 
 @dataclass
@@ -122,7 +125,8 @@ def _folder(rejected: str | Path | None, paths: Sequence[Path]) -> Path | None:
 def _taken_together(paths: Sequence[Path], options: ImportOptions) -> list[list[int]]:
     """The places of the files, those together that one worker has to take one after the other.
 
-    Two workers would not see that the other one's trades of the same symbol have ids that cannot be compared.
+    Two workers would not see that the other one's trades of the same symbol have ids that cannot be compared: those of
+    two sources, or of spot archives of a day and of a month.
     """
     sources: dict[str, set[Any]] = {}
     symbols: dict[int, str] = {}
@@ -131,12 +135,21 @@ def _taken_together(paths: Sequence[Path], options: ImportOptions) -> list[list[
             first = next(iter(read_trades(path, options.symbol, options.category)), None)
         except InputError:
             continue  # told when its turn comes
-        if first is not None:
+        # Anything else than text is the database's to refuse.
+        if first is not None and isinstance(first["symbol"], str) and isinstance(first["trade_id"], str):
             symbols[place] = first["symbol"]
-            sources.setdefault(first["symbol"], set()).update(sources_of([first["trade_id"]]))
+            for source in sources_of([first["trade_id"]]):
+                span = _span_of(path) if source is TradeSource.SPOT_ARCHIVE else None
+                sources.setdefault(first["symbol"], set()).add((source, span))
     together: dict[Any, list[int]] = {}
     for place in range(len(paths)):
         symbol = symbols.get(place)
-        mixed = symbol is not None and len(sources[symbol]) > 1
+        mixed = len(sources.get(symbol or "", ())) > 1
         together.setdefault(symbol if mixed else place, []).append(place)
     return list(together.values())
+
+
+def _span_of(path: Path) -> Any:
+    """What tells archives of a day from those of a month in their names; of other names nothing is known."""
+    found = _DATE.search(path.name)
+    return path if found is None else bool(found[1])

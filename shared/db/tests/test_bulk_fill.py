@@ -242,6 +242,11 @@ def test_digits_that_a_column_cannot_hold(db: DatabaseFactory, ann: Run) -> None
         stored = session.scalars(select(PrivateExecution).where(PrivateExecution.exec_id == "exec-1")).one()
         assert stored.exec_fee == (Decimal("748200776.010985") if on_sqlite else given["exec_fee"])
         assert (stored.closed_pnl, stored.exec_price) == (None, Decimal("0.00000946"))
+        # 13 digits before the point would be more than any column holds.
+        nearly = create([execution_values(ann, 3, exec_qty=Decimal("999999999999.99999999"))], on_conflict="fill")
+        assert (nearly.inserted, nearly.rounded) == (1, int(on_sqlite))
+        at_most = session.scalars(select(PrivateExecution.exec_qty).where(PrivateExecution.exec_id == "exec-3")).one()
+        assert at_most == Decimal("999999999999.999" if on_sqlite else "999999999999.99999999")
         too_large = create([execution_values(ann, 2, exec_fee=Decimal(10**15))], errors="collect")
         assert (too_large.inserted, too_large.rounded) == (1, 1)
 

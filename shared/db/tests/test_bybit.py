@@ -314,6 +314,12 @@ class TestSockets:
             assert parse(reply) == ([], [])
             assert parse(json.dumps(reply)) == ([], [])
 
+    def test_a_refusal_says_which_topics_failed(self) -> None:
+        """So that a person knows what is not recorded."""
+        for parse in self.ways():
+            with pytest.raises(InputError, match=r"publicTrade\.NONE"):
+                parse({"success": True, "type": "COMMAND_RESP", "data": {"failTopics": ["publicTrade.NONE"]}})
+
     @pytest.mark.parametrize("message", REFUSALS, ids=repr)
     def test_a_refusal_or_what_is_no_message_is_an_error(self, message: Any) -> None:
         """A subscription that failed must not look like a quiet market."""
@@ -341,9 +347,9 @@ class TestSockets:
     ids=["deep", "exponent", "digits"],
 )
 def test_json_that_python_cannot_read_is_an_input_error(text: str) -> None:
-    """Neither a RecursionError nor an error of decimal comes out of a parser."""
+    """Neither a RecursionError nor an error of decimal comes out of a parser, not even its name."""
     for parse in (parse_public_trades, parse_recent_trades, parse_public_message):
-        with pytest.raises(InputError, match="not JSON"):
+        with pytest.raises(InputError, match=r"not JSON \([A-Za-z]"):
             parse(text)
     for parse_private in (parse_executions, parse_execution_list, parse_private_message):
         with pytest.raises(InputError, match="not JSON"):

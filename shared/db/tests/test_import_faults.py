@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import tarfile
 import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,9 +21,10 @@ from sqlalchemy import URL, delete, func, select
 from shared.db import DatabaseFactory, DatabaseSettings, InputError, PublicTrade, PublicTradeRepository
 from shared.db.bulk.trade_sources import TradeSource, source_of
 from shared.db.commands.cli import main
-from shared.db.operations import trade_file
+from shared.db.operations import trade_file, trade_import
 from shared.db.operations.export import export_trades
-from shared.db.operations.row_layout import pyarrow
+from shared.db.operations.row_layout import layout_of, pyarrow
+from shared.db.operations.trade_file import ImportOptions
 from shared.db.operations.trade_import import ImportReport, import_trades
 from shared.db.tests.bybit_samples import (
     DERIVATIVES_HEADER,
@@ -53,6 +55,16 @@ def packed(content: bytes) -> bytes:
     return file.getvalue()
 
 
+def tarred(content: bytes) -> bytes:
+    """A tar archive with a file in it."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        entry = tarfile.TarInfo("a.csv")
+        entry.size = len(content)
+        archive.addfile(entry, io.BytesIO(content))
+    return file.getvalue()
+
+
 def foreign_parquet() -> bytes:
     """A Parquet file with other columns."""
     arrow, file = pyarrow(), io.BytesIO()
@@ -79,6 +91,12 @@ KINDS: dict[str, tuple[bytes, str]] = {
     "deep object": (b'{"a":' * 100_000, "not a trade archive"),
     "quotes": (b'"' * 200_000, "not a trade archive"),
     "zip in gzip": (gzip.compress(packed(b"x")), "zip archive"),
+    "tar": (tarred(b"x"), "tar archive"),
+    "tar in gzip": (gzip.compress(tarred(b"x")), "tar archive"),
+    "gzip in gzip": (gzip.compress(gzip.compress(b"x")), "packed twice"),
+    "old workbook": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "workbook of an old spreadsheet"),
+    "utf-16 without a mark": ("timestamp,symbol\n".encode("utf-16-le"), "is binary"),
+    "another encoding": ("Währung,Preis\n".encode("latin-1"), "not UTF-8"),
 }
 
 
@@ -181,6 +199,33 @@ def test_a_monthly_file_over_a_daily_one_is_not_counted_twice(db: DatabaseFactor
     assert stored_volume(db) == 50
 
 
+@pytest.mark.parametrize("rows", [1, 2, 300])
+def test_few_trades_a_day_and_many_are_not_counted_twice(db: DatabaseFactory, tmp_path: Path, rows: int) -> None:
+    """Though a month's first day has the same numbers as that day's own file, and a day may have one trade."""
+    days = [spot_archive(tmp_path / f"AUSDT_2025-03-{10 + day}.csv", rows, day) for day in range(3)]
+    month = monthly(tmp_path / "AUSDT-2025-03.csv", 3, rows)
+    assert import_trades(db, [*days, month]).failed
+    assert stored_volume(db) == 3 * rows
+    with db.get_session() as session:
+        session.execute(delete(PublicTrade))
+    report = import_trades(db, [month, *days])
+    assert [file.file for file in report.failed] == [str(days[1]), str(days[2])]
+    assert stored_volume(db) == 3 * rows
+
+
+def test_an_import_goes_on_within_a_moment(
+    db: DatabaseFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trades of one moment stand on both sides of a transaction: those before it are not another file's."""
+    monkeypatch.setattr(trade_file, "LINES_A_COMMIT", 1)
+    lines = [spot_line(number, timestamp=str(FIRST + number // 1000)) for number in range(1, 4000)]
+    path = written(tmp_path / "AUSDT_2025-03-10.csv", SPOT_HEADER, lines)
+    stored: list[int] = []
+    part = import_trades(db, [path], watch=lambda done, rows: stored.append(rows), stop=lambda: bool(stored))
+    assert 0 < part.inserted < 1000
+    assert import_trades(db, [path]).inserted == 3999 - part.inserted
+
+
 @pytest.mark.parametrize("live", ["2290000000012345678", "33f361aa-0add-5c7b-a2e7-9679810944fc"])
 def test_a_spot_archive_does_not_mix_with_trades_of_other_ids(db: DatabaseFactory, tmp_path: Path, live: str) -> None:
     """Live spot trades, or derivatives, of the same symbol and time: the file ends with the remedy."""
@@ -218,6 +263,71 @@ def test_two_workers_do_not_mix_sources_either(postgresql_url: URL, tmp_path: Pa
         report = import_trades(db, files, workers=2)
         assert [file.file for file in report.failed] == [str(files[1])]
         assert stored_volume(db, "BTCUSDT") == 1999 + 1
+
+
+def test_two_workers_do_not_take_a_day_beside_its_month(postgresql_url: URL, tmp_path: Path) -> None:
+    """Spot archives of a symbol whose names tell different spans, or none, are one worker's."""
+    month, day = monthly(tmp_path / "AUSDT-2025-03.csv", 3, 2000), spot_archive(tmp_path / "x.csv", 2000, 1)
+    with DatabaseFactory(postgresql_url) as db:
+        for path in (day, day.rename(tmp_path / "AUSDT_2025-03-11.csv")):
+            report = import_trades(db, [month, path], symbol="AUSDT", workers=2)
+            assert [file.file for file in report.failed] == [str(path)]
+            assert stored_volume(db) == 6000
+
+
+def test_files_of_one_span_are_taken_by_all_workers(tmp_path: Path) -> None:
+    """What cannot be told apart before it is read costs nobody a worker; rows that are no text neither."""
+    days = [spot_archive(tmp_path / f"AUSDT_2025-03-{10 + day}.csv", 1, day) for day in range(3)]
+    odd = tmp_path / "odd.jsonl"
+    odd.write_text(json.dumps(dict.fromkeys(layout_of(PublicTrade).columns) | {"symbol": [1], "trade_id": 5}) + "\n")
+    assert trade_import._taken_together([*days, odd], ImportOptions()) == [[0], [1], [2], [3]]
+
+
+EXPORTED = dict.fromkeys(("exchange_ts", "local_ts"), "2025-03-10T10:00:00.000000Z")
+EXPORTED |= {"symbol": "AUSDT", "side": "Buy", "price": "1", "size": "2", "trade_id": "5"}
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("exchange_ts", "0001-01-01T00:00:00+14:00"),
+        ("exchange_ts", "9999-12-31T23:59:59-14:00"),
+        ("price", "\u0661\u0662"),
+        ("price", "1_0"),
+        ("price", " 1"),
+        ("price", "1e5"),
+        ("size", "1.123456789"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_what_export_cannot_have_written_is_given_back(
+    db: DatabaseFactory, tmp_path: Path, kind: str, column: str, value: str
+) -> None:
+    """Digits of other scripts, digits that would be rounded and times beyond all years cost their row alone."""
+    path = tmp_path / f"a.{kind}"
+    rows = [EXPORTED | {column: value}, EXPORTED]
+    if kind == "csv":
+        path.write_text("\n".join(",".join(row) for row in [list(EXPORTED), *(row.values() for row in rows)]) + "\n")
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = import_trades(db, [path])
+    assert (report.inserted, report.rejected) == (1, 1)
+    assert next(iter(report.files[0].reasons)).startswith(column)
+
+
+def test_parquet_that_python_cannot_hold_costs_itself_alone(db: DatabaseFactory, tmp_path: Path) -> None:
+    """A time beyond all years, and text that is no UTF-8."""
+    arrow = pyarrow()
+    row = {name: [None] for name in layout_of(PublicTrade).columns}
+    far = arrow.array([2**62], arrow.timestamp("us", "UTC"))
+    text = arrow.Array.from_buffers(arrow.string(), 1, arrow.array([b"\xff\xfe"]).buffers())
+    paths = []
+    for column, values in (("exchange_ts", far), ("symbol", text)):
+        paths.append(tmp_path / f"{column}.parquet")
+        arrow.parquet.write_table(arrow.table(row | {column: values}), paths[-1])
+    report = import_trades(db, [*paths, derivatives_archive(tmp_path / "good.csv", 5)])
+    assert [file.file for file in report.failed] == list(map(str, paths))
+    assert report.inserted == 5
 
 
 def test_ids_tell_their_source() -> None:

@@ -203,7 +203,8 @@ def _is_of_others(decoded: Mapping[str, Any], topic: str) -> bool:
     data = decoded.get("data")
     failed = isinstance(data, Mapping) and data.get("failTopics")
     if decoded.get("success") is False or not _is_ok(decoded) or failed:
-        said = decoded.get("ret_msg") or decoded.get("retMsg") or failed
+        topics = ", ".join(map(_plain, failed[:5])) if isinstance(failed, list) else failed
+        said = decoded.get("ret_msg") or decoded.get("retMsg") or topics
         raise InputError(f"Bybit refused {_shown(decoded.get('op', 'what was asked'))}: {_shown(said)}")
     return True
 
@@ -234,9 +235,11 @@ def _decoded(message: Message) -> Mapping[str, Any]:
         try:
             message = json.loads(message, parse_float=Decimal)
         except (ValueError, ArithmeticError, RecursionError) as error:
-            told = (
-                "it is nested too deeply" if isinstance(error, RecursionError) else str(error) or type(error).__name__
-            )
+            told = str(error)
+            if isinstance(error, RecursionError):
+                told = "it is nested too deeply"
+            elif isinstance(error, ArithmeticError):
+                told = "it holds a number beyond all range"
             raise InputError(f"the message is not JSON ({told}); hand it over as Bybit sent it") from None
     if not isinstance(message, Mapping):
         raise InputError(f"a message is a mapping or JSON text, not {type(message).__name__}")
