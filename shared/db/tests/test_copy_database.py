@@ -318,8 +318,8 @@ def test_other_revisions_are_refused(pair: tuple[DatabaseFactory, DatabaseFactor
     target.create_tables()
     for db in pair:
         with db.get_session() as session:
-            session.execute(text("UPDATE shared_db_version SET revision = '0001_old'"))
-        with pytest.raises(SchemaVersionError, match="0001_old, older than this code's"):
+            session.execute(text("UPDATE shared_db_version SET revision = '0001_initial'"))
+        with pytest.raises(SchemaVersionError, match="0001_initial, older than this code's"):
             copy_database(source, target)
         with db.get_session() as session:
             session.execute(text("DELETE FROM shared_db_version"))

@@ -325,7 +325,7 @@ def test_a_recorder_of_executions_needs_to_know_whose(fleet: DatabaseFactory) ->
         Recorder(fleet, PrivateExecution, user_id=None)  # type: ignore[arg-type] # the point of the test
     with pytest.raises(TenantScopeError, match="give one of the two"):
         Recorder(fleet, PrivateExecution, user_id="ann", across_users=True)
-    with pytest.raises(InvalidValueError, match="a recorder writes PublicTrade or PrivateExecution, not User"):
+    with pytest.raises(InvalidValueError, match="User is no stream of rows; give the class a __stream__"):
         Recorder(fleet, User)
     tenants_only = DatabaseFactory(fleet.settings.model_copy(update={"require_tenant": True}))
     with pytest.raises(TenantScopeError, match="closes users' tables"):
