@@ -98,7 +98,7 @@ def decoder(column: Column[Any], kind: Format) -> Callable[[Any], Any]:
     if isinstance(column.type, Json):
         return _identity if kind == "jsonl" else _from_json_text
     if isinstance(column.type, UTCDateTime):
-        return _from_iso
+        return _from_nullable_iso if column.nullable else _from_iso
     if isinstance(column.type, Money):
         return _from_money
     if python_type(column.type) is not str:
@@ -195,9 +195,11 @@ def _json_text(value: Any) -> str | None:
     return None if value is None else json.dumps(value, separators=(",", ":"))
 
 
-def _from_iso(value: Any) -> datetime | None:
-    if value is None or value == "":
-        return None  # which a column that must have a time refuses
+def _from_nullable_iso(value: Any) -> datetime | None:
+    return None if value is None or value == "" else _from_iso(value)
+
+
+def _from_iso(value: Any) -> datetime:
     instant = datetime.fromisoformat(value) if isinstance(value, str) else value
     if not isinstance(instant, datetime) or instant.tzinfo is None:
         raise ValueError("is no time with its offset, such as 2025-05-19T00:00:36.878000Z")

@@ -491,3 +491,17 @@ def test_no_bytes_whatever_take_the_import_down(
         assert report.files[1].finished or report.files[1].error
         assert report.files[0].finished or report.files[0].error
         json.dumps(report.as_dict())
+
+
+def test_a_line_without_a_time_costs_itself_alone(tmp_path: Path) -> None:
+    """In a file of our own export, whose other rows are taken."""
+    file = tmp_path / "trades.csv"
+    file.write_text(
+        "exchange_ts,symbol,side,price,size,trade_id,local_ts\n"
+        ",BTCUSDT,Buy,1,1,a,2025-05-19T00:00:00Z\n"
+        "2025-05-19T00:00:00Z,BTCUSDT,Buy,1,1,b,2025-05-19T00:00:00Z\n"
+    )
+    with DatabaseFactory(f"sqlite:///{tmp_path / 'grid_bot.db'}") as db:
+        db.create_tables()
+        (report,) = import_trades(db, [file]).files
+    assert (report.inserted, report.rejected, report.error) == (1, 1, None)
