@@ -342,8 +342,6 @@ def test_frames_hold_what_the_rows_hold(house: DatabaseFactory) -> None:
 
 def test_a_recorder_writes_any_stream(house: DatabaseFactory, tmp_path: Path) -> None:
     """Twice is once; what a rule refuses is in the dead letters, and goes in by replay once it is corrected."""
-    if house.settings.is_memory:
-        pytest.skip("a recorder needs connections of its own")
     with Recorder(house, model("Order"), user_id="ann", spool=tmp_path / "spool") as recorder:
         recorder.add([order(0), order(1, price="much"), order(0)])
         recorder.flush()
