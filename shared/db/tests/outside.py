@@ -5,6 +5,10 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import URL
 
 from shared.db import Base
 from shared.db.tables import OWNERSHIP, forget
@@ -24,3 +28,11 @@ def outside_tables() -> Iterator[None]:
         for model in {mapper.class_ for mapper in Base.registry.mappers} - classes:
             Base.registry._dispose_cls(model)
         gc.collect()
+
+
+def source_at(request: pytest.FixtureRequest, tmp_path: Path) -> str | URL:
+    """The empty database of a fixture whose parameter is one of `PLACES`."""
+    if request.param in ("postgresql", "policies"):
+        url: URL = request.getfixturevalue("postgresql_url")
+        return url
+    return "sqlite:///:memory:" if request.param == "memory" else f"sqlite:///{tmp_path / 'grid_bot.db'}"

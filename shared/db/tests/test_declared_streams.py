@@ -47,7 +47,7 @@ from shared.db.operations.replay import replay
 from shared.db.operations.row_layout import FORMATS, Format
 from shared.db.tables import OWNERSHIP
 from shared.db.tests.fleet import PLACES, fill
-from shared.db.tests.outside import outside_tables
+from shared.db.tests.outside import outside_tables, source_at
 
 START = datetime(2026, 1, 1, 12, tzinfo=UTC)
 BY_RUN = Stream(by="run_id", time="placed_ts", tie="order_id")
@@ -123,16 +123,11 @@ def ticker(number: int, symbol: str = "BTCUSDT") -> dict[str, Any]:
 @pytest.fixture(params=PLACES)
 def house(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DatabaseFactory]:
     """A filled database with the two tables; with policies in the fourth case."""
-    place = request.param
-    if place in ("postgresql", "policies"):
-        source: Any = request.getfixturevalue("postgresql_url")
-    else:
-        source = "sqlite:///:memory:" if place == "memory" else f"sqlite:///{tmp_path / 'grid_bot.db'}"
-    with DatabaseFactory(source) as db:
+    with DatabaseFactory(source_at(request, tmp_path)) as db:
         an_order(), a_ticker()
         db.create_tables()
         fill(db)
-        if place == "policies":
+        if request.param == "policies":
             db.enable_row_security()
         yield db
 

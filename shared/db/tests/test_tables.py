@@ -33,7 +33,7 @@ from shared.db import (
 )
 from shared.db.tables import OWNERSHIP, columns_to_agree, model_of
 from shared.db.tests.fleet import PLACES, fill
-from shared.db.tests.outside import outside_tables
+from shared.db.tests.outside import outside_tables, source_at
 
 
 def a_table(ownership: Any, *columns: tuple[str, Any], name: str = "outside") -> type[Any]:
@@ -65,12 +65,7 @@ def _forgotten_afterwards() -> Iterator[None]:
 @pytest.fixture(params=PLACES)
 def house(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DatabaseFactory]:
     """A filled database of the test's own, to which outside tables may be added; with policies in the fourth case."""
-    place = request.param
-    if place in ("postgresql", "policies"):
-        source: Any = request.getfixturevalue("postgresql_url")
-    else:
-        source = "sqlite:///:memory:" if place == "memory" else f"sqlite:///{tmp_path / 'grid_bot.db'}"
-    with DatabaseFactory(source) as db:
+    with DatabaseFactory(source_at(request, tmp_path)) as db:
         db.create_tables()
         fill(db)
         yield db

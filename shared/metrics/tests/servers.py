@@ -44,7 +44,7 @@ class Server:
                 self._http.request("GET", f"{self.url}/ping")
             except urllib3.exceptions.HTTPError:
                 assert self._process.poll() is None, "the server ended"
-                time.sleep(0.02)
+                time.sleep(0.02)  # it is starting, and says nothing until it answers
             else:
                 return self.clear()
         raise AssertionError("the server does not answer")
