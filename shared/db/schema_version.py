@@ -140,7 +140,8 @@ def difference(
         return SchemaVersionError("unversioned", None, needed, line.package)
     if revision == needed:
         return None
-    return SchemaVersionError("behind" if revision in known else "ahead", revision, needed, line.package)
+    older = known[: known.index(needed)] if needed in known else known
+    return SchemaVersionError("behind" if revision in older else "ahead", revision, needed, line.package)
 
 
 def first_difference(connection: Connection) -> SchemaVersionError | None:
