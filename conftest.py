@@ -1,4 +1,7 @@
-"""Which packages' tests are left out for want of a server: said at the end of each run, and in CI a failure."""
+"""Which packages' tests are left out for want of a server: said at the end of each run, and in CI a failure.
+
+And which run in processes of their own: `uv run pytest shared/market`.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +27,19 @@ def pytest_configure() -> None:
         raise pytest.UsageError(f"install {' and '.join(_missing().values())}: here no test may be left out")
 
 
-def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """Without a server there is nothing to test against."""
-    tests = collection_path.name == "tests" and collection_path.parent.parent.name == "shared"
-    return True if tests and collection_path.parent.name in _missing() else None
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Without a server there is nothing to test against.
+
+    A package with tables of its own is collected only where it is named: whatever process imports it has its tables in
+    every database, and the tests of shared.db are about ours. Its tests are run by one of them.
+    """
+    package = collection_path.parent
+    if collection_path.name != "tests" or package.parent.name != "shared":
+        return None
+    named = [Path(str(argument).partition("::")[0]).resolve() for argument in config.args]
+    apart = "entry-points" in (package / "pyproject.toml").read_text(encoding="utf-8")
+    elsewhere = apart and not any(path.is_relative_to(package) for path in named)
+    return True if elsewhere or package.name in _missing() else None
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -20,8 +21,9 @@ from typing import Final
 from sqlalchemy import Table
 from sqlalchemy.exc import InvalidRequestError
 
-from shared.db.errors import MigrationError, PackageError
+from shared.db.errors import MigrationError, PackageError, SettingsError
 from shared.db.models import Base
+from shared.db.settings import DatabaseSettings
 
 MODELS: Final = "shared.db.models"
 REVISIONS: Final = "shared.db.revisions"
@@ -77,13 +79,22 @@ class Line:
 OWN: Line = Line(OURS, Path(__file__).parent / "migrations" / "versions", "shared.db.models")
 
 
-def load(modules: Iterable[str] = ()) -> None:
-    """Import the models of every package that is installed and offers some, and the modules that are named.
+def load(settings: DatabaseSettings) -> None:
+    """Import the models of every installed package that offers some, or of those in `settings.packages` alone.
 
-    Raises `PackageError` for models that cannot be imported, and `DeclarationError` for those that declare what
-    cannot be.
+    The modules in `settings.models` come after them. Raises `SettingsError` for a package that offers none,
+    `PackageError` for models that cannot be imported, and `DeclarationError` for those that declare what cannot be.
     """
     offered = {point.module: point.name for point in sorted(entry_points(group=MODELS))}
+    if settings.packages is not None:
+        wanted = {*settings.packages.split(",")} - {OURS}
+        if unknown := wanted - {*offered.values()}:
+            raise SettingsError(
+                f"GRIDBOT_DB_PACKAGES names {', '.join(sorted(unknown))}, which offers no tables here; install it, or "
+                f"name some of {', '.join([OURS, *sorted(offered.values())])}"
+            )
+        offered = {module: name for module, name in offered.items() if name in wanted}
+    modules = settings.models.split(",") if settings.models else []
     for module, name in (offered | {module: module for module in modules if module not in offered}).items():
         try:
             importlib.import_module(module)
@@ -123,13 +134,16 @@ def line_of(package: str) -> Line:
 
 def _installed() -> Iterable[Line]:
     for point in sorted(entry_points(group=REVISIONS)):
+        root = point.module.rpartition(".")[0]
+        if root and root not in sys.modules:
+            continue  # of what nobody has loaded there are no tables, and to look into it would import it
         try:
             spec = find_spec(point.module)
         except ImportError as error:
             raise PackageError(point.name, point.module, str(error)) from error
         if spec is None or not spec.submodule_search_locations:
             raise PackageError(point.name, point.module, "it is no folder of a package")
-        yield Line(point.name, Path(next(iter(spec.submodule_search_locations))), point.module.rpartition(".")[0])
+        yield Line(point.name, Path(next(iter(spec.submodule_search_locations))), root)
 
 
 def _assigned(path: Path) -> dict[str, object]:

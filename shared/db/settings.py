@@ -137,6 +137,10 @@ class DatabaseSettings(BaseSettings):
     models: str | None = Field(
         default=None, description="Modules of other packages' tables, for the commands: package.module,package.module"
     )
+    packages: str | None = Field(
+        default=None,
+        description="Installed packages whose tables the commands load, and no others; shared.db alone for ours only",
+    )
 
     def __init__(self, **values: Any) -> None:
         for name in values:
@@ -273,6 +277,14 @@ class DatabaseSettings(BaseSettings):
         names = [name.strip() for name in (value or "").split(",") if name.strip()]
         if not all(part.isidentifier() for name in names for part in name.split(".")):
             raise ValueError("must be names of modules with commas between them, such as gridfleet.models")
+        return ",".join(names) or None
+
+    @field_validator("packages")
+    @classmethod
+    def _packages(cls, value: str | None) -> str | None:
+        names = [name.strip() for name in (value or "").split(",") if name.strip()]
+        if not all(re.fullmatch(r"[\w.-]+", name) for name in names):
+            raise ValueError("must be names of packages with commas between them, such as shared.db,gridfleet")
         return ",".join(names) or None
 
     @field_validator("database_url")

@@ -32,9 +32,12 @@ _numbers = itertools.count()
 
 @pytest.fixture
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No GRIDBOT_ variable of the machine reaches the test, which might otherwise write into the database it names."""
+    """No GRIDBOT_ variable of the machine reaches the test, which might otherwise write into the database it names.
+
+    GRIDBOT_DB_PACKAGES names none, and says which of the installed packages' tables the test is about.
+    """
     for name in list(os.environ):
-        if name.startswith("GRIDBOT_") and not name.startswith("GRIDBOT_TEST_"):
+        if name.startswith("GRIDBOT_") and not name.startswith(("GRIDBOT_TEST_", "GRIDBOT_DB_PACKAGES")):
             monkeypatch.delenv(name)
 
 
@@ -109,7 +112,7 @@ def db_settings(request: pytest.FixtureRequest, tmp_path: Path, clean_environmen
 @pytest.fixture
 def db(db_settings: DatabaseSettings) -> Iterator[DatabaseFactory]:
     """A fresh factory whose schema exists, with the tables of installed packages and of all that was imported."""
-    packages.load()
+    packages.load(db_settings)
     with DatabaseFactory(db_settings) as factory:
         factory.create_tables()  # PostgreSQL's came with the template, but for those that were imported since
         yield factory
@@ -118,11 +121,12 @@ def db(db_settings: DatabaseSettings) -> Iterator[DatabaseFactory]:
 @pytest.fixture
 def policed_db(postgresql_server: URL, postgresql_template: str, clean_environment: None) -> Iterator[DatabaseFactory]:
     """The same on PostgreSQL alone, with the policies of row-level security in force."""
-    packages.load()
     name = f"shared_db_policed_{os.getpid()}_{next(_numbers)}"
     run_on_server(postgresql_server, f"CREATE DATABASE {name} TEMPLATE {postgresql_template} STRATEGY FILE_COPY")
     url = postgresql_server.set(database=name).render_as_string(hide_password=False)
-    with DatabaseFactory(DatabaseSettings(database_url=url, tenant_role=name, _env_file=None)) as factory:
+    settings = DatabaseSettings(database_url=url, tenant_role=name, _env_file=None)
+    packages.load(settings)
+    with DatabaseFactory(settings) as factory:
         factory.create_tables()
         factory.enable_row_security()
         yield factory

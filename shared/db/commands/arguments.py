@@ -64,8 +64,8 @@ def settings_from_arguments(options: argparse.Namespace) -> DatabaseSettings:
 
 
 def with_packages(settings: DatabaseSettings) -> DatabaseSettings:
-    """The settings, once the models are loaded that they name and those of the packages that are installed."""
-    packages.load(settings.models.split(",") if settings.models else ())
+    """The settings, once the tables of other packages are loaded, as they say."""
+    packages.load(settings)
     return settings
 
 

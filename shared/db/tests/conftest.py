@@ -51,7 +51,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def _empty_folder(clean_environment: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # noqa: F811 # a fixture
-    """No variable and no .env of the machine reaches a test; each starts in an empty folder."""
+    """No variable and no .env of the machine reaches a test; each starts in an empty folder, and our tables alone."""
+    monkeypatch.setenv("GRIDBOT_DB_PACKAGES", "shared.db")
     monkeypatch.chdir(tmp_path)
 
 

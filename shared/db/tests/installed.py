@@ -47,7 +47,7 @@ class Installed:
     """A folder of installed packages, in which processes of the test find them."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.offered = folder, list[str]()
         folder.mkdir()
 
     def package(self, name: str, *, points: bool = True, columns: str = "", models: str = MODELS) -> Path:
@@ -64,6 +64,7 @@ class Installed:
         metadata.mkdir(exist_ok=True)
         (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         if points:
+            self.offered.append(name)
             (metadata / "entry_points.txt").write_text(
                 f"[shared.db.models]\n{name} = {name}.models\n[shared.db.revisions]\n{name} = {name}.revisions\n"
             )
@@ -77,7 +78,10 @@ class Installed:
         """Python, warnings being errors, where the packages are installed."""
         return subprocess.run(
             [sys.executable, "-W", "error", *arguments],
-            env=os.environ | {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"} | environment,
+            env=os.environ
+            | {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
+            | {"GRIDBOT_DB_PACKAGES": ",".join(["shared.db", *self.offered])}
+            | environment,
             capture_output=True,
             text=True,
         )

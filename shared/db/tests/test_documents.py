@@ -115,8 +115,11 @@ def test_the_env_example_as_it_is_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("setting", describe_settings(), ids=lambda setting: setting["field"])
-def test_an_uncommented_line_of_the_env_example_sets_its_setting(setting: dict[str, str], tmp_path: Path) -> None:
+def test_an_uncommented_line_of_the_env_example_sets_its_setting(
+    setting: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Uncommenting a line of `.env.example` sets that setting to the example, and no other."""
+    monkeypatch.delenv("GRIDBOT_DB_PACKAGES")
     line = example_lines()[setting["variable"]]
     (tmp_path / ".env").write_text(line + "\n")
     # Attributes, not model_dump(), which masks secrets.

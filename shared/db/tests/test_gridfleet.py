@@ -1,4 +1,7 @@
-"""The example of a consumer works as it is, with the fixtures for consumers."""
+"""Packages with tables of their own pass their own tests, each in a process of its own.
+
+They are the example of a consumer, with the fixtures for consumers, and those that stand beside this one.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,10 @@ from sqlalchemy import URL
 
 _PACKAGE = Path(__file__).parents[1]
 _EXAMPLE = _PACKAGE.parents[1] / "examples" / "gridfleet"
+BESIDE = sorted(
+    path.parent for path in _PACKAGE.parent.glob("*/pyproject.toml") if "entry-points" in path.read_text("utf-8")
+)
+"""The packages of the workspace that have tables."""
 
 
 @pytest.fixture
@@ -32,6 +39,7 @@ def environment(tmp_path: Path, postgresql_server: URL) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(_EXAMPLE)]),
         "GRIDBOT_TEST_POSTGRESQL_URL": postgresql_server.render_as_string(hide_password=False),
         "PYTHONDONTWRITEBYTECODE": "1",
+        "GRIDBOT_DB_PACKAGES": "gridfleet",
     }
 
 
@@ -54,6 +62,21 @@ def test_the_example_passes_its_own_tests(tmp_path: Path, environment: dict[str,
     shares = {"/".join(Path(name).parts[-2:]): found["summary"]["percent_covered"] for name, found in covered.items()}
     assert shares["gridfleet/models.py"] == shares["gridfleet/bot.py"] == 100
     assert shares["db/errors.py"] > 50, "what is imported at its top was counted"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", BESIDE, ids=lambda path: path.name)
+def test_a_package_beside_this_one_passes_its_own_tests(package: Path, postgresql_server: URL) -> None:
+    """On every database; here alone, for whatever process imports it has its tables in every database."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", str(package)],
+        cwd=package.parents[1],
+        env=os.environ | {"GRIDBOT_TEST_POSTGRESQL_URL": postgresql_server.render_as_string(hide_password=False)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "skipped" not in done.stdout
 
 
 def test_the_example_stays_small() -> None:

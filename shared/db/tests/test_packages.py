@@ -69,6 +69,20 @@ def test_commands_load_other_packages_models(installed: Installed, url: str, tmp
     assert "not ours" not in shown
 
 
+def test_which_installed_packages_are_loaded_is_a_setting(installed: Installed) -> None:
+    """Those that it names, and no others; one that offers nothing is told, with those that do."""
+    installed.package("fleetbot")
+    installed.package("other_fleet", models="import nowhere_to_be_found\n")
+    shown = installed.done("init", "--db-name", "grid.db", GRIDBOT_DB_PACKAGES="fleetbot")
+    assert "orders" in shown
+    shown = installed.done("status", "--db-name", "grid.db", GRIDBOT_DB_PACKAGES="shared.db")
+    assert "not ours: orders, tickers" in shown
+    refused = installed.run("status", "--db-name", "grid.db", GRIDBOT_DB_PACKAGES="fleetbot,fleetbto")
+    assert refused.returncode == 1
+    assert "GRIDBOT_DB_PACKAGES names fleetbto, which offers no tables here" in refused.stderr
+    assert "name some of shared.db, fleetbot, other_fleet" in refused.stderr
+
+
 def test_models_that_cannot_be_imported_are_told(installed: Installed, tmp_path: Path) -> None:
     """In one line that names the package and what is missing; nothing was done."""
     installed.package("fleetbot", models="import nowhere_to_be_found\n")

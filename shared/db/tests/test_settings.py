@@ -40,6 +40,12 @@ _SPECIAL = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _no_setting(_empty_folder: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here nothing is set, not even whose tables are loaded."""
+    monkeypatch.delenv("GRIDBOT_DB_PACKAGES")
+
+
 def sample(field: str) -> tuple[str, Any]:
     """A text that the environment may give for `field`, and the value that it means."""
     if field in _SPECIAL:

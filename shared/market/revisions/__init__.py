@@ -1,0 +1,1 @@
+"""The revisions of these tables, one after the other."""
