@@ -7,11 +7,14 @@ from shared.db.column_types import (
     BoundedString,
     CheckedBoolean,
     CheckedInteger,
+    CheckedText,
     Json,
     Money,
     UTCDateTime,
     Vocabulary,
     exact_sum,
+    new_uuid,
+    utc_now,
 )
 from shared.db.database import DatabaseFactory, get_db, initialize_database
 from shared.db.errors import (
@@ -83,6 +86,7 @@ from shared.db.errors import (
     ValueRefusedError,
 )
 from shared.db.exchanges.bybit import (
+    parse_answer,
     parse_execution_list,
     parse_executions,
     parse_private_message,
@@ -157,6 +161,7 @@ __all__ = [
     "Candle",
     "CheckedBoolean",
     "CheckedInteger",
+    "CheckedText",
     "CommitUnknownError",
     "ConnectionLostError",
     "ConstraintError",
@@ -267,6 +272,8 @@ __all__ = [
     "exact_sum",
     "get_db",
     "initialize_database",
+    "new_uuid",
+    "parse_answer",
     "parse_execution_list",
     "parse_executions",
     "parse_private_message",
@@ -274,4 +281,5 @@ __all__ = [
     "parse_public_trades",
     "parse_recent_trades",
     "read_archive",
+    "utc_now",
 ]

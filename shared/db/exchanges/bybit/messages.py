@@ -85,6 +85,19 @@ def parse_recent_trades(response: Message, local_ts: datetime | None = None) -> 
     return _parsed(_response_entries(response), lambda entry: _trade(entry, _REST, received))
 
 
+def parse_answer(response: Message) -> Mapping[str, Any]:
+    """The `result` of an answer of Bybit's REST API, or what is given if it is the result; numbers as they are written.
+
+    Raises `InputError` for an answer that reports a failure, and for what is none.
+    """
+    decoded = _decoded(response)
+    if not _is_ok(decoded):
+        code, said = decoded["retCode"], decoded.get("retMsg")
+        raise InputError(f"Bybit answered {_plain(code)} ({_plain(said)}), nothing to read; ask again")
+    result = decoded.get("result", decoded)
+    return result if isinstance(result, Mapping) else {}
+
+
 def parse_executions(message: Message, run_id: str, account_id: str) -> Parsed:
     """Fills of an `execution` or `execution.fast` stream message, to be recorded under a run of an account.
 
@@ -210,12 +223,7 @@ def _is_of_others(decoded: Mapping[str, Any], topic: str) -> bool:
 
 
 def _response_entries(response: Message) -> list[Any]:
-    decoded = _decoded(response)
-    if not _is_ok(decoded):
-        code, said = decoded["retCode"], decoded.get("retMsg")
-        raise InputError(f"Bybit answered {_plain(code)} ({_plain(said)}), nothing to read; ask again")
-    result = decoded.get("result", decoded)
-    return _entries(result.get("list") if isinstance(result, Mapping) else None, "list")
+    return _entries(parse_answer(response).get("list"), "list")
 
 
 def _is_ok(decoded: Mapping[str, Any]) -> bool:
