@@ -12,8 +12,9 @@ import importlib
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from graphlib import CycleError, TopologicalSorter
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -55,7 +56,7 @@ class Line:
         """
         after: dict[str | None, str] = {}
         for path in sorted(self.folder.glob("*.py")):
-            told = _assigned(path)
+            told = _assigned(path, path.stat().st_mtime_ns)
             if "revision" not in told:
                 continue
             name, before = told["revision"], told.get("down_revision")
@@ -85,7 +86,7 @@ def load(settings: DatabaseSettings) -> None:
     The modules in `settings.models` come after them. Raises `SettingsError` for a package that offers none,
     `PackageError` for models that cannot be imported, and `DeclarationError` for those that declare what cannot be.
     """
-    offered = {point.module: point.name for point in sorted(entry_points(group=MODELS))}
+    offered = {point.module: point.name for point in _offered(MODELS)}
     if settings.packages is not None:
         wanted = {*settings.packages.split(",")} - {OURS}
         if unknown := wanted - {*offered.values()}:
@@ -133,7 +134,7 @@ def line_of(package: str) -> Line:
 
 
 def _installed() -> Iterable[Line]:
-    for point in sorted(entry_points(group=REVISIONS)):
+    for point in _offered(REVISIONS):
         root = point.module.rpartition(".")[0]
         if root and root not in sys.modules:
             continue  # of what nobody has loaded there are no tables, and to look into it would import it
@@ -146,7 +147,19 @@ def _installed() -> Iterable[Line]:
         yield Line(point.name, Path(next(iter(spec.submodule_search_locations))), root)
 
 
-def _assigned(path: Path) -> dict[str, object]:
+def _offered(group: str) -> list[EntryPoint]:
+    """The entry points of the packages that are installed; read again only after one was installed or removed."""
+    folders = [Path(folder) for folder in sys.path]
+    return _entry_points(group, tuple((str(path), path.stat().st_mtime_ns) for path in folders if path.exists()))
+
+
+@lru_cache
+def _entry_points(group: str, _folders: tuple[tuple[str, int], ...]) -> list[EntryPoint]:
+    return sorted(entry_points(group=group))
+
+
+@lru_cache
+def _assigned(path: Path, _changed: int) -> dict[str, object]:
     """What a file assigns at its top, as far as it stands there in so many words."""
     found: dict[str, object] = {}
     for node in ast.parse(path.read_text(encoding="utf-8")).body:

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import itertools
 import os
+import sqlite3
 import tempfile
 import warnings
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import psycopg2
 import pytest
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL, Connection, make_url
 from sqlalchemy.orm import Session
 
 from shared.db import packages
@@ -63,7 +65,7 @@ def postgresql_server() -> Iterator[URL]:
         )
         url = make_url(server.get_uri()).set(drivername="postgresql+psycopg2")
         # A thrown-away server may forget its data when the machine stops; tests are twice as fast.
-        off = [f"ALTER SYSTEM SET {name} = off" for name in ("fsync", "full_page_writes")]
+        off = [f"ALTER SYSTEM SET {name} = off" for name in ("fsync", "full_page_writes", "autovacuum")]
         run_on_server(url, *off, "SELECT pg_reload_conf()")
         yield url
         server.cleanup()
@@ -71,7 +73,7 @@ def postgresql_server() -> Iterator[URL]:
 
 @pytest.fixture(scope="session")
 def postgresql_template(postgresql_server: URL) -> Iterator[str]:
-    """The name of a database with the schema in it, from which each test gets a copy."""
+    """The name of a database with the schema in it, from which tests get copies."""
     name = f"shared_db_template_{os.getpid()}"
     run_on_server(postgresql_server, f"CREATE DATABASE {name}")
     with DatabaseFactory(postgresql_server.set(database=name)) as factory:
@@ -80,14 +82,25 @@ def postgresql_template(postgresql_server: URL) -> Iterator[str]:
     run_on_server(postgresql_server, f"DROP DATABASE {name} WITH (FORCE)")
 
 
+@pytest.fixture(scope="session")
+def postgresql_copies(postgresql_server: URL, postgresql_template: str) -> Iterator[_Databases]:
+    """Copies of the template, which one test after the other gets."""
+    with closing(_Databases(postgresql_server, postgresql_template)) as databases:
+        yield databases
+
+
+@pytest.fixture(scope="session")
+def policed_copies(postgresql_server: URL, postgresql_template: str) -> Iterator[_Databases]:
+    """The same with policies in force, for the role that has the database's name."""
+    with closing(_Databases(postgresql_server, postgresql_template, policed=True)) as databases:
+        yield databases
+
+
 @pytest.fixture
-def postgresql_url(postgresql_server: URL, postgresql_template: str) -> Iterator[URL]:
+def postgresql_url(postgresql_copies: _Databases) -> Iterator[URL]:
     """A PostgreSQL database of the test's own, schema in it."""
-    name = f"shared_db_test_{os.getpid()}_{next(_numbers)}"
-    copy = f"CREATE DATABASE {name} TEMPLATE {postgresql_template} STRATEGY FILE_COPY"  # the quicker one to drop
-    run_on_server(postgresql_server, copy)
-    yield postgresql_server.set(database=name)
-    run_on_server(postgresql_server, f"DROP DATABASE {name} WITH (FORCE)")
+    with postgresql_copies.one() as url:
+        yield url
 
 
 @pytest.fixture
@@ -109,28 +122,38 @@ def db_settings(request: pytest.FixtureRequest, tmp_path: Path, clean_environmen
     return DatabaseSettings(db_name=name, _env_file=None)
 
 
+@pytest.fixture(scope="session")
+def sqlite_template() -> Iterator[sqlite3.Connection]:
+    """A database with the schema in it, from which SQLite's tests get copies."""
+    with DatabaseFactory(DatabaseSettings(db_name=":memory:", _env_file=None)) as factory:
+        factory.create_tables()
+        with factory.engine.connect() as connection:
+            yield _driver_connection(connection)
+
+
 @pytest.fixture
-def db(db_settings: DatabaseSettings) -> Iterator[DatabaseFactory]:
+def db(db_settings: DatabaseSettings, request: pytest.FixtureRequest) -> Iterator[DatabaseFactory]:
     """A fresh factory whose schema exists, with the tables of installed packages and of all that was imported."""
     packages.load(db_settings)
     with DatabaseFactory(db_settings) as factory:
-        factory.create_tables()  # PostgreSQL's came with the template, but for those that were imported since
+        if db_settings.is_sqlite:
+            template: sqlite3.Connection = request.getfixturevalue("sqlite_template")
+            with factory.engine.connect() as connection:
+                template.backup(_driver_connection(connection))
+        factory.create_tables()  # those that were imported since the template was made
         yield factory
 
 
 @pytest.fixture
-def policed_db(postgresql_server: URL, postgresql_template: str, clean_environment: None) -> Iterator[DatabaseFactory]:
+def policed_db(policed_copies: _Databases, clean_environment: None) -> Iterator[DatabaseFactory]:
     """The same on PostgreSQL alone, with the policies of row-level security in force."""
-    name = f"shared_db_policed_{os.getpid()}_{next(_numbers)}"
-    run_on_server(postgresql_server, f"CREATE DATABASE {name} TEMPLATE {postgresql_template} STRATEGY FILE_COPY")
-    url = postgresql_server.set(database=name).render_as_string(hide_password=False)
-    settings = DatabaseSettings(database_url=url, tenant_role=name, _env_file=None)
-    packages.load(settings)
-    with DatabaseFactory(settings) as factory:
-        factory.create_tables()
-        factory.enable_row_security()
-        yield factory
-    run_on_server(postgresql_server, f"DROP DATABASE {name} WITH (FORCE)", f"DROP ROLE {name}")
+    with policed_copies.one() as url:
+        settings = _policed(url)
+        packages.load(settings)
+        with DatabaseFactory(settings) as factory:
+            if factory.create_tables():
+                factory.enable_row_security()
+            yield factory
 
 
 @pytest.fixture
@@ -182,6 +205,102 @@ def sample_run(session: Session, sample_strategy: Strategy, sample_account: Bybi
     )
 
 
+class _Databases:
+    """Copies of one template on a server. What a test has left nothing in but a few rows serves the next one too."""
+
+    # One number for each catalog a test might change, and one for how many rows it has: xmin is the transaction that
+    # wrote a row last. Statistics change without one.
+    _CATALOGS = (
+        *("attribute", "class", "constraint", "default_acl", "event_trigger", "extension", "index", "namespace"),
+        *("policy", "proc", "publication", "trigger", "type"),
+    )
+    _SHAPE = " UNION ALL ".join(
+        [
+            *(f"SELECT count(*), max(xmin::text::bigint) FROM pg_catalog.pg_{name}" for name in _CATALOGS),
+            "SELECT count(*), max(xmin::text::bigint) FROM pg_catalog.pg_db_role_setting",
+            "SELECT 0, max(reltuples)::bigint FROM pg_catalog.pg_class WHERE oid >= 16384",
+            "SELECT count(*), max(xmin::text::bigint) FROM public.shared_db_version",
+            "SELECT count(*), 0 FROM pg_catalog.pg_prepared_xacts WHERE database = current_database()",
+        ]
+    )
+    _EMPTY = """
+        SET search_path = public;
+        SET session_replication_role = replica;
+        DO $$ DECLARE name regclass; BEGIN
+            FOR name IN SELECT oid FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace
+                AND pg_relation_size(oid) > 0 AND relname <> 'shared_db_version'
+            LOOP EXECUTE format('DELETE FROM %s', name); END LOOP;
+            PERFORM setval(oid::regclass, 1, false) FROM pg_class WHERE relkind = 'S';
+        END $$
+    """
+    _LARGE = """
+        SELECT sum(pg_relation_size(oid)) > 1000000 FROM pg_catalog.pg_class
+        WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace
+    """
+
+    def __init__(self, server: URL, template: str, *, policed: bool = False) -> None:
+        self._server, self._template, self._is_policed = server, template, policed
+        self._free: list[tuple[URL, object]] = []
+
+    @contextmanager
+    def one(self) -> Iterator[URL]:
+        """A database as good as new, for one test."""
+        url, shape = self._free.pop() if self._free else self._made()
+        try:
+            yield url
+        finally:
+            if self._emptied(url, shape):
+                self._free.append((url, shape))
+            else:
+                self._drop(url)
+
+    def close(self) -> None:
+        """Drop what is left."""
+        for url, _ in self._free:
+            self._drop(url)
+
+    def _made(self) -> tuple[URL, object]:
+        name = f"shared_db_{'policed' if self._is_policed else 'test'}_{os.getpid()}_{next(_numbers)}"
+        copy = f"CREATE DATABASE {name} TEMPLATE {self._template} STRATEGY FILE_COPY"  # the quicker one to drop
+        run_on_server(self._server, copy)
+        url = self._server.set(database=name)
+        if self._is_policed:
+            with DatabaseFactory(_policed(url)) as factory:
+                factory.enable_row_security()
+        with closing(_connected(url)) as connection, connection.cursor() as cursor:
+            return url, self._shape(cursor)
+
+    def _emptied(self, url: URL, shape: object) -> bool:
+        try:
+            connection = _connected(url)
+        except psycopg2.OperationalError:
+            return False  # the test renamed or dropped it
+        with closing(connection), connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            cursor.execute(self._LARGE)
+            if cursor.fetchall() != [(False,)] or self._shape(cursor) != shape:
+                return False
+            cursor.execute(self._EMPTY)
+            return self._shape(cursor) == shape
+
+    def _shape(self, cursor: psycopg2.extensions.cursor) -> object:
+        cursor.execute(self._SHAPE)
+        return cursor.fetchall()
+
+    def _drop(self, url: URL) -> None:
+        run_on_server(self._server, f"DROP DATABASE IF EXISTS {url.database} WITH (FORCE)")
+        if self._is_policed:
+            run_on_server(self._server, f"DROP ROLE IF EXISTS {url.database}")
+
+
+def _policed(url: URL) -> DatabaseSettings:
+    address = url.render_as_string(hide_password=False)
+    return DatabaseSettings(database_url=address, tenant_role=url.database, _env_file=None)
+
+
 def stored(session: Session, entity: T) -> T:
     """`entity`, flushed."""
     session.add(entity)
@@ -191,11 +310,18 @@ def stored(session: Session, entity: T) -> T:
 
 def run_on_server(url: URL, *statements: str) -> None:
     """Run statements outside of any transaction, as CREATE DATABASE needs."""
+    with closing(_connected(url)) as connection, connection.cursor() as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+
+
+def _connected(url: URL) -> psycopg2.extensions.connection:
     connection = psycopg2.connect(url.set(drivername="postgresql").render_as_string(hide_password=False))
-    try:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            for statement in statements:
-                cursor.execute(statement)
-    finally:
-        connection.close()
+    connection.autocommit = True
+    return connection
+
+
+def _driver_connection(connection: Connection) -> sqlite3.Connection:
+    driver = connection.connection.dbapi_connection
+    assert isinstance(driver, sqlite3.Connection)
+    return driver

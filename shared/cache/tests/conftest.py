@@ -15,7 +15,12 @@ from sqlalchemy import URL
 from shared.cache import RedisClient, SyncRedisClient
 from shared.cache.tests.servers import Server, programs
 from shared.db import BybitAccount, DatabaseFactory, Run, Strategy, User
-from shared.db.testing import postgresql_server, postgresql_template, postgresql_url  # noqa: F401 # fixtures
+from shared.db.testing import (  # noqa: F401 # fixtures
+    postgresql_copies,
+    postgresql_server,
+    postgresql_template,
+    postgresql_url,
+)
 
 Ask = Callable[..., Any]
 
