@@ -212,12 +212,13 @@ class _Databases:
     # wrote a row last. Statistics change without one.
     _CATALOGS = (
         *("attribute", "class", "constraint", "default_acl", "event_trigger", "extension", "index", "namespace"),
-        *("policy", "proc", "publication", "trigger", "type"),
+        *("policy", "proc", "publication", "sequence", "trigger", "type"),
     )
     _SHAPE = " UNION ALL ".join(
         [
             *(f"SELECT count(*), max(xmin::text::bigint) FROM pg_catalog.pg_{name}" for name in _CATALOGS),
             "SELECT count(*), max(xmin::text::bigint) FROM pg_catalog.pg_db_role_setting",
+            "SELECT 0, xmin::text::bigint FROM pg_catalog.pg_database WHERE datname = current_database()",
             "SELECT 0, max(reltuples)::bigint FROM pg_catalog.pg_class WHERE oid >= 16384",
             "SELECT count(*), max(xmin::text::bigint) FROM public.shared_db_version",
             "SELECT count(*), 0 FROM pg_catalog.pg_prepared_xacts WHERE database = current_database()",

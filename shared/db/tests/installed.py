@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import textwrap
 from pathlib import Path
+
+from shared.db.tests.forked import run_python
 
 MODELS = """
     from datetime import datetime
@@ -76,15 +76,12 @@ class Installed:
 
     def python(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Python, warnings being errors, where the packages are installed."""
-        return subprocess.run(
-            [sys.executable, "-W", "error", *arguments],
-            env=os.environ
-            | {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
-            | {"GRIDBOT_DB_PACKAGES": ",".join(["shared.db", *self.offered])}
-            | environment,
-            capture_output=True,
-            text=True,
-        )
+        where = {
+            "PYTHONPATH": str(self.folder),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "GRIDBOT_DB_PACKAGES": ",".join(["shared.db", *self.offered]),
+        }
+        return run_python("-W", "error", *arguments, environment=where | environment)
 
     def done(self, *arguments: str, **environment: str) -> str:
         """What a command printed that did what it was asked to."""

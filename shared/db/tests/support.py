@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import multiprocessing
-import os
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ from sqlalchemy.orm import Session
 
 from shared.db import BybitAccount, DatabaseFactory, PrivateExecution, Run, Strategy, User
 from shared.db.testing import run_on_server, stored
+from shared.db.tests.forked import run_python
 
 __all__ = ["run_on_server", "stored"]
 
@@ -128,12 +128,7 @@ def in_threads(count: int, work: Callable[[int], T]) -> list[T]:
 
 def run_script(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run Python code in a process of its own, in the current folder; warnings are errors there too."""
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, *arguments],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-    )
+    return run_python("-W", "error", "-c", code, *arguments, environment=environment)
 
 
 def two_runs(db: DatabaseFactory, executions: int = 20) -> tuple[Run, Run]:

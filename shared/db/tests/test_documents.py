@@ -29,6 +29,7 @@ from shared.db import (
 )
 from shared.db.commands.cli import COMMANDS
 from shared.db.settings import describe_settings
+from shared.db.tests.forked import run_python
 from shared.db.tests.support import in_threads, run_on_server, trade_values
 
 WORKSPACE = Path(__file__).parents[3]
@@ -51,7 +52,7 @@ def blocks(markdown: str, language: str) -> list[str]:
 
 def run_as_script(code: str, folder: Path) -> str:
     """Run a script in `folder`, warnings being errors; what it printed."""
-    result = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=folder, capture_output=True, text=True)
+    result = run_python("-W", "error", "-c", code, cwd=folder)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

@@ -8,7 +8,6 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from shared.db.commands import status
 from shared.db.commands.cli import main
 from shared.db.health import look, postgresql, sqlite
 from shared.db.schema_version import SCHEMA_REVISION
+from shared.db.tests.forked import run_python
 from shared.db.tests.support import run_on_server, trade_values, two_runs
 
 
@@ -42,8 +42,7 @@ def file_database(path: Path, **values: Any) -> DatabaseFactory:
 
 def run_status(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own."""
-    command = [sys.executable, "-W", "error", "-m", "shared.db", "status", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return run_python("-W", "error", "-m", "shared.db", "status", *arguments)
 
 
 def only_problem(health: Health) -> str:

@@ -58,6 +58,7 @@ from shared.db.tests.bybit_samples import (
     trade_message,
     written,
 )
+from shared.db.tests.forked import run_python
 from shared.db.tests.support import execution_values, new_run, new_strategy, stored, trade_values
 
 Rows = list[dict[str, Any]]
@@ -112,9 +113,7 @@ def command(settings: DatabaseSettings, *arguments: object, before: str = "") ->
 
 def run_command(settings: DatabaseSettings, *arguments: object, before: str = "") -> subprocess.CompletedProcess[str]:
     """What a command of ours does in a process of its own."""
-    return subprocess.run(
-        command(settings, *arguments, before=before), capture_output=True, text=True, timeout=60, check=False
-    )
+    return run_python(*command(settings, *arguments, before=before)[1:])
 
 
 class TestImport:

@@ -15,18 +15,13 @@ from sqlalchemy import URL
 from shared.db import DatabaseFactory, User
 from shared.db.commands import cli
 from shared.db.init_db import main
+from shared.db.tests.forked import run_python
 from shared.db.tests.support import run_on_server
 
 
 def init_db(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, every warning an error."""
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "shared.db.init_db", *arguments],
-        env=dict(os.environ) | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run_python("-W", "error", "-m", "shared.db.init_db", *arguments, environment=environment)
 
 
 def fails_in_one_line(done: subprocess.CompletedProcess[str], *words: str) -> None:
