@@ -10,7 +10,9 @@ from shared.db.testing import (  # noqa: F401 # fixtures
     db,
     db_settings,
     empty_postgresql_url,
+    policed_copies,
     policed_db,
+    postgresql_copies,
     postgresql_server,
     postgresql_template,
     postgresql_url,
@@ -19,6 +21,7 @@ from shared.db.testing import (  # noqa: F401 # fixtures
     sample_strategy,
     sample_user,
     session,
+    sqlite_template,
 )
 
 
