@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Dialect, Table, event, insert, inspect, selec
 from sqlalchemy.orm import InstanceState, ORMExecuteState, Session, UOWTransaction
 from sqlalchemy.sql.elements import ClauseElement
 
+from shared.db.dialects import port_of
 from shared.db.encryption import SecretText
 from shared.db.errors import AuditError
 from shared.db.models import AuditAction, AuditLog
@@ -30,30 +31,12 @@ _ATTRIBUTE = "shared_db_audited"
 _ENTRIES: Any = AuditLog.__table__
 _KEYS_AT_ONCE = 500
 _REFUSAL = "the audit log is append-only"
-_TRIGGERS = {
-    "sqlite": (
-        f"CREATE TRIGGER IF NOT EXISTS audit_log_no_update BEFORE UPDATE ON audit_log "
-        f"BEGIN SELECT RAISE(ABORT, '{_REFUSAL}'); END",
-        f"CREATE TRIGGER IF NOT EXISTS audit_log_no_delete BEFORE DELETE ON audit_log "
-        f"BEGIN SELECT RAISE(ABORT, '{_REFUSAL}'); END",
-        # INSERT OR REPLACE deletes without asking a trigger for DELETE.
-        f"CREATE TRIGGER IF NOT EXISTS audit_log_no_replace BEFORE INSERT ON audit_log "
-        f"WHEN EXISTS (SELECT 1 FROM audit_log WHERE id = NEW.id) BEGIN SELECT RAISE(ABORT, '{_REFUSAL}'); END",
-    ),
-    "postgresql": (
-        "CREATE OR REPLACE FUNCTION audit_log_refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-        f"RAISE EXCEPTION '{_REFUSAL}' USING ERRCODE = 'integrity_constraint_violation'; END $$",
-        "DROP TRIGGER IF EXISTS audit_log_append_only ON audit_log",
-        "CREATE TRIGGER audit_log_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_log "
-        "FOR EACH STATEMENT EXECUTE FUNCTION audit_log_refuse()",
-    ),
-}
 
 
 def create(connection: Connection) -> None:
     """Create the table, and the triggers that refuse every change to what it holds; nothing happens if it is there."""
     AuditLog.metadata.create_all(connection)
-    for statement in _TRIGGERS[connection.dialect.name]:
+    for statement in port_of(connection).append_only(AuditLog.__tablename__, _REFUSAL):
         connection.execute(text(statement))
     look_again(connection.dialect)
 
@@ -61,8 +44,8 @@ def create(connection: Connection) -> None:
 def drop(connection: Connection) -> None:
     """Drop the table with all entries."""
     AuditLog.metadata.drop_all(connection)
-    if connection.dialect.name == "postgresql":
-        connection.execute(text("DROP FUNCTION IF EXISTS audit_log_refuse()"))
+    for statement in port_of(connection).append_only_no_more(AuditLog.__tablename__):
+        connection.execute(text(statement))
     look_again(connection.dialect)
 
 

@@ -7,7 +7,6 @@ differently. The checks sit where SQLAlchemy binds a value, so ORM, Core and bul
 from __future__ import annotations
 
 import math
-import sqlite3
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, timedelta
@@ -17,13 +16,11 @@ from typing import Any, ClassVar, Final
 
 from sqlalchemy import (
     JSON,
-    REAL,
     BigInteger,
     Boolean,
     Column,
     DateTime,
     Dialect,
-    Integer,
     Interval,
     Numeric,
     String,
@@ -31,14 +28,13 @@ from sqlalchemy import (
     Text,
     event,
 )
-from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import ColumnElement, FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from shared.db.driver_errors import note_damage
+from shared.db.dialects import port_of
 from shared.db.errors import DatabaseCorruptError, InvalidValueError
 from shared.db.tracked_json import as_read, as_stored
 
@@ -103,8 +99,8 @@ class CheckedType(TypeDecorator[Any]):
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
         """What reads a stored value. `DatabaseCorruptError` for one that nothing of this library can have stored."""
         read = super().result_processor(dialect, coltype)
-        if read is None or dialect.name != "sqlite":
-            return read  # PostgreSQL keeps each column to its type
+        if read is None or port_of(dialect).checks_types:
+            return read
 
         def read_what_may_be_damaged(value: Any) -> Any:
             try:
@@ -152,15 +148,15 @@ class Money(CheckedType):
         self.kept_in = kept_in
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """REAL on SQLite: a NUMERIC column would keep 5 as an integer and divide it as one (5 / 2 = 2)."""
-        return dialect.type_descriptor(REAL() if dialect.name == "sqlite" else Numeric(MONEY_DIGITS, MONEY_PLACES))
+        """NUMERIC, and REAL on SQLite."""
+        return dialect.type_descriptor(port_of(dialect).money(MONEY_DIGITS, MONEY_PLACES))
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> Decimal | float | None:
         """The value to store."""
         if value is None:
             return None
         amount = self.exact(value)
-        return self.as_float(amount) if dialect.name == "sqlite" else amount
+        return self.as_float(amount) if port_of(dialect).money_is_float else amount
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:
         """The stored value as a Decimal with 8 places."""
@@ -224,7 +220,7 @@ class Money(CheckedType):
             raise
         if given and not amount and nullable:
             return None
-        if dialect.name != "sqlite":
+        if not port_of(dialect).money_is_float:
             return amount
         try:
             return self.as_float(amount)
@@ -256,13 +252,13 @@ class MoneyTotal(Money):
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         """Text on SQLite."""
-        return dialect.type_descriptor(Text() if dialect.name == "sqlite" else Numeric())
+        return dialect.type_descriptor(port_of(dialect).total())
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
         """The amount to compare a total with."""
         if value is None:
             return None
-        return format(self.exact(value), "f") if dialect.name == "sqlite" else self.exact(value)
+        return format(self.exact(value), "f") if port_of(dialect).money_is_float else self.exact(value)
 
 
 class UTCDateTime(CheckedType):
@@ -284,7 +280,7 @@ class UTCDateTime(CheckedType):
         if value is None:
             return None
         instant = self.instant(value)
-        return instant.replace(tzinfo=None) if dialect.name == "sqlite" else instant
+        return instant if port_of(dialect).keeps_zone else instant.replace(tzinfo=None)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         """The stored instant as aware UTC."""
@@ -331,7 +327,7 @@ class BoundedString(CheckedType):
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         """VARCHAR; on PostgreSQL ordered by code point, as SQLite orders, and faster than by a locale's rules."""
-        return dialect.type_descriptor(String(self.length, collation="C" if dialect.name == "postgresql" else None))
+        return dialect.type_descriptor(port_of(dialect).text(self.length))
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
         """The text itself."""
@@ -394,7 +390,7 @@ class CheckedInteger(CheckedType):
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         """INTEGER on SQLite, BIGINT elsewhere."""
-        return dialect.type_descriptor(Integer() if dialect.name == "sqlite" else BigInteger())
+        return dialect.type_descriptor(port_of(dialect).whole_number())
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> int | None:
         """The number itself."""
@@ -434,9 +430,7 @@ class Json(CheckedType):
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         """JSONB on PostgreSQL."""
-        return dialect.type_descriptor(
-            JSONB(none_as_null=True) if dialect.name == "postgresql" else JSON(none_as_null=True)
-        )
+        return dialect.type_descriptor(port_of(dialect).document())
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
         """The document in plain JSON types."""
@@ -554,59 +548,17 @@ class exact_sum(FunctionElement[Decimal]):
 
 @compiles(utc_now)
 def _now(element: utc_now, compiler: SQLCompiler, **how: Any) -> str:
-    return "now()"
-
-
-@compiles(utc_now, "sqlite")
-def _now_sqlite(element: utc_now, compiler: SQLCompiler, **how: Any) -> str:
-    # CURRENT_TIMESTAMP has no fraction, and '12:00:00' does not equal '12:00:00.000000' as text.
-    return "(strftime('%Y-%m-%d %H:%M:%f000', 'now'))"
+    return port_of(compiler.dialect).now()
 
 
 @compiles(new_uuid)
 def _uuid(element: new_uuid, compiler: SQLCompiler, **how: Any) -> str:
-    return "gen_random_uuid()::text"
-
-
-@compiles(new_uuid, "sqlite")
-def _uuid_sqlite(element: new_uuid, compiler: SQLCompiler, **how: Any) -> str:
-    return (
-        "(lower(hex(randomblob(4)) || '-' || hex(randomblob(2)) || '-4' || substr(hex(randomblob(2)), 2) || '-' || "
-        "substr('89ab', 1 + (random() & 3), 1) || substr(hex(randomblob(2)), 2) || '-' || hex(randomblob(6))))"
-    )
+    return port_of(compiler.dialect).new_uuid()
 
 
 @compiles(exact_sum)
 def _exact_sum(element: exact_sum, compiler: SQLCompiler, **how: Any) -> str:
-    return f"sum({compiler.process(element.clauses, **how)})"
-
-
-@compiles(exact_sum, "sqlite")
-def _exact_sum_sqlite(element: exact_sum, compiler: SQLCompiler, **how: Any) -> str:
-    return f"(exact_sum({compiler.process(element.clauses, **how)}) COLLATE exact_money)"
-
-
-class _ExactSum:
-    """The aggregate behind `exact_sum` on SQLite.
-
-    Scaled integers inside SQLite's own SUM would be faster, but they overflow 64 bits at 9.2e10.
-    """
-
-    def __init__(self) -> None:
-        self._units: int | None = None
-
-    def step(self, value: float | None) -> None:
-        """Add one stored value."""
-        if value is not None:
-            try:
-                self._units = (self._units or 0) + money_units(value)
-            except (ArithmeticError, TypeError, ValueError):
-                note_damage()
-                raise
-
-    def finalize(self) -> str | None:
-        """The sum as text, which keeps every digit."""
-        return None if self._units is None else format(_EXACT.scaleb(self._units, -MONEY_PLACES), "f")
+    return port_of(compiler.dialect).exact_sum(compiler.process(element.clauses, **how))
 
 
 def money_units(stored: float) -> int:
@@ -614,9 +566,3 @@ def money_units(stored: float) -> int:
     if -SCALABLE < stored < SCALABLE:
         return round(stored * UNITS)
     return int(_EXACT.scaleb(Decimal(repr(stored)), MONEY_PLACES))
-
-
-def register_sqlite_functions(connection: sqlite3.Connection) -> None:
-    """Give a SQLite connection the SQL functions that the types here compile to."""
-    connection.create_aggregate("exact_sum", 1, _ExactSum)  # type: ignore[arg-type] # finalize() may give NULL
-    connection.create_collation("exact_money", lambda one, other: int(Decimal(one).compare(Decimal(other), _EXACT)))

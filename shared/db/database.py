@@ -24,8 +24,9 @@ from shared.db import audit, commits, database_file, forking, retry, schema_vers
 from shared.db.asking import asked_by
 from shared.db.async_door import AsyncDoor, AsyncSession
 from shared.db.commits import OnCommit
+from shared.db.dialects import port_of
 from shared.db.encryption import encryption_from, use_encryption
-from shared.db.engine import as_read_only, make_engine
+from shared.db.engine.make import as_read_only, make_engine
 from shared.db.errors import (
     CommitUnknownError,
     DatabaseMissingError,
@@ -35,8 +36,7 @@ from shared.db.errors import (
     SettingsError,
     TransactionAbandonedError,
 )
-from shared.db.health.look import look
-from shared.db.health.postgresql import encoding_problem
+from shared.db.health.look import encoding_problem, look
 from shared.db.health.report import Health
 from shared.db.sessions import NamingSession
 from shared.db.settings import DatabaseSettings, settings_from
@@ -301,7 +301,7 @@ class DatabaseFactory:
 
         def transaction() -> T:
             with self.get_session(user_id=user_id, read_only=read_only) as session, session.begin():
-                if serializable and self.engine.dialect.name == "postgresql":
+                if serializable and port_of(self.engine).chooses_isolation:
                     Session.connection(session, execution_options={"isolation_level": "SERIALIZABLE"})
                 result = work(session)
                 if caller is not None:
@@ -356,7 +356,7 @@ class DatabaseFactory:
         """Whether the policies are in place, and every way in which they differ from the code's."""
         role = self.settings.tenant_role
         with self.engine.connect() as connection:
-            if connection.dialect.name != "postgresql":
+            if not port_of(connection).has_row_security:
                 return RowSecurityStatus(supported=False, enabled=False, role=role)
             return row_security_check.status(connection, role)
 
@@ -382,12 +382,15 @@ class DatabaseFactory:
                 row_security.enable(connection, self.settings.tenant_role)
 
     def _is_secured(self, connection: Connection) -> bool:
-        return connection.dialect.name == "postgresql" and bool(row_security.policed_tables(connection))
+        return port_of(connection).has_row_security and bool(row_security.policed_tables(connection))
 
     @contextmanager
     def _row_security_transaction(self) -> Iterator[Connection]:
-        if self.engine.dialect.name != "postgresql":
-            raise RowSecurityError("SQLite has no row-level security; users' sessions are confined without it there")
+        port = port_of(self.engine)
+        if not port.has_row_security:
+            raise RowSecurityError(
+                f"{port.title} has no row-level security; users' sessions are confined without it there"
+            )
         with self._schema_transaction() as connection:
             yield connection
         self._policies_installed = None
@@ -414,7 +417,7 @@ class DatabaseFactory:
         with self._schema_transaction() as connection:
             if not schema_version.must_create(connection):
                 return False
-            problem = encoding_problem(connection) if connection.dialect.name == "postgresql" else None
+            problem = encoding_problem(connection)
             if problem is not None:
                 warnings.warn(problem, stacklevel=2)
             secured = self._is_secured(connection)
@@ -456,10 +459,7 @@ class DatabaseFactory:
     @contextmanager
     def _schema_transaction(self) -> Iterator[Connection]:
         # Two creators that both find a table missing both create it, and all but one fail: one at a time.
-        # SQLite needs no lock of its own here, its transactions begin IMMEDIATE.
-        with self.engine.begin() as connection:
-            if connection.dialect.name == "postgresql":
-                schema_version.lock_schema(connection)
+        with schema_version.schema_transaction(self.engine) as connection:
             yield connection
 
 

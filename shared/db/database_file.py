@@ -15,6 +15,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from sqlalchemy import URL, Connection, Engine, event
 
+from shared.db.dialects.sqlite import coded
 from shared.db.errors import DatabaseMissingError, DatabaseMovedError
 
 # Bytes of a write-ahead log beyond which something is unusual; a thousand pages, 4 MB, are folded in at a time.
@@ -60,8 +61,7 @@ def require(url: URL) -> None:
     path = _path_of(url)
     if path is None or os.path.exists(path):
         return
-    cause = sqlite3.OperationalError(os.strerror(errno.ENOENT))
-    cause.sqlite_errorcode, cause.sqlite_errorname = sqlite3.SQLITE_CANTOPEN, "SQLITE_CANTOPEN"
+    cause = coded(sqlite3.OperationalError(os.strerror(errno.ENOENT)), "SQLITE_CANTOPEN")
     raise DatabaseMissingError(cause) from cause
 
 
@@ -149,8 +149,7 @@ def refuse_another(opened: OpenedFile) -> None:
 
 def _moved(reason: str) -> DatabaseMovedError:
     # As the driver says it where SQLite notices by itself.
-    cause = sqlite3.OperationalError(reason)
-    cause.sqlite_errorcode, cause.sqlite_errorname = sqlite3.SQLITE_READONLY_DBMOVED, "SQLITE_READONLY_DBMOVED"
+    cause = coded(sqlite3.OperationalError(reason), "SQLITE_READONLY_DBMOVED")
     error = DatabaseMovedError(cause)
     error.__cause__ = cause
     return error

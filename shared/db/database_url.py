@@ -11,33 +11,26 @@ import sqlalchemy
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from shared.db.dialects import PORTS, POSTGRESQL, SQLITE
+from shared.db.dialects.port import Port
 from shared.db.errors import SettingsError
 
-SQLITE_DRIVER = "sqlite+pysqlite"
-POSTGRESQL_DRIVER = "postgresql+psycopg2"
 MASK = "***"
-URL_FORMS = "sqlite:///path/to/file.db or postgresql://user:password@host:5432/dbname"
+URL_FORMS = " or ".join(port.url_form for port in PORTS)
 
-_DRIVERS = {
-    "sqlite": SQLITE_DRIVER,
-    "sqlite+pysqlite": SQLITE_DRIVER,
-    "postgres": POSTGRESQL_DRIVER,
-    "postgresql": POSTGRESQL_DRIVER,
-    "postgresql+psycopg2": POSTGRESQL_DRIVER,
-}
+_PORTS = {scheme: port for port in PORTS for scheme in port.schemes}
 _PERCENT_ENCODE = (
     "percent-encode special characters in it (@ is %40, : is %3A, / is %2F, ? is %3F), or use GRIDBOT_DB_USER, "
     "GRIDBOT_DB_PASSWORD and the others, which take them as they are"
 )
-# libpq takes these as parameters too, and then prefers them to the URL's own parts.
-_FIELDS_IN_QUERY = {"password": "password", "user": "username", "dbname": "database"}
 _SECRET_WORDS = ("password", "passwd", "pwd", "secret", "token", "key")
 
 
 def parse_url(text: str) -> URL:
     """The URL with our driver filled in and credentials in their own fields, or `SettingsError`, which never quotes it.
 
-    `postgres://`, `postgresql://` and `sqlite://` name the drivers psycopg2 and pysqlite.
+    A scheme without a driver names the one that its dialect uses: `postgres://` and `postgresql://` psycopg2,
+    `sqlite://` pysqlite.
     """
     try:
         url = make_url(text.strip())
@@ -47,35 +40,33 @@ def parse_url(text: str) -> URL:
     if url is None:
         raise SettingsError(f"the text is not a database URL; write {URL_FORMS}, and {_PERCENT_ENCODE}")
     # A password with a bare @, / or ? leaves its tail in the host, the name or the query, which every log shows.
-    if url.get_backend_name() != "sqlite" and text.count("@") != (url.username is not None):
+    if url.get_backend_name() not in SQLITE.dialects and text.count("@") != (url.username is not None):
         raise SettingsError(f"the URL can be read in two ways; {_PERCENT_ENCODE}")
     return _normalised(url)
 
 
 def _normalised(url: URL) -> URL:
-    drivername = _DRIVERS.get(url.drivername.lower())
-    if drivername is None:
-        raise SettingsError(
-            "the URL names a database or driver that is not supported; use sqlite:/// (driver pysqlite) "
-            "or postgresql:// (driver psycopg2)"
-        )
-    if drivername == SQLITE_DRIVER:
+    port = _PORTS.get(url.drivername.lower())
+    if port is None:
+        known = " or ".join(f"{port.name}:// (driver {port.driver.partition('+')[2]})" for port in PORTS)
+        raise SettingsError(f"the URL names a database or driver that is not supported; use {known}")
+    if port is SQLITE:
         if url.host or url.username or url.password or url.port:
             raise SettingsError(
                 "a SQLite URL has no host; a relative path takes three slashes (sqlite:///grid_bot.db), "
                 "an absolute one four (sqlite:////data/grid_bot.db)"
             )
-        return url.set(drivername=drivername)
+        return url.set(drivername=port.driver)
     if not is_host(url.host or ""):
         raise SettingsError(f"the URL's host is neither a host name nor an IP address; {_PERCENT_ENCODE}")
     if url.port is not None and not is_port(str(url.port)):
         raise SettingsError("the URL's port is not a number from 1 to 65535")
     query = dict(url.query)
     fields: dict[str, Any] = {}
-    for key in [key for key in query if key.lower() in _FIELDS_IN_QUERY]:
+    for key in [key for key in query if key.lower() in port.fields_in_query]:
         value = query.pop(key)
-        fields[_FIELDS_IN_QUERY[key.lower()]] = value if isinstance(value, str) else value[-1]
-    url = url.set(drivername=drivername, query=query, **fields)
+        fields[port.fields_in_query[key.lower()]] = value if isinstance(value, str) else value[-1]
+    url = url.set(drivername=port.driver, query=query, **fields)
     # SQLAlchemy writes no password where there is no user; libpq takes an empty one for its default.
     return url.set(username="") if url.password is not None and url.username is None else url
 
@@ -89,7 +80,7 @@ def url_text(url: URL, read: Callable[[str], URL]) -> str:
                 return text
         except (ArgumentError, ValueError):
             continue  # cannot be read in this form
-    if url.drivername == POSTGRESQL_DRIVER and url.database is not None:
+    if url.drivername == POSTGRESQL.driver and url.database is not None:
         # SQLAlchemy 2.0 does not encode a database's name; as a parameter of libpq it is.
         moved = url.set(database="").update_query_dict({"dbname": url.database})
         return moved.render_as_string(hide_password=False)
@@ -122,10 +113,15 @@ def is_secret(key: str) -> bool:
 def _forms(url: URL, hide_password: bool = False) -> list[str]:
     """The ways to write a URL, the most readable one first."""
     text = url.render_as_string(hide_password=hide_password)
-    if url.drivername == SQLITE_DRIVER and url.database and not url.query:
+    if url.drivername == SQLITE.driver and url.database and not url.query:
         # SQLAlchemy 2.1 writes even :memory: percent-encoded.
-        return [f"{SQLITE_DRIVER}:///{url.database}", text]
+        return [f"{SQLITE.driver}:///{url.database}", text]
     return [text]
+
+
+def port_of_url(url: URL) -> Port:
+    """The database that a URL of ours leads to."""
+    return _PORTS[url.drivername]
 
 
 def is_memory(url: URL) -> bool:

@@ -279,6 +279,18 @@ class TenantViolation(TenantError):
         self.user_id = user_id
 
 
+class UnknownDatabaseError(SharedDBError):
+    """The database is of a kind for which `shared.db` has no dialect, or not this part of one.
+
+    `database` is the kind's name, `thing` what there is none of for it (None: there is nothing at all).
+    """
+
+    def __init__(self, database: str, thing: str | None = None) -> None:
+        lacking = "no dialect" if thing is None else f"no {thing}"
+        super().__init__(f"shared.db has {lacking} for the database {database}")
+        self.database, self.thing = database, thing
+
+
 class RowSecurityError(SharedDBError):
     """Row-level security cannot be set up here, or its role not adopted; the message has what an administrator runs."""
 

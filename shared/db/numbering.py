@@ -10,10 +10,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import psycopg2.errors
 from sqlalchemy import Connection, Table, inspect, text
 from sqlalchemy.engine import ExceptionContext
 
+from shared.db.dialects import port_of
+from shared.db.dialects.postgresql import UniqueViolation
 from shared.db.errors import NumberingError
 from shared.db.tables import OWNERSHIP
 
@@ -46,7 +47,7 @@ class Lag:
 def numbering_error(context: ExceptionContext) -> NumberingError | None:
     """The failure behind a driver's error, if the database gave a row a primary key that is taken."""
     error = context.original_exception
-    if not isinstance(error, psycopg2.errors.UniqueViolation):
+    if not isinstance(error, UniqueViolation):
         return None
     table = next((one for one in _numbered() if one.name == error.diag.table_name), None)
     if table is None or error.diag.constraint_name != table.primary_key.name:
@@ -58,7 +59,7 @@ def numbering_error(context: ExceptionContext) -> NumberingError | None:
 
 def lags(connection: Connection) -> list[Lag]:
     """The tables whose sequence lags behind, of those that are there."""
-    if connection.dialect.name != "postgresql":
+    if not port_of(connection).has_sequences:
         return []
     there = set(inspect(connection).get_table_names())
     found = []

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from sqlalchemy import (
     Column,
     Connection,
+    Engine,
     Executable,
     MetaData,
     PrimaryKeyConstraint,
@@ -16,27 +16,19 @@ from sqlalchemy import (
     Table,
     inspect,
     select,
-    text,
 )
 
 from shared.db import packages
+from shared.db.dialects import port_of
 from shared.db.errors import SchemaVersionError
 from shared.db.models import Base, OptionalBase
 from shared.db.packages import Line
-
-_log = logging.getLogger(__name__)
 
 # The newest file of migrations/versions, which makes what models.py says; `migrate new` moves it.
 SCHEMA_REVISION = "0009_one_owner_of_a_run"
 
 # The empty schema, before the first revision.
 BASE = "base"
-
-# Any constant will do, as long as every process of the fleet uses the same one.
-_SCHEMA_LOCK = 7_305_510_021
-# Seconds between two questions for it, and until a wait is worth a line in the log.
-_PAUSE = 0.05
-_PATIENCE = 5.0
 
 # One row for each package whose tables are there. Not Alembic's own table: that one is another program's, which may
 # have tables of its own in the same database.
@@ -198,42 +190,11 @@ def bookkeeping(connection: Connection) -> set[str]:
     return {VERSION_TABLE.name, *([FORMER_TABLE.name] if former else ())}
 
 
-def lock_schema(connection: Connection, function: str = "pg_try_advisory_xact_lock") -> None:
-    """Wait until no other process changes the schema (PostgreSQL); a long wait is logged, with who is waited for.
-
-    Asking again and again, since a blocking call would hold a snapshot, and CREATE INDEX CONCURRENTLY in the
-    process that has the lock waits until every older snapshot is gone. For as long as the lock is held, a temporary
-    table that is named like one of the schema's does not hide it.
-    """
-    started = time.monotonic()
-    told = False
-    while not connection.scalar(text(f"SELECT {function}(:key)"), {"key": _SCHEMA_LOCK}):
-        if not told and time.monotonic() - started > _PATIENCE:
-            _log.warning("waiting for %s, which is changing the schema", _lock_holder(connection))
-            told = True
-        time.sleep(_PAUSE)
-    look_past_temporary_tables(connection, transaction="xact" in function)
-
-
-def look_past_temporary_tables(connection: Connection, *, transaction: bool = True) -> None:
-    """Have the schema's own tables found first, which temporary ones of the same name would hide (PostgreSQL).
-
-    For the rest of the transaction, or of the server's session.
-    """
-    # Not where there is no other schema: then tables would be made there, and be gone with the connection.
-    look = "set_config('search_path', current_setting('search_path') || ', pg_temp', :transaction)"
-    connection.execute(text(f"SELECT {look} WHERE current_schema() IS NOT NULL"), {"transaction": transaction})
-
-
-def _lock_holder(connection: Connection) -> str:
-    holder = connection.execute(
-        text(
-            "SELECT a.pid, a.application_name FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid "
-            "WHERE l.locktype = 'advisory' AND l.granted AND (l.classid::bigint << 32) + l.objid::bigint = :key"
-        ),
-        {"key": _SCHEMA_LOCK},
-    ).first()
-    return f"process {holder.pid} ({holder.application_name})" if holder else "a process that has ended meanwhile"
+@contextmanager
+def schema_transaction(engine: Engine) -> Iterator[Connection]:
+    """A transaction in which nobody else changes the schema."""
+    with port_of(engine).schema_transaction(engine) as connection:
+        yield connection
 
 
 def _own_tables(there: set[str]) -> set[str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Self
+from typing import Any, NoReturn, Self, get_args
 
 from pydantic import (
     AliasChoices,
@@ -28,17 +28,17 @@ from sqlalchemy.engine import URL, make_url
 
 from shared.db.database_url import (
     MASK,
-    POSTGRESQL_DRIVER,
-    SQLITE_DRIVER,
     URL_FORMS,
     MaskedURL,
     is_host,
     is_memory,
     is_port,
     parse_url,
+    port_of_url,
     safe_text,
     url_text,
 )
+from shared.db.dialects import SQLITE, DatabaseType, Port, port_named
 from shared.db.errors import SettingsError
 from shared.db.hidden import HiddenText
 
@@ -46,6 +46,7 @@ from shared.db.hidden import HiddenText
 _SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
 _SECRETS = ("db_password", "database_url", "encryption_keys")
 _TEXTS = (str, str | None)
+_TYPES = get_args(DatabaseType)
 # What both drivers' timers can count, with room to spare.
 _LONGEST_WAIT = 86_400.0
 
@@ -91,7 +92,7 @@ class DatabaseSettings(BaseSettings):
     database_url: str | None = Field(
         default=None, repr=False, description="Direct connection URL; overrides every other connection field"
     )
-    db_type: Literal["sqlite", "postgresql"] = Field(default="sqlite", description="sqlite or postgresql")
+    db_type: DatabaseType = Field(default="sqlite", description="sqlite or postgresql")
     db_host: str | None = Field(
         default=None, description="PostgreSQL host, or the folder of its Unix socket (starts with /)"
     )
@@ -217,9 +218,9 @@ class DatabaseSettings(BaseSettings):
     @field_validator("db_type", mode="before")
     @classmethod
     def _known_type(cls, value: object) -> object:
-        if isinstance(value, str) and value.strip().lower() in ("sqlite", "postgresql"):
+        if isinstance(value, str) and value.strip().lower() in _TYPES:
             return value.strip().lower()
-        raise ValueError("must be 'sqlite' or 'postgresql'")
+        raise ValueError(f"must be {' or '.join(map(repr, _TYPES))}")
 
     @field_validator("db_port", mode="before")
     @classmethod
@@ -323,7 +324,7 @@ class DatabaseSettings(BaseSettings):
     @model_validator(mode="after")
     def _port_of_a_service(self) -> Self:
         if self.db_port is not None and _SERVICE_LINK.match(self.db_port):
-            if self.database_url is None and self.db_type == "postgresql":
+            if self.database_url is None and port_named(self.db_type) is not SQLITE:
                 raise ValueError(
                     "the value of GRIDBOT_DB_PORT is what Kubernetes sets for a Service called gridbot-db: put "
                     "enableServiceLinks: false into the pod's spec, or rename the Service, and give the port as a "
@@ -353,24 +354,25 @@ class DatabaseSettings(BaseSettings):
     def _url(self) -> URL:
         if self.database_url is not None:
             return parse_url(self.database_url)
-        if self.db_type == "sqlite":
-            return URL.create(SQLITE_DRIVER, database=self.db_name)
+        port = port_named(self.db_type)
+        if port is SQLITE:
+            return URL.create(port.driver, database=self.db_name)
         missing = [name for name in ("db_host", "db_user") if getattr(self, name) is None]
         if missing:
             wanted = " and ".join(f"{name} ({environment_names(name)[0]})" for name in missing)
             raise SettingsError(
-                f"db_type is postgresql but {wanted} {'is' if len(missing) == 1 else 'are'} not set; "
+                f"db_type is {self.db_type} but {wanted} {'is' if len(missing) == 1 else 'are'} not set; "
                 f"set {'it' if len(missing) == 1 else 'them'}, or give the whole address as database_url "
                 f"({environment_names('database_url')[0]})"
             )
         # libpq takes a socket folder as host, a URL's host part does not: it goes into the query.
         socket = self.db_host is not None and self.db_host.startswith("/")
         return URL.create(
-            POSTGRESQL_DRIVER,
+            port.driver,
             username=self.db_user,
             password=self.db_password,
             host=None if socket else self.db_host,
-            port=int(self.db_port or 5432),
+            port=int(self.db_port or port.port_number or 0),
             database=self.db_name,
             query={"host": str(self.db_host)} if socket else {},
         )
@@ -392,7 +394,12 @@ class DatabaseSettings(BaseSettings):
     @property
     def is_sqlite(self) -> bool:
         """Whether the database is SQLite, whichever field says so."""
-        return self.url.drivername == SQLITE_DRIVER
+        return self.port is SQLITE
+
+    @property
+    def port(self) -> Port:
+        """The kind of database, whichever field says so: what it is called, and what it can."""
+        return port_of_url(self.url)
 
     @property
     def is_memory(self) -> bool:

@@ -9,20 +9,19 @@ raw statement, without asking the server.
 from __future__ import annotations
 
 import re
-import sqlite3
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
-import psycopg2.extensions
-from psycopg2.sql import Composable
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine.interfaces import ExecutionContext
 from sqlalchemy.pool import StaticPool
 from sqlalchemy.sql.elements import ReleaseSavepointClause, RollbackToSavepointClause, SavepointClause
 
-from shared.db.errors import CopyUnsupportedError, TransactionControlError
-from shared.db.transactions import TransactionStatus, transaction_status
+from shared.db.dialects import port_of
+from shared.db.dialects.port import TransactionStatus
+from shared.db.errors import TransactionControlError
+from shared.db.transactions import transaction_status
 
 _SAVEPOINTS = (SavepointClause, RollbackToSavepointClause, ReleaseSavepointClause)
 _WORDS = frozenset({"COMMIT", "ROLLBACK", "ABORT", "BEGIN", "END"})
@@ -136,7 +135,7 @@ def _refuse(
     # Outside of a transaction it is the one that begins it.
     if connection.get_transaction() is None or getattr(cursor.connection, "autocommit", False) is True:
         return statement, parameters
-    control = control_in(statement, stacked=connection.dialect.name != "sqlite")
+    control = control_in(statement, stacked=port_of(connection).runs_several)
     compiled: Any = context.compiled
     if control is not None and not (compiled is not None and isinstance(compiled.statement, _SAVEPOINTS)):
         raise TransactionControlError(control)
@@ -148,42 +147,41 @@ def _make_sure(
 ) -> None:
     if not is_raw(context) or connection.get_transaction() is None:
         return
-    driver: Any = connection.connection.dbapi_connection
-    over = transaction_status(driver) is TransactionStatus.NONE
-    if over and not isinstance(driver, sqlite3.Connection):
-        over = driver.status == psycopg2.extensions.STATUS_BEGIN  # the driver believes that it goes on
-    elif over:
-        # On the one connection of an in-memory database another session may have ended the transaction.
-        over = not isinstance(connection.engine.pool, StaticPool)
+    over = transaction_status(connection) is TransactionStatus.NONE
+    # On the one connection of an in-memory database another session may have ended the transaction.
+    if over and not isinstance(connection.engine.pool, StaticPool):
+        over = port_of(connection).believes_to_go_on(connection.connection.dbapi_connection)
+    else:
+        over = False
     if over:
         raise TransactionControlError("something in this statement")
 
 
-class Cursor(psycopg2.extensions.cursor):
-    """The driver's cursor, also for who takes it from a session's connection: it ends no transaction."""
+class GuardedCursor:
+    """Before a driver's class of cursors: also for who takes it from a session's connection, it ends no transaction."""
+
+    connection: Any
 
     def execute(self, query: Any, vars: Any = None) -> None:
         """As the driver's; `TransactionControlError` for a COMMIT or the like."""
         if not isinstance(query, str) or ";" in query or _SUSPECT.match(query):
             self._look_at(query)
-        super().execute(query, vars)
+        super().execute(query, vars)  # type: ignore[misc] # of the driver's class, which stands behind this one
 
     def executemany(self, query: Any, vars_list: Any) -> None:
         """As the driver's; `TransactionControlError` for a COMMIT or the like."""
         self._look_at(query)
-        super().executemany(query, vars_list)
+        super().executemany(query, vars_list)  # type: ignore[misc] # as above
 
     def copy_expert(self, sql: Any, file: Any, size: int = 8192) -> None:
-        """As the driver's; `TransactionControlError` for a COMMIT or the like, `CopyUnsupportedError` under gevent."""
+        """As the driver's; `TransactionControlError` for a COMMIT or the like."""
         self._look_at(sql)
-        if psycopg2.extensions.get_wait_callback() is not None:
-            raise CopyUnsupportedError(psycopg2.NotSupportedError("a wait callback is set"))
-        super().copy_expert(sql, file, size)
+        super().copy_expert(sql, file, size)  # type: ignore[misc] # as above
 
     def _look_at(self, query: Any) -> None:
         if self.connection.autocommit:
             return
-        if isinstance(query, Composable):
+        if hasattr(query, "as_string"):  # psycopg2's composed statements
             query = query.as_string(self)
         text = query if isinstance(query, str) else bytes(query).decode(errors="replace")
         # SQLAlchemy's savepoints come this way too; those that do not were refused before.

@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-import sqlite3
 import weakref
 from contextlib import closing
-from enum import Enum
 from typing import Any, NamedTuple, NoReturn
 
-import psycopg2.errors
-from psycopg2 import extensions
 from sqlalchemy import Connection
 
+from shared.db.dialects import port_of
+from shared.db.dialects.port import TransactionStatus
 from shared.db.errors import DatabaseFailure, TransactionAbortedError
 
 _FAILURE = "shared_db_failure"
 
 
-class TransactionStatus(Enum):
-    """What a driver knows of its connection's transaction."""
-
-    NONE = "none has begun, or it has ended"
-    OPEN = "it has begun, and goes on"
-    ABORTED = "an error has aborted it: the server rolls it back, whatever else it is asked"
-    UNKNOWN = "the connection is closed or lost"
-
-
-_POSTGRESQL = {
-    extensions.TRANSACTION_STATUS_IDLE: TransactionStatus.NONE,
-    extensions.TRANSACTION_STATUS_ACTIVE: TransactionStatus.OPEN,
-    extensions.TRANSACTION_STATUS_INTRANS: TransactionStatus.OPEN,
-    extensions.TRANSACTION_STATUS_INERROR: TransactionStatus.ABORTED,
-}
-
-
-def transaction_status(driver: Any) -> TransactionStatus:
-    """How the transaction of a driver's connection (sqlite3 or psycopg2) stands."""
-    if isinstance(driver, sqlite3.Connection):
-        return TransactionStatus.OPEN if driver.in_transaction else TransactionStatus.NONE
-    return _POSTGRESQL.get(driver.get_transaction_status(), TransactionStatus.UNKNOWN)
+def transaction_status(connection: Connection) -> TransactionStatus:
+    """How the transaction of a connection stands, as its driver knows."""
+    return port_of(connection).status(connection.connection.dbapi_connection)
 
 
 class _Failure(NamedTuple):
@@ -54,16 +33,8 @@ def note_failure(connection: Connection, failure: DatabaseFailure | None, error:
     transaction = connection.get_transaction()
     if transaction is None or connection.invalidated:
         return
-    driver: Any = connection.connection.dbapi_connection
-    status = transaction_status(driver)
-    if isinstance(driver, sqlite3.Connection):
-        if status is TransactionStatus.OPEN:
-            return  # undone is the statement alone
-        # A full disk and the like end the whole transaction, and what follows would be stored at once, by itself. So
-        # it goes into a transaction again, which is never committed.
-        driver.execute("BEGIN")
-    elif status is not TransactionStatus.ABORTED:
-        return
+    if not port_of(connection).begin_again(connection.connection.dbapi_connection):
+        return  # undone is the statement alone
     if isinstance(failure, TransactionAbortedError):
         _tell_earlier(connection, failure)
         return
@@ -77,10 +48,11 @@ def refuse_aborted(connection: Connection) -> None:
     PostgreSQL answers COMMIT by ROLLBACK then, and SQLite has nothing to commit, both without an error.
     """
     driver: Any = connection.connection.dbapi_connection
-    if isinstance(driver, sqlite3.Connection):
+    port = port_of(connection)
+    if port.rolls_back_statements:
         aborted = _FAILURE in connection.info and _failure_of(connection) is not None
     else:
-        aborted = driver.get_transaction_status() == extensions.TRANSACTION_STATUS_INERROR
+        aborted = port.status(driver) is TransactionStatus.ABORTED
     if aborted:
         driver.rollback()
         _refuse(connection)
@@ -89,19 +61,14 @@ def refuse_aborted(connection: Connection) -> None:
 def refuse_aborted_savepoint(connection: Connection, name: str, context: Any) -> None:
     """The same before RELEASE of a savepoint: undone is what it holds, and what surrounds it can go on."""
     driver: Any = connection.connection.dbapi_connection
-    if transaction_status(driver) is TransactionStatus.ABORTED:
+    if transaction_status(connection) is TransactionStatus.ABORTED:
         with closing(driver.cursor()) as cursor:
             cursor.execute(f"ROLLBACK TO SAVEPOINT {connection.dialect.identifier_preparer.quote(name)}")
         _refuse(connection)
 
 
 def _refuse(connection: Connection) -> NoReturn:
-    cause: sqlite3.Error | psycopg2.Error
-    if isinstance(connection.connection.dbapi_connection, sqlite3.Connection):
-        cause = sqlite3.OperationalError("the transaction was rolled back")
-        cause.sqlite_errorcode, cause.sqlite_errorname = sqlite3.SQLITE_ABORT_ROLLBACK, "SQLITE_ABORT_ROLLBACK"
-    else:
-        cause = psycopg2.errors.InFailedSqlTransaction("current transaction is aborted")
+    cause = port_of(connection).aborted()
     failure = TransactionAbortedError(cause)
     _tell_earlier(connection, failure)
     raise failure from cause

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection
 
 from shared.db.database_file import file_under
+from shared.db.dialects.sqlite import coded
 from shared.db.errors import SelfDeadlockError
 from shared.db.sessions import running_loop
 
@@ -61,6 +62,5 @@ def refuse_self_deadlock(connection: Connection) -> None:
     if _further_out.get().get(file) is holder or (
         loop is not None and holder.loop is not None and holder.loop() is loop
     ):
-        cause = sqlite3.OperationalError("database is locked")
-        cause.sqlite_errorcode, cause.sqlite_errorname = sqlite3.SQLITE_BUSY, "SQLITE_BUSY"
+        cause = coded(sqlite3.OperationalError("database is locked"), "SQLITE_BUSY")
         raise SelfDeadlockError(cause) from cause

@@ -17,7 +17,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from sqlalchemy import Column, Dialect, Table
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import make_url
 
 from shared.db.bulk.instants import instant_texts
 from shared.db.bulk.rows import CHUNK, Batch, Chunk
@@ -31,6 +31,7 @@ from shared.db.column_types import (
     UTCDateTime,
     Vocabulary,
 )
+from shared.db.dialects import PORTS, SQLITE, port_of
 from shared.db.errors import InvalidValueError
 
 try:
@@ -46,7 +47,7 @@ Shortcut = Callable[[Values], Cells | None]
 Rounded = dict[int, str]
 
 _SHOWN = 40
-_DIALECTS: dict[str, Dialect] = {"postgresql": postgresql.dialect(), "sqlite": sqlite.dialect()}  # type: ignore[no-untyped-call] # SQLAlchemy's own
+_DIALECTS: dict[str, Dialect] = {port.name: make_url(f"{port.driver}://").get_dialect()() for port in PORTS}
 _NONE = type(None)
 
 
@@ -131,7 +132,7 @@ class CellColumn:
         self._column = column
         self._place = f"{column.table.name}.{column.name}"
         self._dialect = dialect
-        self._on_sqlite = dialect.name == "sqlite"
+        self._on_sqlite = port_of(dialect) is SQLITE
         self._bind = (
             None if isinstance(column.type, CheckedType) else column.type.dialect_impl(dialect).bind_processor(dialect)
         )

@@ -18,7 +18,8 @@ from shared.db.bulk.postgresql import PostgreSQLWriter
 from shared.db.bulk.result import NOTES, BulkResult, OnBadRow, OnConflict, RejectedRow, RowNote
 from shared.db.bulk.rows import CHUNK, Batch, Row, batches, mapping_of
 from shared.db.bulk.sqlite import SQLiteWriter
-from shared.db.bulk.writer import Writer, conflict_key
+from shared.db.bulk.writer import Transaction, Writer, conflict_key
+from shared.db.dialects import POSTGRESQL, SQLITE, PerDatabase, port_of
 from shared.db.encryption import SecretText, StoredSecret, encryption_of, storable_plain
 from shared.db.errors import InvalidValueError
 from shared.db.models import AuditAction
@@ -124,6 +125,9 @@ def _with_sealed_secrets(session: Session, model: type[Any], rows: Iterable[Any]
         yield values
 
 
+_WRITERS: PerDatabase[type[Writer]] = PerDatabase("bulk writer", {SQLITE: SQLiteWriter, POSTGRESQL: PostgreSQLWriter})
+
+
 class _Creation:
     """One call: where its rows go and what became of them."""
 
@@ -150,17 +154,13 @@ class _Creation:
             not self._session.in_transaction() and isinstance(bind, Engine) and not isinstance(bind.pool, StaticPool)
         )
         connection = Session.connection(self._session)
-        dialect = connection.dialect.name
         numbered = self._table.autoincrement_column
-        layout = layout_of(self._table, dialect, numbered is not None and numbered.name in first.names())
-        if dialect == "postgresql":
-            as_tenant = isinstance(self._session, UserSession) and self._session.confined_by_server
-            through_stage = as_tenant and ownership_of(self._model) is not None
-            self._writer: Writer = PostgreSQLWriter(
-                connection, layout, self._on_conflict, as_tenant=as_tenant, through_stage=through_stage
-            )
-        else:
-            self._writer = SQLiteWriter(connection, layout, self._on_conflict, alone=alone)
+        layout = layout_of(
+            self._table, port_of(connection).name, numbered is not None and numbered.name in first.names()
+        )
+        as_tenant = isinstance(self._session, UserSession) and self._session.confined_by_server
+        how = Transaction(alone, as_tenant, as_tenant and ownership_of(self._model) is not None)
+        self._writer: Writer = _WRITERS.of(connection)(connection, layout, self._on_conflict, how)
         self._owners = [layout.names.index(name) for name in self._owner_names()]
         return self._writer
 

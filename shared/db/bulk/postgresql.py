@@ -18,8 +18,6 @@ from functools import lru_cache
 from operator import add
 from typing import Any
 
-import psycopg2.errors
-from psycopg2.extensions import get_wait_callback
 from sqlalchemy import Connection
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import IntegrityError
@@ -27,7 +25,8 @@ from sqlalchemy.exc import IntegrityError
 from shared.db.bulk.cells import CellColumn, Cells, Layout
 from shared.db.bulk.filling import Filling
 from shared.db.bulk.result import OnConflict
-from shared.db.bulk.writer import Source, Writer, Written, conflict_key
+from shared.db.bulk.writer import Source, Transaction, Writer, Written, conflict_key
+from shared.db.dialects.postgresql import UniqueViolation, has_copy
 from shared.db.errors import NumberingError
 from shared.db.numbering import statement_that_mends
 
@@ -45,20 +44,14 @@ class _Memory:
 
 
 class PostgreSQLWriter(Writer):
-    """Writes batches through COPY.
+    """Writes batches through COPY."""
 
-    `as_tenant` says that the transaction runs as the role of users' sessions. The server refuses COPY into a table
-    with policies for that role (`through_stage`).
-    """
-
-    def __init__(
-        self, connection: Connection, layout: Layout, on_conflict: OnConflict, *, as_tenant: bool, through_stage: bool
-    ) -> None:
-        super().__init__(connection, layout, on_conflict)
-        self._through_stage = through_stage
+    def __init__(self, connection: Connection, layout: Layout, on_conflict: OnConflict, how: Transaction) -> None:
+        super().__init__(connection, layout, on_conflict, how)
+        self._through_stage = how.through_stage
         # A temporary table belongs to the role that made it, and outlives this process where a pooler keeps the
         # server's sessions: so its name says whose it is, and what columns it has.
-        tenant = "_of_tenant" if as_tenant else ""
+        tenant = "_of_tenant" if how.as_tenant else ""
         self._stage = self.quote(f"shared_db_stage_{layout.table.name}{tenant}_{_shape(layout)}")
         self._memory: _Memory = connection.info.setdefault("shared_db_bulk", _Memory())
 
@@ -78,7 +71,7 @@ class PostgreSQLWriter(Writer):
             try:
                 self._copy(self.table, rows, "RELEASE SAVEPOINT shared_db_copy")
             except IntegrityError as error:
-                if self.on_conflict == "error" or not isinstance(error.orig, psycopg2.errors.UniqueViolation):
+                if self.on_conflict == "error" or not isinstance(error.orig, UniqueViolation):
                     raise
                 self.run("ROLLBACK TO SAVEPOINT shared_db_copy", "RELEASE SAVEPOINT shared_db_copy")
                 self._memory.colliding.add(self.table)
@@ -194,7 +187,7 @@ class PostgreSQLWriter(Writer):
         )
 
     def _copy(self, table: str, rows: CopyStream, *afterwards: str) -> None:
-        if get_wait_callback() is not None:
+        if not has_copy():
             self._insert(table, rows, *afterwards)
             return
         copy = f"COPY {table} ({self.names}) FROM STDIN WITH (ENCODING 'UTF8')"

@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from shared.db.bulk.cells import Layout
 from shared.db.bulk.filling import Filling
 from shared.db.bulk.result import OnConflict
-from shared.db.bulk.writer import Source, Writer, Written
+from shared.db.bulk.writer import Source, Transaction, Writer, Written
 
 
 @dataclass
@@ -37,13 +37,13 @@ class _Meeting:
 class SQLiteWriter(Writer):
     """Writes batches through `executemany`.
 
-    `alone` says that the transaction began with this call. As long as nothing is written in it, undoing needs no
-    savepoint, under which SQLite copies every page before its first change: a quarter of the time for executions.
+    As long as nothing is written in a transaction that began with this call, undoing needs no savepoint, under which
+    SQLite copies every page before its first change: a quarter of the time for executions.
     """
 
-    def __init__(self, connection: Connection, layout: Layout, on_conflict: OnConflict, *, alone: bool) -> None:
-        super().__init__(connection, layout, on_conflict)
-        self._untouched = alone
+    def __init__(self, connection: Connection, layout: Layout, on_conflict: OnConflict, how: Transaction) -> None:
+        super().__init__(connection, layout, on_conflict, how)
+        self._untouched = how.alone
 
     @contextmanager
     def savepoint(self, name: str) -> Iterator[None]:

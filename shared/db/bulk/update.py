@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from shared.db.bulk.cells import Layout, layout_of
 from shared.db.bulk.rows import Chunk, Row, mapping_of
+from shared.db.dialects import port_of
 from shared.db.encryption import SecretText
 from shared.db.errors import InvalidValueError, RowNotFoundError
 from shared.db.tables import primary_key
@@ -42,7 +43,7 @@ def bulk_update(
     table: Table = model.__table__
     key = primary_key(model)
     session.flush()
-    layout = layout_of(table, Session.connection(session).dialect.name, True)
+    layout = layout_of(table, port_of(session).name, True)
     changes = [_checked(layout, key, mapping_of(row, model), position) for position, row in enumerate(mappings)]
     entities = _load(session, model, [change[key] for change in changes], guard)
     for change in changes:

@@ -29,6 +29,18 @@ class Written(NamedTuple):
     differing: Sequence[tuple[int, str]] = ()
 
 
+class Transaction(NamedTuple):
+    """In what transaction rows are written.
+
+    `alone` says that it began with this call; `as_tenant`, that it runs as the role of users' sessions, and
+    `through_stage`, that this role may not COPY into the table, which has policies.
+    """
+
+    alone: bool
+    as_tenant: bool
+    through_stage: bool
+
+
 class Writer(ABC):
     """Writes batches of cells to one table.
 
@@ -36,7 +48,7 @@ class Writer(ABC):
     of the first. `changing` names the columns that a stored row takes from a new one, or in which it is filled.
     """
 
-    def __init__(self, connection: Connection, layout: Layout, on_conflict: OnConflict) -> None:
+    def __init__(self, connection: Connection, layout: Layout, on_conflict: OnConflict, how: Transaction) -> None:
         self.connection = connection
         self.layout = layout
         self.on_conflict = on_conflict

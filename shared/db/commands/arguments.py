@@ -11,11 +11,12 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from shared.db import packages
+from shared.db.dialects import DatabaseType
 from shared.db.errors import SchemaVersionError, SharedDBError
 from shared.db.operations.interruption import Interrupted, between_operations
 from shared.db.settings import DatabaseSettings, read_env_file
@@ -29,8 +30,8 @@ EXIT_READER_GONE = 141  # as a shell reports it of tools that the signal SIGPIPE
 
 def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that say which database, the same for every command."""
-    kinds = ("sqlite", "postgresql")
-    parser.add_argument("--db-type", metavar="TYPE", type=str.lower, choices=kinds, help="sqlite or postgresql")
+    kinds = get_args(DatabaseType)
+    parser.add_argument("--db-type", metavar="TYPE", type=str.lower, choices=kinds, help=" or ".join(kinds))
     parser.add_argument("--db-name", metavar="NAME", help="SQLite file path or PostgreSQL database name")
     parser.add_argument("--db-url", metavar="URL", help="whole database URL, in place of the other settings")
     parser.add_argument("--env-file", metavar="FILE", help="read this file in place of .env")

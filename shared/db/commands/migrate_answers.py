@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from shared.db.commands.arguments import EXIT_DONE, EXIT_FAILED, EXIT_OTHER_REVISION, settings_from_arguments
 from shared.db.commands.status import not_ours_told
 from shared.db.database import DatabaseFactory
+from shared.db.dialects import port_named
 from shared.db.errors import SharedDBError
 from shared.db.migrations import runner
 from shared.db.migrations.runner import Change
@@ -119,12 +120,10 @@ def _check(options: argparse.Namespace) -> Answer:
 def _sql(options: argparse.Namespace) -> Answer:
     settings = settings_from_arguments(options)
     # Host and user may be missing: nothing is connected to.
-    sqlite = settings.is_sqlite if settings.database_url else settings.db_type == "sqlite"
+    port = settings.port if settings.database_url else port_named(settings.db_type)
     everything = options.package is None and (options.start, options.revision) == (BASE, "head")
     script = "\n\n".join(
-        runner.sql(
-            "sqlite" if sqlite else "postgresql", options.start, options.revision, package=package, audit=options.audit
-        ).rstrip()
+        runner.sql(port.name, options.start, options.revision, package=package, audit=options.audit).rstrip()
         for package in (_chosen(options) if everything else [options.package or OURS])
     )
     return Answer(script, {"sql": script})

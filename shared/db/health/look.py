@@ -14,7 +14,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
 from shared.db import database_file, numbering, schema_version
-from shared.db.engine import make_probe
+from shared.db.dialects import POSTGRESQL, SQLITE, PerDatabase, port_of
+from shared.db.engine.make import make_probe
 from shared.db.errors import DatabaseCorruptError, DatabaseUnreachableError, NotADatabaseError, SharedDBError
 from shared.db.health import postgresql, sqlite
 from shared.db.health.report import Health, PoolHealth, StreamHealth
@@ -23,6 +24,7 @@ from shared.db.settings import DatabaseSettings
 from shared.db.tables import index_leads_to, streams
 from shared.db.tenancy import row_security_check
 
+_ROOMS: PerDatabase[Any] = PerDatabase("health report", {SQLITE: sqlite, POSTGRESQL: postgresql})
 # What adds to a report.
 Section = Callable[[Connection, Health], Health]
 
@@ -129,12 +131,11 @@ def _sections(settings: DatabaseSettings, timeout: float) -> Iterable[Section]:
         return replace(health, reachable=True, latency_ms=round((time.perf_counter() - started) * 1000, 3))
 
     def itself(connection: Connection, health: Health) -> Health:
-        if connection.dialect.name == "sqlite":
-            return sqlite.look(connection, health)
-        return postgresql.look(connection, health, settings)
+        looked: Health = _ROOMS.of(connection).look(connection, health, settings)
+        return looked
 
     def policies(connection: Connection, health: Health) -> Health:
-        if connection.dialect.name != "postgresql":
+        if not port_of(connection).has_row_security:
             return health
         status = row_security_check.status(connection, settings.tenant_role)
         health = replace(health, row_security=status.enabled)
@@ -144,9 +145,7 @@ def _sections(settings: DatabaseSettings, timeout: float) -> Iterable[Section]:
 
     def limited(section: Section) -> Section:
         def run(connection: Connection, health: Health) -> Health:
-            if connection.dialect.name == "postgresql":
-                # Nor does the server go on with what nobody waits for.
-                connection.execute(text(f"SET LOCAL statement_timeout = {max(1, int(timeout * 1000))}"))
+            _ROOMS.of(connection).limit(connection, timeout)
             return section(connection, health)
 
         return run
@@ -166,9 +165,8 @@ def _own_tables(connection: Connection) -> list[str]:
 
 
 def _tables(connection: Connection, health: Health) -> Health:
-    room = sqlite if connection.dialect.name == "sqlite" else postgresql
     others = tuple(schema_version.not_ours(connection))
-    return replace(health, tables=room.tables(connection, _own_tables(connection)), not_ours=others)
+    return replace(health, tables=_ROOMS.of(connection).tables(connection, _own_tables(connection)), not_ours=others)
 
 
 def _streams(connection: Connection, health: Health) -> Health:
@@ -211,6 +209,11 @@ def _newest(key: Column[Any], when: Column[Any]) -> Select[Any]:
 
 
 def _check(connection: Connection, health: Health) -> Health:
-    if connection.dialect.name == "sqlite":
-        return sqlite.check(connection, health)
-    return postgresql.check(connection, health, _own_tables(connection))
+    checked: Health = _ROOMS.of(connection).check(connection, health, _own_tables(connection))
+    return checked
+
+
+def encoding_problem(connection: Connection) -> str | None:
+    """What is wrong with the encoding in which the database stores text; None if it is UTF-8."""
+    problem: str | None = _ROOMS.of(connection).encoding_problem(connection)
+    return problem

@@ -46,6 +46,11 @@ def look(connection: Connection, health: Health, settings: DatabaseSettings) -> 
     return health
 
 
+def limit(connection: Connection, timeout: float) -> None:
+    """Nor does the server go on with what nobody waits for."""
+    connection.execute(text(f"SET LOCAL statement_timeout = {max(1, int(timeout * 1000))}"))
+
+
 def encoding_problem(connection: Connection) -> str | None:
     """What is wrong with the encoding in which the server stores text; None if it is UTF-8."""
     encoding = connection.scalar(text("SHOW server_encoding"))

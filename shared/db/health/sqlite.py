@@ -13,6 +13,7 @@ from sqlalchemy import Connection, text
 
 from shared.db import database_file
 from shared.db.health.report import Health, TableHealth
+from shared.db.settings import DatabaseSettings
 
 _LITTLE_SPACE = 512 << 20
 # What is counted, or walked through page by page, within milliseconds.
@@ -23,7 +24,15 @@ _WHOLE = "pages, indexes and foreign keys ok; values have no checksum in SQLite"
 _TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 # to be recognized, not used
 
 
-def look(connection: Connection, health: Health) -> Health:
+def limit(connection: Connection, timeout: float) -> None:
+    """Nothing: what is asked here is asked in this process."""
+
+
+def encoding_problem(connection: Connection) -> None:
+    """None: text is UTF-8, or UTF-16, which reads the same."""
+
+
+def look(connection: Connection, health: Health, settings: DatabaseSettings) -> Health:
     """Version, file, log and disk."""
     driver = connection.connection.dbapi_connection
     assert isinstance(driver, sqlite3.Connection)
@@ -100,7 +109,7 @@ def _sizes(connection: Connection) -> dict[str, int]:
     return {row.tbl_name: row.size for row in sizes}
 
 
-def check(connection: Connection, health: Health) -> Health:
+def check(connection: Connection, health: Health, names: list[str]) -> Health:
     """Read every page, compare every index with its table, and look for rows without their parent."""
     found = connection.scalars(text(f"PRAGMA integrity_check({_LISTED})")).all()
     orphans = connection.execute(text("PRAGMA foreign_key_check")).all()

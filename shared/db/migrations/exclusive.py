@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, inspect, text
 
 from shared.db.database import DatabaseFactory
+from shared.db.dialects import POSTGRESQL, SQLITE, PerDatabase, port_of
+from shared.db.dialects.postgresql import lock_schema
 from shared.db.errors import MigrationError
-from shared.db.schema_version import bookkeeping, lock_schema
+from shared.db.schema_version import bookkeeping
 
 
 @contextmanager
@@ -22,24 +24,36 @@ def exclusive_connection(db: DatabaseFactory, lock_timeout: float) -> Iterator[C
     points at one. On PostgreSQL the block commits by itself; a statement that waits longer than `lock_timeout`
     seconds for a table raises `DatabaseLockedError`.
     """
-    with db.engine.connect() as connection:
-        if connection.dialect.name == "sqlite":
-            with _without_foreign_keys(connection), connection.begin():
-                before = _row_counts(connection)
-                yield connection
-                _check_rows(connection, before)
-        else:
-            _refuse_pooler(connection)
-            try:
-                lock_schema(connection, "pg_try_advisory_lock")
-                # Whoever waits for a table makes every later reader of it wait behind him.
-                timeout = f"{int(lock_timeout * 1000)}ms"
-                connection.execute(text("SELECT set_config('lock_timeout', :timeout, false)"), {"timeout": timeout})
-                connection.commit()
-                yield connection
-            finally:
-                # Not back to the pool: the lock and the timeout end with the server's session.
-                connection.invalidate()
+    with db.engine.connect() as connection, _EXCLUSIVE.of(connection)(connection, lock_timeout):
+        yield connection
+
+
+@contextmanager
+def _exclusive_on_sqlite(connection: Connection, lock_timeout: float) -> Iterator[None]:
+    with _without_foreign_keys(connection), connection.begin():
+        before = _row_counts(connection)
+        yield
+        _check_rows(connection, before)
+
+
+@contextmanager
+def _exclusive_on_postgresql(connection: Connection, lock_timeout: float) -> Iterator[None]:
+    _refuse_pooler(connection)
+    try:
+        lock_schema(connection, "pg_try_advisory_lock")
+        # Whoever waits for a table makes every later reader of it wait behind him.
+        timeout = f"{int(lock_timeout * 1000)}ms"
+        connection.execute(text("SELECT set_config('lock_timeout', :timeout, false)"), {"timeout": timeout})
+        connection.commit()
+        yield
+    finally:
+        # Not back to the pool: the lock and the timeout end with the server's session.
+        connection.invalidate()
+
+
+_EXCLUSIVE: PerDatabase[Callable[[Connection, float], AbstractContextManager[None]]] = PerDatabase(
+    "migrations", {SQLITE: _exclusive_on_sqlite, POSTGRESQL: _exclusive_on_postgresql}
+)
 
 
 def lock_holders(db: DatabaseFactory) -> str:
@@ -56,7 +70,7 @@ def lock_holders(db: DatabaseFactory) -> str:
           AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
     """)
     with db.engine.connect() as connection:
-        holders = connection.execute(query).all() if connection.dialect.name == "postgresql" else []
+        holders = connection.execute(query).all() if port_of(connection) is POSTGRESQL else []
     return "; ".join(f"process {row.pid} ({row.application_name}, {row.state}, for {row.age})" for row in holders)
 
 

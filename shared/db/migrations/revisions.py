@@ -14,6 +14,7 @@ from sqlalchemy import Connection, create_engine
 from sqlalchemy.schema import CreateTable
 
 from shared.db import packages
+from shared.db.dialects import SQLITE, port_named
 from shared.db.errors import MigrationError, MissingExtraError, UnknownRevisionError
 from shared.db.packages import Line
 from shared.db.schema_version import BASE, VERSION_TABLE, stamping, take_over
@@ -91,7 +92,7 @@ class Revisions:
 
     def sql(self, dialect: str, start: int, target: int, lock_timeout: float, *, audit: bool = False) -> str:
         """The SQL of those steps, forward or backward."""
-        if dialect == "sqlite":
+        if port_named(dialect) is SQLITE:
             return self._recorded(start, target, audit)
         written = io.StringIO()
         print(f"SET lock_timeout = '{lock_timeout:g}s';\n", file=written)

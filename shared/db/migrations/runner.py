@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from shared.db import audit, packages, schema_version
 from shared.db.database import DatabaseFactory
+from shared.db.dialects import SQLITE
 from shared.db.errors import (
     DatabaseLockedError,
     DatabaseMissingError,
@@ -226,7 +227,7 @@ def check(db: DatabaseFactory, package: str | None = None) -> list[Difference]:
     lines = packages.lines() if package is None else [packages.line_of(package)]
     known = schema_version.known_tables() if package is None else {table.name for table in lines[0].tables()}
     # On PostgreSQL the expected schema is built for comparison and rolled back, which a read-only one cannot do.
-    with _reading(db, read_only=db.settings.is_sqlite) as connection:
+    with _reading(db, read_only=db.settings.port is SQLITE) as connection:
         for line in lines:
             problem = _difference(connection, Revisions(line))
             if problem is not None and problem.state != "unversioned":

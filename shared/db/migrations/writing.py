@@ -30,6 +30,7 @@ from shared.db.column_types import (
     utc_now,
 )
 from shared.db.database import DatabaseFactory
+from shared.db.dialects import SQLITE
 from shared.db.encryption import SecretText
 from shared.db.errors import MigrationError
 from shared.db.migrations import catalog
@@ -77,7 +78,7 @@ def new_revision(db: DatabaseFactory, message: str, package: str = packages.OURS
     if "site-packages" in line.folder.parts or not in_checkout:
         raise MigrationError(f"revisions are written in a checkout of {package}, not in an installed package")
     before = Revisions(line)
-    with db.get_session(read_only=db.settings.is_sqlite) as session:
+    with db.get_session(read_only=db.settings.port is SQLITE) as session:
         connection = Session.connection(session)
         for each in packages.lines():
             problem = schema_version.difference(connection, Revisions(each).head, each)
@@ -101,7 +102,7 @@ def new_revision(db: DatabaseFactory, message: str, package: str = packages.OURS
         source = constant.read_text(encoding="utf-8")
         needed = 'SCHEMA_REVISION = "{}"'
         constant.write_text(source.replace(needed.format(before.head), needed.format(revision)), encoding="utf-8")
-    with db.get_session(read_only=db.settings.is_sqlite) as session:
+    with db.get_session(read_only=db.settings.port is SQLITE) as session:
         return Written(line.folder / f"{revision}.py", tuple(_left(Session.connection(session), line)))
 
 

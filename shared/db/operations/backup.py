@@ -15,6 +15,7 @@ from typing import Any
 
 from shared.db import schema_version
 from shared.db.database import DatabaseFactory
+from shared.db.dialects import POSTGRESQL, SQLITE
 from shared.db.errors import BackupError, InputError
 from shared.db.operations import postgresql_backup, sqlite_backup
 from shared.db.operations.checksum import checksum, checksum_path, verify_checksum, write_checksum
@@ -175,9 +176,10 @@ def _refuse_other_kind(path: Path, is_sqlite: bool) -> None:
     if not of_sqlite and not of_postgresql:
         raise InputError(f"{path} is no backup: neither an SQLite database nor an archive of pg_dump; check the name")
     if of_sqlite != is_sqlite:
+        kinds = [(SQLITE if sqlite else POSTGRESQL).title for sqlite in (of_sqlite, is_sqlite)]
         raise InputError(
-            f"{path} is a backup of {'SQLite' if of_sqlite else 'PostgreSQL'}, and the database is "
-            f"{'SQLite' if is_sqlite else 'PostgreSQL'}; restore it into its own kind, and use copy to change the kind"
+            f"{path} is a backup of {kinds[0]}, and the database is {kinds[1]}; restore it into its own kind, and "
+            "use copy to change the kind"
         )
 
 

@@ -22,6 +22,7 @@ from shared.db import audit, schema_version
 from shared.db.bulk.cells import Cells, layout_of
 from shared.db.bulk.postgresql import CopyStream
 from shared.db.database import DatabaseFactory
+from shared.db.dialects import POSTGRESQL, SQLITE, port_of
 from shared.db.driver_errors import named_errors
 from shared.db.errors import CopyError, TargetNotEmptyError, TenantViolation
 from shared.db.models import AuditLog, Base, OptionalBase
@@ -114,10 +115,14 @@ def _copy_database(
         if found:
             more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
             raise CopyError(f"the copy differs from its source and was undone: {'; '.join(found[:_SHOWN])}{more}")
-        if target.dialect.name == "postgresql":
+        if port_of(target).has_sequences:
             _number_on(target, tables)
-            if source.dialect.name == "postgresql" and row_security.policed_tables(source):
-                row_security.enable(target, target_db.settings.tenant_role)
+        if (
+            port_of(target).has_row_security
+            and port_of(source).has_row_security
+            and row_security.policed_tables(source)
+        ):
+            row_security.enable(target, target_db.settings.tenant_role)
     if not target_db.settings.is_memory:
         target_db.close()  # whether there are policies and an audit log is found out anew
     seconds = time.monotonic() - started
@@ -129,7 +134,7 @@ def _copy_database(
 def _snapshot(db: DatabaseFactory) -> Iterator[Connection]:
     """A connection that sees the database as it is at one moment, and all rows of it."""
     with db.get_session(read_only=True) as session:
-        if session.get_bind().dialect.name == "sqlite":
+        if port_of(session) is SQLITE:
             connection = Session.connection(session)
         else:
             connection = Session.connection(session, execution_options={"isolation_level": "REPEATABLE READ"})
@@ -147,9 +152,7 @@ def _snapshot(db: DatabaseFactory) -> Iterator[Connection]:
 
 @contextmanager
 def _filling(db: DatabaseFactory) -> Iterator[Connection]:
-    with ExitStack() as last, db.engine.begin() as connection:
-        if connection.dialect.name == "postgresql":
-            schema_version.lock_schema(connection)
+    with ExitStack() as last, schema_version.schema_transaction(db.engine) as connection:
         yield connection
         check()
         last.enter_context(finishing(f"the copy took place, and {db.settings.safe_url} holds all rows"))
@@ -189,18 +192,18 @@ def _copy(source: Connection, target: Connection, table: Table, tell: Callable[[
     into = target.dialect.identifier_preparer.quote(table.name)
     names = ", ".join(target.dialect.identifier_preparer.quote(column.name) for column in table.columns)
     driver: Any = target.connection.dbapi_connection
-    with closing(batches(source, table, target.dialect.name)) as pages, _refusal_named(table), named_errors(target):
+    with closing(batches(source, table, port_of(target).name)) as pages, _refusal_named(table), named_errors(target):
         chunks = _counted(pages, tell)
         first = next(chunks, None)
         if first is None:
             return
         chunks = chain([first], chunks)
         del first  # a traceback may be printed with its frames' variables
-        if target.dialect.name == "sqlite":
+        if port_of(target) is SQLITE:
             into_all = f"INSERT INTO {into} ({names}) VALUES ({', '.join('?' * len(table.columns))})"
             driver.executemany(into_all, chain.from_iterable(_rows(chunks)))
             return
-        stream = CopyStream(chunks, layout_of(table, "postgresql", True))
+        stream = CopyStream(chunks, layout_of(table, POSTGRESQL.name, True))
         with driver.cursor() as cursor:
             cursor.copy_expert(f"COPY {into} ({names}) FROM STDIN WITH (ENCODING 'UTF8')", stream)
         if stream.failure is not None:

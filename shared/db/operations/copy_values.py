@@ -16,6 +16,7 @@ from sqlalchemy.types import NullType
 
 from shared.db.bulk.cells import Cells
 from shared.db.column_types import MONEY_PLACES, SCALABLE, CheckedBoolean, Json, Money, UTCDateTime
+from shared.db.dialects import POSTGRESQL, SQLITE, port_of
 from shared.db.driver_errors import named_errors
 from shared.db.errors import CopyError, InvalidValueError
 
@@ -35,8 +36,8 @@ def batches(source: Connection, table: Table, target: str) -> Generator[list[Cel
     it is not read to its end: it has a cursor open on the source.
     """
     columns = list(table.columns)
-    convert = [_converter(column, source.dialect.name, target) for column in columns]
-    with closing(_pages(source, _stored(table, source.dialect.name, target))) as pages:
+    convert = [_converter(column, port_of(source).name, target) for column in columns]
+    with closing(_pages(source, _stored(table, port_of(source).name, target))) as pages:
         for rows in pages:
             given: list[Cells] = list(zip(*rows, strict=True))
             try:
@@ -75,7 +76,7 @@ def _key_position(table: Table) -> int:
 
 
 def _stored(table: Table, source: str, target: str) -> Select[Any]:
-    if source == "sqlite":
+    if source == SQLITE.name:
         columns: list[ColumnElement[Any]] = [type_coerce(column, NullType()) for column in table.columns]
     else:
         columns = [_of_postgresql(column, target) for column in table.columns]
@@ -83,15 +84,15 @@ def _stored(table: Table, source: str, target: str) -> Select[Any]:
 
 
 def _of_postgresql(column: Column[Any], target: str) -> ColumnElement[Any]:
-    if isinstance(column.type, UTCDateTime) and target == "sqlite":
+    if isinstance(column.type, UTCDateTime) and target == SQLITE.name:
         return func.to_char(func.timezone("UTC", column), "YYYY-MM-DD HH24:MI:SS.US")
-    if target == "postgresql" or isinstance(column.type, (Money, Json)):
+    if target == POSTGRESQL.name or isinstance(column.type, (Money, Json)):
         return cast(type_coerce(column, NullType()), Text)
     return type_coerce(column, NullType())
 
 
 def _pages(source: Connection, statement: Select[Any]) -> Generator[Sequence[Any]]:
-    if source.dialect.name == "postgresql":
+    if port_of(source) is POSTGRESQL:
         # Through a server-side cursor.
         with source.execute(statement, execution_options={"yield_per": _BATCH}) as result:
             yield from result.partitions()
@@ -110,7 +111,7 @@ def _converter(column: Column[Any], source: str, target: str) -> Convert | None:
     """What turns stored values of one kind of database into those of the other; None where they are the same."""
     if source == target:
         return None
-    turn = _to_postgresql(column.type) if target == "postgresql" else _to_sqlite(column.type)
+    turn = _to_postgresql(column.type) if target == POSTGRESQL.name else _to_sqlite(column.type)
     if turn is None or not column.nullable:
         return turn
     return partial(_around_nulls, turn)

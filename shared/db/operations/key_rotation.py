@@ -11,6 +11,7 @@ from sqlalchemy import Text, func, select, type_coerce, update
 from sqlalchemy.orm import Session
 
 from shared.db.database import DatabaseFactory
+from shared.db.dialects import SQLITE, port_of
 from shared.db.encryption import PLAIN, Encryption, StoredSecret, encryption_of, is_sealed, key_id_of
 from shared.db.errors import SettingsError
 from shared.db.models import ApiCredential
@@ -66,7 +67,7 @@ def rotate_keys(
         if stop():
             rotation.finished = False
             break
-    if db.engine.dialect.name == "sqlite":
+    if port_of(db.engine) is SQLITE:
         # What was plain is overwritten in the file itself, but stands in the log until this.
         connection = db.engine.raw_connection()  # a checkpoint runs outside of any transaction
         try:

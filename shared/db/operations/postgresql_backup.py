@@ -19,8 +19,8 @@ from typing import IO, Any
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.orm import Session
 
-from shared.db import schema_version
 from shared.db.database import DatabaseFactory
+from shared.db.dialects.postgresql import lock_schema
 from shared.db.driver_errors import named_errors
 from shared.db.errors import BackupError, InputError, TenantViolation
 from shared.db.models import Base, OptionalBase
@@ -167,7 +167,7 @@ def restore(db: DatabaseFactory, archive: Archive, force: bool, watch: WatchShar
     with db.engine.connect() as connection:
         try:
             with ExitStack() as last, connection.begin():
-                schema_version.lock_schema(connection)
+                lock_schema(connection)
                 _clear_the_way(connection, archive, force)
                 with (
                     output_of(

@@ -17,10 +17,10 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
-from psycopg2.extensions import make_dsn
 from sqlalchemy import Connection
 
 from shared.db.database import DatabaseFactory
+from shared.db.dialects.postgresql import make_dsn
 from shared.db.errors import BackupError
 from shared.db.operations.interruption import check, waiting
 

@@ -18,6 +18,7 @@ from sqlalchemy import Column, ColumnElement, Dialect, Float, Numeric, Text, cas
 from sqlalchemy.types import NullType, TypeEngine
 
 from shared.db.column_types import MONEY_PLACES, SCALABLE, UNREADABLE, CheckedType, Money, UTCDateTime
+from shared.db.dialects import port_of
 
 _T = TypeVar("_T")
 _Stored = TypeVar("_Stored")
@@ -34,7 +35,7 @@ def undecoded(columns: Sequence[Column[Any]], dialect: Dialect) -> list[ColumnEl
 
     All others come as the driver gives them.
     """
-    if dialect.name == "sqlite":
+    if port_of(dialect).money_is_float:
         return [type_coerce(column, NullType()) for column in columns]
     # psycopg2 makes its own Decimals and datetimes one by one; text comes faster, and the server's time zone is out.
     return [
@@ -72,7 +73,7 @@ def decode_time(stored: str, column: Column[Any]) -> datetime:
 def decode_amounts(stored: Sequence[Any], dialect: Dialect) -> Iterable[Decimal | None]:
     """A column of amounts, as `undecoded` gives it, as Decimals with 8 places."""
     distinct = set(stored)
-    exact = _from_floats if dialect.name == "sqlite" else _from_texts
+    exact = _from_floats if port_of(dialect).money_is_float else _from_texts
     if len(distinct) * 2 > len(stored) and None not in distinct:
         return exact(stored)
     # Prices and sizes repeat, and looking one up takes a tenth of decoding it.

@@ -12,7 +12,6 @@ import io
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, cast
 
-from psycopg2.extensions import get_wait_callback
 from sqlalchemy import (
     Boolean,
     Column,
@@ -30,11 +29,13 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from shared.db.column_types import MONEY_DIGITS, MONEY_PLACES, SCALABLE, UNITS, Money, UTCDateTime
+from shared.db.dialects import POSTGRESQL, dialect_of, port_of
+from shared.db.dialects.postgresql import has_copy
 from shared.db.driver_errors import named_errors
 from shared.db.errors import MissingExtraError
 from shared.db.ranges.bounds import RowRange
 from shared.db.ranges.decoding import decode_amounts, decoder, unless_damaged
-from shared.db.ranges.streams import dialect_of, flushed, raw_pages
+from shared.db.ranges.streams import flushed, raw_pages
 
 if TYPE_CHECKING:
     import pandas
@@ -50,7 +51,7 @@ def to_arrow(session: Session, rows: RowRange) -> pyarrow.Table:
     arrow = _library("pyarrow")
     types = {column.name: _type_of(column.type, arrow) for column in rows.source.read_columns}
     # Under a wait callback (gevent with psycogreen) the driver has no COPY.
-    copying = dialect_of(session).name == "postgresql" and get_wait_callback() is None
+    copying = port_of(session) is POSTGRESQL and has_copy()
     read = _read_copy if copying else _read_pages
     table = read(session, rows, types, arrow)
     for place, name in enumerate(table.column_names):
@@ -166,7 +167,7 @@ def _read_pages(session: Session, rows: RowRange, types: dict[str, Any], arrow: 
 
 def _amounts(stored: tuple[Any, ...], kind: Any, dialect: Dialect, arrow: Any) -> Any:
     """Texts, or the floats that SQLite stores, as exact decimals."""
-    if dialect.name == "postgresql":
+    if not port_of(dialect).money_is_float:
         return arrow.array(list(decode_amounts(stored, dialect)), kind)
     compute = _library("pyarrow.compute")
     floats = arrow.array(stored, arrow.float64())

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import FunctionElement
 
+from shared.db.dialects import port_of
 from shared.db.errors import InvalidValueError
 from shared.db.models import PrivateExecution, Run
 from shared.db.ranges.bounds import RowRange
@@ -61,17 +62,7 @@ allow_functions(micros_between)
 @compiles(micros_between)
 def _micros_between(element: micros_between, compiler: SQLCompiler, **how: Any) -> str:
     earlier, later = (compiler.process(clause, **how) for clause in element.clauses)
-    return f"CAST(extract(epoch FROM {later} - {earlier}) * 1000000 AS BIGINT)"
-
-
-@compiles(micros_between, "sqlite")
-def _micros_between_sqlite(element: micros_between, compiler: SQLCompiler, **how: Any) -> str:
-    earlier, later = [compiler.process(clause, **how) for clause in element.clauses]
-    return f"({_MICROS.format(later)} - {_MICROS.format(earlier)})"
-
-
-# strftime would round a fraction up to the next second: it gets none.
-_MICROS = "(strftime('%s', substr({0}, 1, 19)) * 1000000 + substr({0}, 21, 6))"
+    return port_of(compiler.dialect).micros_between(earlier, later)
 
 
 def gaps(session: Session, rows: RowRange, seconds: float | None) -> Iterator[Gap]:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import sqlite3
 from datetime import UTC, datetime, timedelta
-from decimal import Context
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, DateTime, Dialect, Integer, Text, literal
+from sqlalchemy import BigInteger, Column, DateTime, Dialect, Text, literal
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from shared.db.column_types import MONEY_PLACES, money_units
-from shared.db.driver_errors import note_damage
+from shared.db.dialects import port_of
 from shared.db.tenancy.functions import allow_functions
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EARLIEST = datetime(1, 1, 1, tzinfo=UTC)
-_EXACT = Context(prec=100)
 
 
 class exact_product_sum(FunctionElement[str]):
@@ -44,7 +40,7 @@ class BucketStart(TypeDecorator[datetime]):
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         """A whole number on SQLite."""
-        return dialect.type_descriptor(Integer() if dialect.name == "sqlite" else DateTime(timezone=True))
+        return dialect.type_descriptor(port_of(dialect).bucket())
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
         """The instant as aware UTC."""
@@ -72,50 +68,10 @@ allow_functions(exact_product_sum, time_bucket)
 @compiles(exact_product_sum)
 def _exact_product_sum(element: exact_product_sum, compiler: SQLCompiler, **how: Any) -> str:
     first, second = (compiler.process(clause, **how) for clause in element.clauses)
-    return f"CAST(sum({first} * {second}) AS TEXT)"
-
-
-@compiles(exact_product_sum, "sqlite")
-def _exact_product_sum_sqlite(element: exact_product_sum, compiler: SQLCompiler, **how: Any) -> str:
-    return f"exact_product_sum({compiler.process(element.clauses, **how)})"
+    return port_of(compiler.dialect).exact_product_sum(first, second)
 
 
 @compiles(time_bucket)
 def _time_bucket(element: time_bucket, compiler: SQLCompiler, **how: Any) -> str:
-    column, length, _ = (compiler.process(clause, **how) for clause in element.clauses)
-    return f"date_bin({length} * interval '1 microsecond', {column}, timestamptz '1970-01-01 00:00:00+00')"
-
-
-@compiles(time_bucket, "sqlite")
-def _time_bucket_sqlite(element: time_bucket, compiler: SQLCompiler, **how: Any) -> str:
     column, length, shift = (compiler.process(clause, **how) for clause in element.clauses)
-    # strftime would round a fraction up to the next second: it gets none. The shift keeps the division from rounding
-    # towards 1970 what lies before it.
-    micros = f"strftime('%s', substr({column}, 1, 19)) * 1000000 + substr({column}, 21, 6)"
-    return f"(({micros} + {shift}) / {length} * {length} - {shift})"
-
-
-class _ExactProductSum:
-    """The aggregate behind `exact_product_sum` on SQLite."""
-
-    def __init__(self) -> None:
-        self._units: int | None = None
-
-    def step(self, first: float | None, second: float | None) -> None:
-        """Add the product of two stored values."""
-        if first is not None and second is not None:
-            try:
-                self._units = (self._units or 0) + money_units(first) * money_units(second)
-            except (ArithmeticError, TypeError, ValueError):
-                note_damage()
-                raise
-
-    def finalize(self) -> str | None:
-        """The sum as text, which keeps every digit."""
-        return None if self._units is None else format(_EXACT.scaleb(self._units, -2 * MONEY_PLACES), "f")
-
-
-def register(connection: sqlite3.Connection) -> None:
-    """Give a SQLite connection what the functions here compile to."""
-    # finalize() may give NULL, which the stubs do not know.
-    connection.create_aggregate("exact_product_sum", 2, _ExactProductSum)  # type: ignore[arg-type] # as said
+    return port_of(compiler.dialect).time_bucket(column, length, shift)

@@ -1,8 +1,8 @@
 """Reading a range of any length in flat memory, as plain tuples or as mapped objects.
 
-PostgreSQL reads through a server-side cursor in the session's own transaction, SQLite page by page, each page one
-statement that continues behind the last row of the one before. When a transaction ends while its cursor is being
-read, PostgreSQL goes on in the same way in the session's next one.
+Where a result can be read while other statements run (PostgreSQL), through a server-side cursor in the session's own
+transaction; elsewhere page by page, each page one statement that continues behind the last row of the one before. When
+a transaction ends while its cursor is being read, it goes on in the same way in the session's next one.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, CursorResult, Dialect, Executable, Result, Select, func, select
+from sqlalchemy import Connection, CursorResult, Executable, Result, Select, func, select
 from sqlalchemy.orm import Session
 
+from shared.db.dialects import dialect_of, port_of
 from shared.db.driver_errors import named_errors
 from shared.db.errors import InvalidValueError
 from shared.db.ranges.bounds import Position, RowRange
@@ -106,11 +107,6 @@ def flushed(session: Session, statement: Executable) -> Connection:
     return connection_for(session, statement)
 
 
-def dialect_of(session: Session) -> Dialect:
-    """The dialect of the session's database."""
-    return session.get_bind().dialect
-
-
 def _fetched(result: Result[Any], page_size: int) -> Iterator[Sequence[Any]]:
     if not isinstance(result, CursorResult):
         yield from result.partitions(page_size)
@@ -140,7 +136,7 @@ def _pages(
     page_size: int,
 ) -> Iterator[Sequence[Any]]:
     statement = statement.order_by(*rows.order(reverse=reverse))
-    if dialect_of(session).name == "sqlite":
+    if not port_of(session).keeps_cursors:
         # A later page must not bring what this session writes meanwhile: whoever writes ahead of where he reads
         # would never come to an end.
         number = rows.source.number

@@ -12,11 +12,12 @@ from __future__ import annotations
 from contextlib import closing
 from typing import Any, Final
 
-import psycopg2
-from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INTRANS
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine.interfaces import ExecutionContext
 
+from shared.db.dialects import POSTGRESQL
+from shared.db.dialects import postgresql as dialect
+from shared.db.dialects.port import TransactionStatus
 from shared.db.driver_errors import named_errors
 from shared.db.errors import TenantViolation, TransactionControlError
 from shared.db.tenancy.row_security import ADOPTED
@@ -50,7 +51,7 @@ def _note(
     user_id = connection.info.get(ADOPTED) if is_raw(context) else None
     if user_id is None:
         return statement, parameters
-    if cursor.connection.get_transaction_status() == TRANSACTION_STATUS_IDLE:
+    if POSTGRESQL.status(cursor.connection) is TransactionStatus.NONE:
         # With the transaction the role has gone, and the statement would run as the login.
         raise TransactionControlError("something before this statement")
     soil(connection)
@@ -64,14 +65,14 @@ def _sweep(connection: Connection) -> None:
         return
     driver: Any = connection.connection.dbapi_connection
     # In a transaction that an error has ended nothing more runs.
-    if connection.info.get(_SOILED) and driver.get_transaction_status() == TRANSACTION_STATUS_INTRANS:
+    if connection.info.get(_SOILED) and POSTGRESQL.status(driver) is TransactionStatus.OPEN:
         with named_errors(connection), closing(driver.cursor()) as cursor:
             cursor.execute(_SWEEP)
 
 
 def _reset(connection: Any, record: Any) -> None:
     record.info.pop(ADOPTED, None)
-    if not record.info.pop(_SOILED, False) or not isinstance(connection, psycopg2.extensions.connection):
+    if not record.info.pop(_SOILED, False) or not isinstance(connection, dialect.Connection):
         return
     try:
         connection.autocommit = True
@@ -80,5 +81,5 @@ def _reset(connection: Any, record: Any) -> None:
             if not str(connection.get_parameter_status("DateStyle")).startswith("ISO"):
                 cursor.execute("SET datestyle TO 'ISO'")
         connection.autocommit = False
-    except psycopg2.Error:
+    except dialect.PostgreSQL.error:
         record.close()  # the next one gets another

@@ -16,12 +16,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
-import psycopg2.errors
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 
+from shared.db.dialects.postgresql import (
+    DuplicateObject,
+    InsufficientPrivilege,
+    InvalidParameterValue,
+    UniqueViolation,
+)
 from shared.db.driver_errors import named_errors
 from shared.db.errors import HOW_TO_DELETE, DatabaseLockedError, RowSecurityError, TenantViolation
 from shared.db.models import Base
@@ -183,7 +188,7 @@ def adopt(connection: Connection, role: str, user_id: str) -> bool:
             cursor.execute(statement, {"role": role, "user_id": user_id})
             ((confined,),) = cursor.fetchall()
     except DBAPIError as error:
-        if not isinstance(error.orig, (psycopg2.errors.InsufficientPrivilege, psycopg2.errors.InvalidParameterValue)):
+        if not isinstance(error.orig, (InsufficientPrivilege, InvalidParameterValue)):
             raise
         raise RowSecurityError(
             f"this login cannot adopt the role {role}, which the policies are for; run python -m shared.db "
@@ -240,7 +245,7 @@ REMEDY_FOR_USERS: Final = (
 def violation_of(context: ExceptionContext) -> TenantViolation | None:
     """The violation behind a driver's error, if the server's policies refused a row."""
     error = context.original_exception
-    if not isinstance(error, psycopg2.errors.InsufficientPrivilege) or "row-level security" not in str(error):
+    if not isinstance(error, InsufficientPrivilege) or "row-level security" not in str(error):
         return None
     table = str(error).partition('"')[2].partition('"')[0]
     user_id = context.connection.info.get(ADOPTED) if context.connection is not None else None
@@ -261,9 +266,9 @@ def create_role(connection: Connection, role: str) -> None:
                 _run(connection, *missing)
         except DBAPIError as error:
             # Roles belong to the whole server: another database's fleet may be making the same one right now.
-            if isinstance(error.orig, (psycopg2.errors.UniqueViolation, psycopg2.errors.DuplicateObject)):
+            if isinstance(error.orig, (UniqueViolation, DuplicateObject)):
                 continue
-            if not isinstance(error.orig, psycopg2.errors.InsufficientPrivilege):
+            if not isinstance(error.orig, InsufficientPrivilege):
                 raise
             raise _lacking(connection, role, missing) from error
     # A GRANT that one may not give is a mere warning for some kinds of objects.

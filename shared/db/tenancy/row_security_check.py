@@ -8,7 +8,8 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from shared.db.schema_version import look_past_temporary_tables, not_ours
+from shared.db.dialects.postgresql import look_past_temporary_tables
+from shared.db.schema_version import not_ours
 from shared.db.tables import OWNERSHIP
 from shared.db.tenancy.row_security import (
     POLICY_NAME,

@@ -24,13 +24,13 @@ from shared.db import (
     User,
     exact_sum,
 )
-from shared.db.column_types import _ExactSum
 from shared.db.commands.cli import main
 from shared.db.operations import interruption, sqlite_backup
 from shared.db.operations.backup import back_up, restore
 from shared.db.operations.copy_database import copy_database
 from shared.db.operations.export import export_trades
 from shared.db.operations.interruption import Interrupted, check, finishing, interruptible
+from shared.db.sqlite_functions import _ExactSum
 from shared.db.tests.support import trade_values, usernames
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]

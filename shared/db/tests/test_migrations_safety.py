@@ -17,7 +17,8 @@ from sqlalchemy import URL, event, text
 from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 
-from shared.db import DatabaseFactory, DatabaseSettings, schema_version
+from shared.db import DatabaseFactory, DatabaseSettings
+from shared.db.dialects import postgresql as dialect
 from shared.db.errors import DataLossError, MigrationError, SchemaVersionError
 from shared.db.migrations import runner
 from shared.db.migrations.catalog.entry import Entry
@@ -332,7 +333,7 @@ def test_a_long_wait_says_who_is_waited_for(
     postgresql_url: URL, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One line in the log names the process that is changing the schema; when it ends, the wait does."""
-    monkeypatch.setattr(schema_version, "_PATIENCE", 0)
+    monkeypatch.setattr(dialect, "_PATIENCE", 0)
     said = threading.Event()
 
     def note(record: logging.LogRecord) -> bool:
@@ -341,7 +342,7 @@ def test_a_long_wait_says_who_is_waited_for(
 
     with DatabaseFactory(postgresql_url) as db, db.engine.connect() as holder:
         process = holder.scalar(text("SELECT pg_backend_pid()"))
-        schema_version.lock_schema(holder)
+        dialect.lock_schema(holder)
         caplog.handler.addFilter(note)
         waiter = threading.Thread(target=db.create_tables)
         waiter.start()

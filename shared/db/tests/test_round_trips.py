@@ -22,8 +22,8 @@ from shared.db import (
     User,
     UserRepository,
     UserSession,
-    round_trips,
 )
+from shared.db.engine import round_trips
 from shared.db.tests.support import run_on_server, two_runs, with_and_without_policies
 
 

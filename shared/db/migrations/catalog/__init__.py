@@ -9,18 +9,17 @@ partial indexes, triggers, policies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, create_engine, event, text
-from sqlalchemy.pool import StaticPool
+from sqlalchemy import Connection
 
+from shared.db.dialects import POSTGRESQL, SQLITE, PerDatabase
 from shared.db.migrations.catalog import postgresql, sqlite
 from shared.db.migrations.catalog.entry import Catalog, Entry
 
-_SCRATCH = "shared_db_scratch"
+_CATALOGS: PerDatabase[Any] = PerDatabase("catalog", {SQLITE: sqlite, POSTGRESQL: postgresql})
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,8 @@ class Difference:
 
 def read(connection: Connection) -> Catalog:
     """The catalog of the connection's current schema."""
-    return postgresql.read(connection) if connection.dialect.name == "postgresql" else sqlite.read(connection)
+    found: Catalog = _CATALOGS.of(connection).read(connection)
+    return found
 
 
 def built_by(connection: Connection, build: Callable[[Connection], None]) -> Catalog:
@@ -59,7 +59,7 @@ def built_by(connection: Connection, build: Callable[[Connection], None]) -> Cat
 
     On PostgreSQL the login needs the privilege to create a schema.
     """
-    with _scratch(connection) as scratch:
+    with _CATALOGS.of(connection).scratch(connection) as scratch:
         build(scratch)
         return read(scratch)
 
@@ -78,33 +78,3 @@ def compare(expected: Catalog, found: Catalog) -> list[Difference]:
         for entry in sorted(expected.keys() | found.keys())
         if expected.get(entry) != found.get(entry) and (entry.kind == "table" or entry.table not in tables)
     ]
-
-
-@contextmanager
-def _scratch(connection: Connection) -> Iterator[Connection]:
-    if connection.dialect.name == "sqlite":
-        engine = create_engine("sqlite://", poolclass=StaticPool)
-        try:
-            with engine.begin() as scratch:
-                yield scratch
-        finally:
-            engine.dispose()
-        return
-    event.listen(connection, "before_cursor_execute", _without_concurrently, retval=True)
-    undone = connection.begin_nested()
-    try:
-        # Two processes may check at once; an uncommitted schema of the same name would make one wait.
-        name = f"{_SCRATCH}_{connection.scalar(text('SELECT pg_backend_pid()'))}"
-        connection.execute(text(f"CREATE SCHEMA {name}"))
-        connection.execute(text(f"SET LOCAL search_path TO {name}"))
-        yield connection
-    finally:
-        undone.rollback()
-        event.remove(connection, "before_cursor_execute", _without_concurrently)
-
-
-def _without_concurrently(
-    connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
-) -> tuple[str, Any]:
-    # Concurrent building is refused inside a transaction, and an empty scratch table has nobody to wait for.
-    return statement.replace(" CONCURRENTLY", ""), parameters

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, event, text
 
 from shared.db.migrations.catalog.entry import Catalog, Entry
 from shared.db.schema_version import bookkeeping
 
+_SCRATCH = "shared_db_scratch"
 # Ordinary and partitioned tables of the current schema; neither partitions nor what an extension brought along.
 _TABLES = """
     WITH tables AS (
@@ -74,6 +78,29 @@ _CAST = re.compile(r"('(?:[^']|'')*'::character varying)")
 
 def _one_form(definition: str) -> str:
     return _CAST_LIST.sub(lambda found: "ARRAY[" + _CAST.sub(r"\1::text", found[1]) + "]", definition)
+
+
+@contextmanager
+def scratch(connection: Connection) -> Iterator[Connection]:
+    """An empty schema, which is rolled back."""
+    event.listen(connection, "before_cursor_execute", _without_concurrently, retval=True)
+    undone = connection.begin_nested()
+    try:
+        # Two processes may check at once; an uncommitted schema of the same name would make one wait.
+        name = f"{_SCRATCH}_{connection.scalar(text('SELECT pg_backend_pid()'))}"
+        connection.execute(text(f"CREATE SCHEMA {name}"))
+        connection.execute(text(f"SET LOCAL search_path TO {name}"))
+        yield connection
+    finally:
+        undone.rollback()
+        event.remove(connection, "before_cursor_execute", _without_concurrently)
+
+
+def _without_concurrently(
+    connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
+) -> tuple[str, Any]:
+    # Concurrent building is refused inside a transaction, and an empty scratch table has nobody to wait for.
+    return statement.replace(" CONCURRENTLY", ""), parameters
 
 
 def read(connection: Connection) -> Catalog:

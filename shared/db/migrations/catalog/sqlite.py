@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, create_engine, text
+from sqlalchemy.pool import StaticPool
 
 from shared.db.migrations.catalog.entry import Catalog, Entry
 from shared.db.schema_version import bookkeeping
@@ -21,6 +23,17 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _CONSTRAINTS = ("constraint", "primary", "unique", "check", "foreign")
+
+
+@contextmanager
+def scratch(connection: Connection) -> Iterator[Connection]:
+    """An empty schema, in memory."""
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    try:
+        with engine.begin() as scratch:
+            yield scratch
+    finally:
+        engine.dispose()
 
 
 def read(connection: Connection) -> Catalog:

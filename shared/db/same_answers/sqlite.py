@@ -1,10 +1,4 @@
-"""What a condition means, where the two databases would answer it differently: what PostgreSQL takes it to mean.
-
-By rules of the compiler, and by functions that SQLite is given.
-
-A condition is written out once for each form of statement, so that most of this costs nothing when it runs. What is
-left is in `docs/same_answers.md`, and what must not pass in silence is refused by name.
-"""
+"""PostgreSQL's answers on SQLite: rules, and the functions that a connection needs for them."""
 
 from __future__ import annotations
 
@@ -13,129 +7,27 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from decimal import Context, Decimal
-from functools import lru_cache
 from typing import Any, Final
 
-from sqlalchemy import JSON, Date, DateTime, Engine, Float, Integer, Interval, Numeric, String
+from sqlalchemy import JSON, Date, DateTime, Float, Integer, Interval, Numeric, String
 from sqlalchemy.sql import operators
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.elements import (
-    BinaryExpression,
-    ClauseElement,
-    ClauseList,
-    ColumnClause,
-    ColumnElement,
-    Grouping,
-    TextClause,
-    UnaryExpression,
-)
+from sqlalchemy.sql.elements import ClauseElement, ClauseList, TextClause, UnaryExpression
 from sqlalchemy.sql.schema import Column
 from sqlalchemy.sql.selectable import Join
 
-from shared.db.column_types import MONEY_PLACES, Money, MoneyTotal
+from shared.db.column_types import Money
+from shared.db.dialects import SQLITE
 from shared.db.errors import InvalidValueError
+from shared.db.same_answers import rules
+from shared.db.same_answers.rules import is_time
 
-_EQUALITIES: Final = {operators.eq: "=", operators.ne: "!="}
-_ORDERINGS: Final = frozenset({operators.lt, operators.le, operators.gt, operators.ge, operators.between_op})
-_COMPARISONS: Final = frozenset(
-    {*_EQUALITIES, *_ORDERINGS, operators.not_between_op, operators.in_op, operators.not_in_op}
-)
-_CALCULATIONS: Final = frozenset({operators.add, operators.sub, operators.mul, operators.truediv, operators.mod})
-_DIRECTIONS: Final = frozenset({operators.asc_op, operators.desc_op})
 _NULLS: Final = frozenset({operators.nulls_first_op, operators.nulls_last_op})
 # As `UTCDateTime` is stored on SQLite, and there an interval too, as the moment that long after 1970 began.
 _EPOCH: Final = datetime(1970, 1, 1)  # noqa: DTZ001 # SQLite keeps no zone
-_NOW: Final = "(strftime('%Y-%m-%d %H:%M:%f000', 'now'))"
-
-_Untyped: Any = SQLCompiler
+_NOW: Final = SQLITE.now()
 
 
-def unify(engine: Engine) -> None:
-    """Have an engine write out conditions by these rules."""
-    rules = _SQLite if engine.dialect.name == "sqlite" else _PostgreSQL
-    compiler: Any = engine.dialect.statement_compiler
-    # Each engine has a dialect of its own.
-    engine.dialect.statement_compiler = _with_rules(rules, compiler)
-
-
-@lru_cache
-def _with_rules(rules: Any, compiler: Any) -> Any:
-    return type(compiler.__name__, (rules, compiler), {})
-
-
-class _Rounded(ColumnElement[Decimal]):
-    """The result of a calculation with money, to the places that a stored amount has."""
-
-    __visit_name__ = "rounded_money"
-    inherit_cache = False  # it is made while a statement is written, and is never part of one before
-
-    def __init__(self, element: ColumnElement[Any]) -> None:
-        self.element = element
-        self.type = element.type
-
-    @property
-    def _from_objects(self) -> Any:
-        return self.element._from_objects
-
-
-class _Rules(_Untyped):  # type: ignore[misc] # SQLAlchemy's compilers have no types
-    """What both databases need."""
-
-    def visit_binary(self, binary: Any, override_operator: Any = None, **options: Any) -> Any:
-        """Comparisons of documents, and of calculated amounts."""
-        op = override_operator or binary.operator
-        if op in _COMPARISONS:
-            if op in _ORDERINGS and (_is_json(binary.left) or _is_json(binary.right)):
-                raise InvalidValueError(
-                    "documents have no order; compare what is in them as a type: column['key'].as_float() > 1"
-                )
-            if op in _EQUALITIES and (_is_json(binary.left) or _is_json(binary.right)):
-                for option in ("from_linter", "lateral_from_linter", "eager_grouping"):
-                    options.pop(option, None)
-                sides = [self.document(side, **options) for side in (binary.left, binary.right)]
-                return f" {_EQUALITIES[op]} ".join(sides)
-            if _is_calculated(binary.left) or _is_calculated(binary.right):
-                binary = binary._clone()
-                binary.left, binary.right = _rounded(binary.left), _rounded(binary.right)
-        return super().visit_binary(binary, override_operator=override_operator, **options)
-
-    def visit_rounded_money(self, element: Any, **options: Any) -> str:
-        """On SQLite 0.1 * 3 is not 0.3; on PostgreSQL a product has up to 16 places."""
-        return f"round({self.process(element.element, **options)}, {MONEY_PLACES})"
-
-    def document(self, side: Any, **options: Any) -> str:
-        """A side of a comparison of documents."""
-        raise NotImplementedError
-
-
-class _PostgreSQL(_Rules):
-    """What differs from SQLAlchemy's own there."""
-
-    def document(self, side: Any, **options: Any) -> str:
-        """SQLAlchemy sends a document as JSON, which has no equality."""
-        text: str = self.process(side, **options)
-        return text if isinstance(side, ColumnClause) else f"CAST({text} AS JSONB)"
-
-    def visit_extract(self, extract: Any, **options: Any) -> str:
-        """In UTC, whatever the session's zone."""
-        if _is_time(extract.expr) and extract.field != "epoch":
-            field = self.extract_map.get(extract.field, extract.field)
-            return f"EXTRACT({field} FROM {self._in_utc(extract.expr, **options)})"
-        text: str = super().visit_extract(extract, **options)
-        return text
-
-    def visit_cast(self, cast: Any, **options: Any) -> str:
-        """A day is one of UTC's, too."""
-        if isinstance(cast.type, Date) and _is_time(cast.clause):
-            return f"CAST({self._in_utc(cast.clause, **options)} AS DATE)"
-        text: str = super().visit_cast(cast, **options)
-        return text
-
-    def _in_utc(self, expression: Any, **options: Any) -> str:
-        return f"timezone('UTC', {self.process(expression, **options)})"
-
-
-class _SQLite(_Rules):
+class Rules(rules.Rules):
     """PostgreSQL's answers on SQLite."""
 
     def document(self, side: Any, **options: Any) -> str:
@@ -162,7 +54,7 @@ class _SQLite(_Rules):
 
     def visit_cast(self, cast: Any, **options: Any) -> str:
         """As a date SQLite would take the year alone, as a number."""
-        if isinstance(cast.type, Date) and _is_time(cast.clause):
+        if isinstance(cast.type, Date) and is_time(cast.clause):
             return f"date({self.process(cast.clause, **options)})"
         text: str = super().visit_cast(cast, **options)
         return text
@@ -234,29 +126,6 @@ class _SQLite(_Rules):
             over.order_by = ClauseList(*(_with_nulls(clause) for clause in over.order_by.clauses))
         text: str = super().visit_over(over, **options)
         return text
-
-
-def _is_json(side: Any) -> bool:
-    return getattr(side, "type", None) is not None and side.type._type_affinity is JSON
-
-
-def _is_calculated(side: Any) -> bool:
-    while isinstance(side, Grouping):
-        side = side.element
-    return (
-        isinstance(side, BinaryExpression)
-        and side.operator in _CALCULATIONS
-        and isinstance(side.type, Money)
-        and not isinstance(side.type, MoneyTotal)
-    )
-
-
-def _rounded(side: Any) -> Any:
-    return _Rounded(side) if _is_calculated(side) else side
-
-
-def _is_time(expression: Any) -> bool:
-    return issubclass(expression.type._type_affinity, DateTime)
 
 
 def _time_kind(side: Any) -> type[Any] | None:

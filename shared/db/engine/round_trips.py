@@ -7,10 +7,9 @@ import time
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from psycopg2.errors import InsufficientPrivilege, InvalidParameterValue
-from psycopg2.extensions import STATUS_READY
 from sqlalchemy import Connection, Engine, event
 
+from shared.db.dialects.postgresql import STATUS_READY, InsufficientPrivilege, InvalidParameterValue
 from shared.db.tenancy import row_security
 from shared.db.tenancy.confined_sql import ALONE
 from shared.db.tenancy.session_scope import adopt_now, adoption_postponed
@@ -20,7 +19,7 @@ _TRUSTED_SECONDS = 1.0
 
 
 def spare(engine: Engine) -> None:
-    """Have a PostgreSQL engine go without them."""
+    """Install both savings on a PostgreSQL engine."""
     event.listen(engine, "before_cursor_execute", _adopt_first)
     event.listen(engine, "do_execute", _read_alone)
     if hasattr(select, "poll"):
