@@ -13,7 +13,7 @@ from typing import Any
 from alembic.autogenerate import produce_migrations, render_python_code
 from alembic.operations import ops
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection
+from sqlalchemy import Connection, false, true
 from sqlalchemy.orm import Session
 
 from shared.db import packages, schema_version
@@ -49,7 +49,12 @@ _FROZEN: dict[type[Any], str] = {
     CheckedInteger: "frozen.whole_number()",
     Json: "frozen.document()",
 }
-_DEFAULTS: dict[type[Any], str] = {utc_now: "frozen.now()", new_uuid: "frozen.new_uuid()"}
+_DEFAULTS: dict[type[Any], str] = {
+    utc_now: "frozen.now()",
+    new_uuid: "frozen.new_uuid()",
+    type(true()): "sa.true()",  # else 1 or 0 where it is compared with SQLite
+    type(false()): "sa.false()",
+}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ MODELS = """
     from datetime import datetime
     from decimal import Decimal
 
-    from sqlalchemy import Boolean, DateTime, ForeignKey, Integer, LargeBinary, String
+    from sqlalchemy import Boolean, DateTime, ForeignKey, Integer, LargeBinary, String, true
     from sqlalchemy.orm import Mapped, mapped_column
 
     from shared.db import SHARED_BY_ALL, Base, BoundedString, CheckedInteger, Money, Ownership, UTCDateTime

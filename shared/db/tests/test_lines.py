@@ -19,6 +19,7 @@ from shared.db.tests.migration_support import contents, run_by_hand, schema_of, 
 STOP_PRICE = """
         stop_price: Mapped[Decimal | None] = mapped_column(Money(), comment="Where it ends")
     state: Mapped[str] = mapped_column(BoundedString(10), default="open", server_default="open")
+    is_live: Mapped[bool] = mapped_column(Boolean, default=True, server_default=true())
 """.strip()
 
 
@@ -72,7 +73,9 @@ def test_a_packages_schema_moves_in_its_own_revisions(fleetbot: Installed, empty
     assert checked.returncode == 1
     assert "column orders.stop_price is missing" in checked.stdout
     second = written(fleetbot, empty_db, "stop price")
-    assert "drops: tuple[str, ...] = ('orders.state', 'orders.stop_price')" in second.read_text().replace('"', "'")
+    text_of = second.read_text().replace('"', "'")
+    assert "drops: tuple[str, ...] = ('orders.is_live', 'orders.state', 'orders.stop_price')" in text_of
+    assert "server_default=sa.true()" in text_of
     status = fleetbot.run("migrate", "status", "--json", "--db-url", url)
     assert status.returncode == 3
     assert json.loads(status.stdout)["packages"]["fleetbot"]["pending"] == ["0002_stop_price"]

@@ -1,1 +1,0 @@
-"""The revisions of these tables, one after the other."""
