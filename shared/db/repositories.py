@@ -228,6 +228,10 @@ class UserRepository(BaseRepository[User], ByNaturalKey[User]):
         """The user with this login name."""
         return self._first(self._mine().where(User.username == username))
 
+    def get_by_email(self, email: str) -> User | None:
+        """The user with this address."""
+        return self._first(self._mine().where(User.email == email))
+
     def get_active_users(self) -> list[User]:
         """Users with status "active", by username."""
         return self._all(self._mine().where(User.status == UserStatus.ACTIVE).order_by(User.username))

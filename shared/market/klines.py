@@ -54,7 +54,8 @@ _EXACT = Context(prec=100)
 def parse_klines(answer: Any, interval: str) -> list[Any]:
     """The candles of an answer of `/v5/market/kline`, which does not tell the interval that was asked for.
 
-    `answer` is the whole answer or its `result`, as a mapping or as JSON text. The newest candle may be under way; it
+    `answer` is the whole answer or its `result`, as a mapping or as JSON text; `interval` is one of ours or as Bybit
+    writes it ("60"). The newest candle may be under way; it
     is renewed when it is told again. `vwap` is made from the turnover. Raises `InputError` for an answer that reports
     a failure, is of no symbol or has no list.
     """
@@ -63,6 +64,7 @@ def parse_klines(answer: Any, interval: str) -> list[Any]:
     if not isinstance(symbol, str) or not isinstance(entries, list):
         raise InputError("the answer has no symbol or no list of candles; hand over the whole answer as Bybit sent it")
     inverse = told.get("category") == "inverse"
+    interval = _MINUTES.get(interval, interval)
     return [_kline(entry, symbol, interval, inverse=inverse) for entry in entries]
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import importlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from sqlalchemy import URL
@@ -28,6 +31,19 @@ def outside_tables() -> Iterator[None]:
         for model in {mapper.class_ for mapper in Base.registry.mappers} - classes:
             Base.registry._dispose_cls(model)
         gc.collect()
+
+
+@contextmanager
+def imported_siblings(*names: str) -> Iterator[list[ModuleType]]:
+    """The packages beside this one of these names, in the block alone: their tables would be in every database."""
+    before = {*sys.modules}
+    try:
+        with outside_tables():
+            yield [importlib.import_module(f"shared.{name}") for name in names]
+    finally:
+        for name in {*sys.modules} - before:
+            if name.startswith(tuple(f"shared.{sibling}" for sibling in names)):
+                del sys.modules[name]
 
 
 def source_at(request: pytest.FixtureRequest, tmp_path: Path) -> str | URL:

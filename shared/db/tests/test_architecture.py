@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import inspect
 import re
 import sys
@@ -16,7 +15,7 @@ import shared.db
 from shared.db import Base, BaseRepository
 from shared.db.dialects import PORTS
 from shared.db.tables import OWNERSHIP
-from shared.db.tests.outside import outside_tables
+from shared.db.tests.outside import imported_siblings
 
 PACKAGE = Path(shared.db.__file__).parent
 # A module may import what stands before it, and its own room.
@@ -225,14 +224,11 @@ def test_a_sibling_imports_public_names_alone(sibling: Path) -> None:
 @pytest.mark.parametrize("sibling", SIBLINGS, ids=lambda path: path.name)
 def test_a_sibling_says_what_each_of_its_names_is_for(sibling: Path) -> None:
     """Every public name has a docstring, and stands in the package's documents."""
-    before = {*sys.modules}
-    with outside_tables():  # the sibling's own, of which nothing stays
-        module = importlib.import_module(f"shared.{sibling.name}")
-    for name in [name for name in {*sys.modules} - before if name.startswith(f"shared.{sibling.name}")]:
-        del sys.modules[name]
+    with imported_siblings(sibling.name) as modules:
+        public = [(name, getattr(module, name)) for module in modules for name in module.__all__]
     documents = "".join(path.read_text(encoding="utf-8") for path in sibling.rglob("*.md"))
-    for name in module.__all__:
-        assert getattr(module, name).__doc__, f"{name} needs a docstring"
+    for name, thing in public:
+        assert thing.__doc__, f"{name} needs a docstring"
         assert re.search(rf"\b{name}\b", documents), f"say in {sibling.name}/docs what {name} is for"
 
 

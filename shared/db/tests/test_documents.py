@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from decimal import Decimal
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 
 import shared.db
 from shared.db import (
+    Base,
     DatabaseFactory,
     DatabaseSettings,
     PublicTradeRepository,
@@ -30,7 +32,9 @@ from shared.db import (
 from shared.db.commands.cli import COMMANDS
 from shared.db.settings import describe_settings
 from shared.db.tests.forked import run_python
+from shared.db.tests.outside import imported_siblings
 from shared.db.tests.support import in_threads, run_on_server, trade_values
+from shared.db.web import FastAPIDoor, FlaskDoor
 
 WORKSPACE = Path(__file__).parents[3]
 PACKAGE = WORKSPACE / "shared" / "db"
@@ -158,6 +162,45 @@ def test_every_method_of_the_readme_exists() -> None:
 def test_every_command_is_in_the_readme() -> None:
     """The README's table of commands has those of `python -m shared.db`."""
     assert re.findall(r"^\| `([\w-]+)` \|", section(README, "Command line"), re.MULTILINE) == list(COMMANDS)
+
+
+def rows_of_related_systems() -> list[list[str]]:
+    """The rows of its tables: what is promised, its state, and what gives it."""
+    page = (PACKAGE / "docs" / "related-systems.md").read_text()
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\|.*\|$", page, re.MULTILINE)
+    ]
+    return [row for row in rows if row[1] != "state" and set(row[0]) != {"-"}]
+
+
+def test_every_promise_of_the_related_systems_has_its_answer() -> None:
+    """It works by something that has a name, or says why it is done otherwise, or why it is not there."""
+    for promise, state, answer in rows_of_related_systems():
+        assert state in ("works", "differs", "open"), f"{promise}: {state} is no state"
+        assert len(answer.split()) > 2 or (state != "open" and "`" in answer), (
+            f"{promise}: say what gives it, or why not"
+        )
+
+
+def test_every_name_that_answers_a_related_system_exists() -> None:
+    """Names of Python are public ones here or beside us, commands are commands, and tables are there."""
+    named = sorted({name for row in rows_of_related_systems() for name in re.findall(r"`([^`]+)`", row[2])})
+    assert len(named) > 80
+    with imported_siblings("cache", "fleet", "market", "metrics") as siblings:
+        public = {name: getattr(module, name) for module in (shared.db, *siblings) for name in module.__all__}
+        tables = {*Base.metadata.tables}
+    public |= {"FastAPIDoor": FastAPIDoor, "FlaskDoor": FlaskDoor}
+    known = public.keys() | tables | {setting["variable"] for setting in describe_settings()}
+
+    def exists(name: str) -> bool:
+        owner, _, attribute = name.partition(".")
+        if name in known or name.split()[0] in COMMANDS or name.startswith("shared."):
+            return not name.startswith("shared.") or find_spec(name) is not None
+        thing = public.get(owner)
+        members = {*dir(thing), *getattr(thing, "__annotations__", {}), *getattr(thing, "model_fields", {})}
+        return thing is not None and attribute in members
+
+    assert [name for name in named if not exists(name)] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(WORKSPACE).as_posix())

@@ -54,7 +54,7 @@ REPOSITORIES: dict[Any, type[BaseRepository[Any]]] = {kind.model: kind for kind 
 SEVEN: list[type[Base]] = [User, BybitAccount, ApiCredential, Strategy, Run, PublicTrade, PrivateExecution]
 # What the specification and the consumers of this layer call.
 NAMES: dict[type[BaseRepository[Any]], str] = {
-    UserRepository: "get_by_username get_active_users",
+    UserRepository: "get_by_username get_by_email get_active_users",
     BybitAccountRepository: "get_by_user_id get_enabled_accounts",
     ApiCredentialRepository: "get_by_account_id get_active_credential",
     StrategyRepository: "get_by_account_id get_enabled_strategies get_by_symbol",
@@ -139,6 +139,8 @@ def test_get_by_username(session: Session, sample_user: User) -> None:
     assert users.get_by_username("alice") is sample_user
     assert users.get_by_username("Alice") is None
     assert users.get_by_username("nobody") is None
+    assert users.get_by_email("alice@example.com") is sample_user
+    assert users.get_by_email("alice") is None
 
 
 def test_get_active_users(session: Session) -> None:

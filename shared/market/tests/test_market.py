@@ -140,7 +140,7 @@ def test_the_exchanges_candles_are_those_of_its_trades(db: DatabaseFactory) -> N
         answer = {"retCode": 0, "result": {"category": "spot", "symbol": "BTCUSDT", "list": told}}
         candles = CandleRepository(session)
         assert candles.store(parse_klines(json.dumps(answer), "5m")).inserted == len(meant)
-        assert candles.store(parse_klines(answer["result"], "5m")).inserted == 0
+        assert candles.store(parse_klines(answer["result"], "5")).inserted == 0
         assert values_of(candles.get_range("BTCUSDT", "5m")) == values_of(meant)
         assert candles.roll_up("BTCUSDT", "5m").updated == len(meant), "which now know how many trades they are of"
         assert values_of(list(candles.iter_range("BTCUSDT", interval="5m"))) == values_of(meant)
