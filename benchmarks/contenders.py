@@ -21,7 +21,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from benchmarks.data import Rows
 from shared.db import DatabaseFactory, PrivateExecution, PrivateExecutionRepository, PublicTrade, PublicTradeRepository
 from shared.db.bulk import OnConflict
-from shared.db.bulk.instants import instant_texts
+from shared.db.value_forms.instants import instant_texts
 
 Batches = list[Rows]
 Way = Callable[[Batches], None]

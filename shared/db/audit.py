@@ -19,13 +19,13 @@ from sqlalchemy.orm import InstanceState, ORMExecuteState, Session, UOWTransacti
 from sqlalchemy.sql.elements import ClauseElement
 
 from shared.db.dialects import port_of
-from shared.db.encryption import SecretText
 from shared.db.errors import AuditError
 from shared.db.models import AuditAction, AuditLog
 from shared.db.tables import model_of, ownership_of, primary_key, streams
 from shared.db.tenancy.guard import UNSET, column_values
 from shared.db.tenancy.session_scope import user_of
 from shared.db.tenancy.statement_guard import inserted_rows
+from shared.db.value_forms.forms import secrets_of
 
 _ATTRIBUTE = "shared_db_audited"
 _ENTRIES: Any = AuditLog.__table__
@@ -278,7 +278,7 @@ def _change(trail: _Trail, state: ORMExecuteState, model: type[Any]) -> Any:
         for row in before.values():
             trail.add(AuditAction.DELETE, model, row, old=row)
         return result
-    assigned, secrets = _assigned(state), _secrets(model)
+    assigned, secrets = _assigned(state), secrets_of(model.__table__)
     after = _rows_of(state.session, model, list(before), select(*_attributes(model)))
     for identity, row in before.items():
         # Of a secret it counts that it was written: sealed anew, it differs even where it is the same.
@@ -330,13 +330,9 @@ def _row_count(result: Any) -> int:
     return max(int(getattr(result, "rowcount", 0)), 0)
 
 
-def _secrets(model: type[Any]) -> set[str]:
-    return {column.name for column in model.__table__.columns if isinstance(column.type, SecretText)}
-
-
 def _shown(model: type[Any], row: Mapping[str, Any]) -> dict[str, Any]:
     """The values as the log has them: no secret, and no SQL expression, whose value only the database knows."""
-    mapper, secrets = inspect(model), _secrets(model)
+    mapper, secrets = inspect(model), secrets_of(model.__table__)
     shown: dict[str, Any] = {}
     for key, value in row.items():
         name = mapper.columns[key].name if key in mapper.columns else key

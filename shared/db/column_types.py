@@ -6,13 +6,16 @@ differently. The checks sit where SQLAlchemy binds a value, so ORM, Core and bul
 
 from __future__ import annotations
 
+import importlib
+import json
 import math
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_DOWN, ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 from enum import StrEnum
-from typing import Any, ClassVar, Final
+from functools import partial
+from typing import Any, ClassVar, Final, TypeVar
 
 from sqlalchemy import (
     JSON,
@@ -26,25 +29,29 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    cast,
     event,
+    func,
+    type_coerce,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import ColumnElement, FunctionElement
-from sqlalchemy.types import TypeDecorator, TypeEngine
+from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
 
 from shared.db.dialects import port_of
 from shared.db.errors import DatabaseCorruptError, InvalidValueError
 from shared.db.tracked_json import as_read, as_stored
+from shared.db.value_forms import amounts, files, instants, texts
+from shared.db.value_forms.amounts import EXACT, MONEY_DIGITS, MONEY_PLACES, QUANTUM, SCALABLE, UNITS
+from shared.db.value_forms.forms import Convert, Forms, Rounded, Shortcut, each, remembering
 
-MONEY_DIGITS = 20
-MONEY_PLACES = 8
-_QUANTUM = Decimal(1).scaleb(-MONEY_PLACES)
 _MONEY_LIMIT = Decimal(10) ** (MONEY_DIGITS - MONEY_PLACES)
-# Never the caller's decimal context: it may be set to a few digits, or to another rounding.
-_EXACT = Context(prec=60, rounding=ROUND_HALF_EVEN)
-_ZERO = Decimal(0).quantize(_QUANTUM)
+_ZERO = Decimal(0).quantize(QUANTUM)
+# Of 15 digits and a point every 8-byte float gives all back.
+_SURELY_EXACT = 16
+_SHOWN = 40
 # So many digits every 8-byte float gives back.
 _FLOAT_DIGITS = Context(prec=15, rounding=ROUND_HALF_EVEN)
 _TOWARDS_ZERO = Context(prec=15, rounding=ROUND_DOWN)
@@ -68,16 +75,15 @@ _PATTERNS = frozenset(
 )
 # Far more than any document of ours, and far less than the interpreter's stack.
 _JSON_DEPTH = 100
-UNITS = 10.0**MONEY_PLACES
-# Below, the errors of the stored float and of its product with 1e8 make less than half a unit together; above, only
-# its digits tell which amount it stands for.
-SCALABLE = 2.0**24
 
 UNREADABLE: Final = (ValueError, TypeError, ArithmeticError, RecursionError)
 """What reading a damaged value raises; it quotes the value."""
 
 
-class CheckedType(TypeDecorator[Any]):
+_T = TypeVar("_T")
+
+
+class CheckedType(Forms, TypeDecorator[Any]):
     """Base of the types here: knows its column's name, so that an error can tell it."""
 
     impl: Any = Text
@@ -102,19 +108,28 @@ class CheckedType(TypeDecorator[Any]):
         if read is None or port_of(dialect).checks_types:
             return read
 
-        def read_what_may_be_damaged(value: Any) -> Any:
-            try:
-                return read(value)
-            except UNREADABLE:
-                pass  # raised below and without this one, which quotes the value
-            raise self.damaged()
-
-        return read_what_may_be_damaged
+        return partial(self.unless_damaged, read)
 
     def damaged(self) -> DatabaseCorruptError:
         """The error to raise for a stored value that nothing of this library can have stored."""
         place = self.column_name or "a column"
         return DatabaseCorruptError(ValueError(f"{place} holds what cannot be read as {type(self).__name__}"))
+
+    def unless_damaged(self, read: Callable[[Any], _T], stored: Any) -> _T:
+        """What `read` makes of what the column holds. `DatabaseCorruptError` if it cannot."""
+        try:
+            return read(stored)
+        except UNREADABLE:
+            pass  # raised below and without this one, which quotes the value
+        raise self.damaged()
+
+    @property
+    def has_lines(self) -> bool:
+        """Whatever is no secret."""
+        return not self.secret
+
+    def _binding(self, dialect: Dialect) -> Callable[[Any], Any]:
+        return lambda value: self.process_bind_param(value, dialect)
 
 
 @event.listens_for(Column, "after_parent_attach")
@@ -141,6 +156,8 @@ class Money(CheckedType):
 
     impl = Numeric(MONEY_DIGITS, MONEY_PLACES)
     cache_ok = True
+    escaped = False
+    bare_lines = True
 
     def __init__(self, *, never_to_zero: bool = False, kept_in: str | None = None) -> None:
         super().__init__()
@@ -164,7 +181,7 @@ class Money(CheckedType):
             return None
         # repr() is the shortest decimal that gives the same float: the digits that as_float() let in.
         amount = Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
-        return _EXACT.quantize(amount, _QUANTUM) if amount else _ZERO
+        return EXACT.quantize(amount, QUANTUM) if amount else _ZERO
 
     def kept(self, value: Any, dialect: Dialect) -> Any:
         """The exact amount, or the value as it is where the column refuses it: binding tells."""
@@ -179,7 +196,7 @@ class Money(CheckedType):
         # The magnitude first: quantizing Decimal("1e999999") would need a million digits.
         if given and given.adjusted() >= MONEY_DIGITS:
             raise self.refuse("the amount does not fit Numeric(20, 8): it must be below 10**12")
-        amount = _EXACT.quantize(given, _QUANTUM)
+        amount = EXACT.quantize(given, QUANTUM)
         # Not abs(): that rounds in the caller's context.
         if amount.copy_abs() >= _MONEY_LIMIT:
             raise self.refuse("the amount does not fit Numeric(20, 8): it must be below 10**12")
@@ -238,6 +255,100 @@ class Money(CheckedType):
             )
         return stored
 
+    def shortcut(self, dialect: Dialect) -> Shortcut:
+        """For amounts of at most 8 places."""
+        return amounts.usual_floats if port_of(dialect).money_is_float else amounts.usual_texts
+
+    def rounding(self, dialect: Dialect, *, nullable: bool) -> Callable[[Any, bool], Rounded]:
+        """What is lost is told."""
+        floats = port_of(dialect).money_is_float
+
+        def made(value: Any, kept: bool) -> Rounded:
+            bound = self.nearest(value, dialect, nullable=nullable) if kept else self.process_bind_param(value, dialect)
+            given, lost = self.amount(value), None
+            if bound is None or given != (Decimal(repr(bound)) if isinstance(bound, float) else bound):
+                stored = "NULL" if bound is None else f"{Decimal(str(bound)):f}"
+                lost = f"{str(given)[:_SHOWN]} is stored as {stored}"
+            return Rounded(bound if bound is None or floats else str(bound), lost)
+
+        return made
+
+    def to_line(self, value: Any) -> str | None:
+        """Its digits. A text stays one: money takes it as well, and makes the same of it."""
+        return str(value) if type(value) is Decimal else value if type(value) is str else None
+
+    def from_line(self, text: str) -> Decimal:
+        """A decimal."""
+        return Decimal(text)
+
+    def written(self, file: files.Format, *, nullable: bool) -> files.Form:
+        """Plain digits; in Parquet decimal128(20, 8)."""
+        return files.as_it_is if file == "parquet" else files.plain_digits
+
+    def read(self, file: files.Format, *, nullable: bool) -> files.Form:
+        """Plain digits of at most 8 places."""
+        return _from_digits
+
+    def fetched(self, column: Column[Any], dialect: Dialect) -> ColumnElement[Any]:
+        """Floats from SQLite. Elsewhere text: the driver makes its Decimals one by one."""
+        return super().fetched(column, dialect) if port_of(dialect).money_is_float else cast(column, Text)
+
+    def decoding(self, dialect: Dialect) -> Callable[[Sequence[Any]], Iterable[Any]]:
+        """Decimals with 8 places."""
+        floats = port_of(dialect).money_is_float
+        # A list: what cannot be read has to be found here, and not by whoever takes the rows.
+        return partial(self.unless_damaged, lambda stored: list(amounts.exact_amounts(stored, floats=floats)))
+
+    def arrow_type(self, arrow: Any) -> Any:
+        """Exact."""
+        return arrow.decimal128(MONEY_DIGITS, MONEY_PLACES)
+
+    def arrow_array(self, stored: Sequence[Any], dialect: Dialect, arrow: Any) -> Any:
+        """Texts, or the floats that SQLite stores, as exact decimals."""
+        if not port_of(dialect).money_is_float:
+            return arrow.array(self.decoding(dialect)(stored), self.arrow_type(arrow))
+        return self.unless_damaged(partial(self._arrow_units, arrow, dialect), stored)
+
+    def _arrow_units(self, arrow: Any, dialect: Dialect, stored: Sequence[Any]) -> Any:
+        compute, kind = importlib.import_module("pyarrow.compute"), self.arrow_type(arrow)
+        floats = arrow.array(stored, arrow.float64())
+        farthest = compute.max(compute.abs(floats)).as_py()
+        if farthest is None or farthest >= SCALABLE:
+            return arrow.array(self.decoding(dialect)(stored), kind)
+        units = compute.round(compute.multiply(floats, UNITS)).cast(arrow.int64())
+        # A decimal128 is a number of units; where its point stands is noted in the type alone.
+        return arrow.Array.from_buffers(kind, len(units), units.cast(arrow.decimal128(19)).buffers())
+
+    def copied(self, column: Column[Any], source: Dialect, target: Dialect) -> ColumnElement[Any]:
+        """Floats from SQLite, text elsewhere."""
+        stored = type_coerce(column, NullType())
+        return cast(stored, Text) if port_of(source).takes_texts else stored
+
+    def converting(self, source: Dialect, target: Dialect) -> Convert:
+        """The decimal that a stored float stands for, and back."""
+        return remembering(self._stored_float if port_of(target).money_is_float else self._stored_digits)
+
+    def _stored_digits(self, stored: Any) -> str:
+        if isinstance(stored, float) and -SCALABLE < stored < SCALABLE:
+            return f"{stored:.{MONEY_PLACES}f}"  # off by less than half of the last digit
+        # repr() is the shortest decimal that gives the same float: what reading it gives, too.
+        return format(self.exact(repr(stored) if isinstance(stored, float) else stored), "f")
+
+    def _stored_float(self, stored: str) -> float:
+        return float(stored) if len(stored) <= _SURELY_EXACT else self.as_float(self.exact(stored))
+
+    def digest(self, column: Column[Any]) -> dict[str, ColumnElement[Any]]:
+        """The exact sum."""
+        return {"sum": exact_sum(column)}
+
+
+def _from_digits(value: Any) -> Decimal | None:
+    amount = files.from_digits(value)
+    exponent = 0 if amount is None else amount.as_tuple().exponent
+    if isinstance(exponent, int) and exponent < -MONEY_PLACES:
+        raise ValueError(f"{str(value)[:40]} has more than the {MONEY_PLACES} decimal places that are stored")
+    return amount
+
 
 class MoneyTotal(Money):
     """What `exact_sum` gives: on SQLite text, which keeps every digit, in an order of numbers by its collation."""
@@ -270,6 +381,9 @@ class UTCDateTime(CheckedType):
 
     impl = DateTime(timezone=True)
     cache_ok = True
+    escaped = False
+    alike = True
+    bare_lines = True
 
     def coerce_compared_value(self, op: Any, value: Any) -> Any:
         """A duration beside a time stays one."""
@@ -313,6 +427,67 @@ class UTCDateTime(CheckedType):
             raise self.refuse(f"the instant must lie between {_EARLIEST.date()} and {_LATEST.date()}")
         return instant
 
+    def shortcut(self, dialect: Dialect) -> Shortcut:
+        """For plain datetimes."""
+        return instants.stored_texts_with_zone if port_of(dialect).keeps_zone else instants.stored_texts
+
+    def to_line(self, value: Any) -> str | None:
+        """ISO 8601, in the value's own zone."""
+        return instants.iso_text(value) if isinstance(value, datetime) else None
+
+    def from_line(self, text: str) -> datetime:
+        """A datetime with the zone that stands there, if one does."""
+        return datetime.fromisoformat(text)
+
+    def written(self, file: files.Format, *, nullable: bool) -> files.Form:
+        """ISO 8601 in UTC to the microsecond; in Parquet timestamp[us, UTC]."""
+        return files.as_it_is if file == "parquet" else files.utc_text
+
+    def read(self, file: files.Format, *, nullable: bool) -> files.Form:
+        """A time with its offset."""
+        return files.from_empty(files.from_utc_text) if nullable else files.from_utc_text
+
+    def fetched(self, column: Column[Any], dialect: Dialect) -> ColumnElement[Any]:
+        """UTC as text: the driver makes its datetimes one by one, and in the server's time zone."""
+        if not port_of(dialect).keeps_zone:
+            return super().fetched(column, dialect)
+        return cast(func.timezone("UTC", column), Text)
+
+    def decoding(self, dialect: Dialect) -> Callable[[Sequence[Any]], Iterable[Any]]:
+        """Aware datetimes in UTC."""
+        return partial(self.unless_damaged, instants.from_stored_texts)
+
+    def arrow_type(self, arrow: Any) -> Any:
+        """To the microsecond, in UTC."""
+        return arrow.timestamp("us", "UTC")
+
+    def arrow_read(self, arrow: Any) -> Any:
+        """Both databases are asked for UTC without saying so."""
+        return arrow.timestamp("us")
+
+    def exported(self, column: Column[Any]) -> ColumnElement[Any]:
+        """UTC without saying so."""
+        return func.timezone("UTC", column)
+
+    def arrow_array(self, stored: Sequence[Any], dialect: Dialect, arrow: Any) -> Any:
+        """Arrow reads the texts by itself."""
+        kind = self.arrow_read(arrow)
+        return self.unless_damaged(lambda texts: arrow.array(texts, arrow.string()).cast(kind), stored)
+
+    def copied(self, column: Column[Any], source: Dialect, target: Dialect) -> ColumnElement[Any]:
+        """As SQLite stores it, for SQLite."""
+        if port_of(source).keeps_zone and not port_of(target).keeps_zone:
+            return func.to_char(func.timezone("UTC", column), "YYYY-MM-DD HH24:MI:SS.US")
+        return super().copied(column, source, target)
+
+    def converting(self, source: Dialect, target: Dialect) -> Convert:
+        """The same text; its length is looked at, since SQLite takes any text and PostgreSQL also knows infinity."""
+        return instants.with_offset if port_of(target).keeps_zone else instants.unchanged
+
+    def digest(self, column: Column[Any]) -> dict[str, ColumnElement[Any]]:
+        """The first and the last."""
+        return {"first": func.min(column), "last": func.max(column)}
+
 
 class BoundedString(CheckedType):
     """Text of at most `length` characters: the limit that PostgreSQL keeps and SQLite does not."""
@@ -332,6 +507,10 @@ class BoundedString(CheckedType):
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
         """The text itself."""
         return None if value is None else self.text(value)
+
+    def shortcut(self, dialect: Dialect) -> Shortcut:
+        """For ASCII."""
+        return texts.bounded(self.length)
 
     def text(self, value: Any) -> str:
         """The text, or `InvalidValueError`."""
@@ -380,6 +559,10 @@ class Vocabulary(CheckedType):
             raise self.refuse(f"{shown} is not allowed; use one of {', '.join(self._allowed)}")
         return word
 
+    def shortcut(self, dialect: Dialect) -> Shortcut:
+        """For plain strings."""
+        return texts.words(frozenset(self._allowed))
+
 
 class CheckedInteger(CheckedType):
     """A 64-bit whole number; INTEGER on SQLite, the only type that counts up by itself there."""
@@ -416,6 +599,10 @@ class CheckedBoolean(CheckedType):
             return value
         raise self.refuse(f"True or False is needed, not {type(value).__name__}")
 
+    def converting(self, source: Dialect, target: Dialect) -> Convert | None:
+        """Whole numbers on SQLite."""
+        return super().converting(source, target) if port_of(target).takes_texts else each(int)
+
 
 class Json(CheckedType):
     """A JSON document, a dict or a list: JSONB on PostgreSQL, JSON elsewhere. None is SQL NULL.
@@ -427,6 +614,7 @@ class Json(CheckedType):
 
     impl = JSON
     cache_ok = True
+    document = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         """JSONB on PostgreSQL."""
@@ -455,6 +643,27 @@ class Json(CheckedType):
         if not isinstance(value, (Mapping, list, tuple)):
             raise self.refuse(f"a JSON document is a dict or a list, not {type(value).__name__}")
         return self._plain(value, _JSON_DEPTH)
+
+    def shortcut(self, dialect: Dialect) -> Shortcut | None:
+        """For documents of plain types, where the extra `fast` is installed."""
+        return texts.documents()
+
+    def cell(self, dialect: Dialect) -> Callable[[Any], str]:
+        """The document as text."""
+        return lambda value: json.dumps(self.plain(value), ensure_ascii=False, separators=(",", ":"))
+
+    def written(self, file: files.Format, *, nullable: bool) -> files.Form:
+        """Itself in JSON lines, text elsewhere."""
+        return files.as_it_is if file == "jsonl" else files.json_text
+
+    def read(self, file: files.Format, *, nullable: bool) -> files.Form:
+        """The way back."""
+        return files.as_it_is if file == "jsonl" else files.from_json_text
+
+    def copied(self, column: Column[Any], source: Dialect, target: Dialect) -> ColumnElement[Any]:
+        """The text as it is stored."""
+        stored = type_coerce(column, NullType())
+        return cast(stored, Text) if port_of(source).takes_texts else stored
 
     def _plain(self, value: Any, depth: int) -> Any:
         if value is None or isinstance(value, bool):
@@ -497,11 +706,6 @@ class Json(CheckedType):
         if abs(number) >= 2**53 and int(Decimal(repr(number))) != number:
             raise self.refuse(f"the float {number!r} would come back changed; write it as a string")
         return number
-
-
-def python_type(kind: TypeEngine[Any]) -> type[Any]:
-    """The Python type of a column type's values."""
-    return kind.impl_instance.python_type if isinstance(kind, TypeDecorator) else kind.python_type
 
 
 def checked_text(kind: CheckedType, value: Any) -> str:
@@ -565,4 +769,4 @@ def money_units(stored: float) -> int:
     """The amount, as SQLite stores it, in units of 1e-8."""
     if -SCALABLE < stored < SCALABLE:
         return round(stored * UNITS)
-    return int(_EXACT.scaleb(Decimal(repr(stored)), MONEY_PLACES))
+    return int(EXACT.scaleb(Decimal(repr(stored)), MONEY_PLACES))

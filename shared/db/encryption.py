@@ -143,6 +143,7 @@ class SecretText(CheckedType):
 
     impl = Text
     cache_ok = True
+    secret = True
 
     def kept(self, value: Any, dialect: Dialect) -> Any:
         """As it is: a secret in hand is sealed by the object, which knows the row."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sqlite3
 from decimal import Context, Decimal
 
-from shared.db.column_types import MONEY_PLACES, money_units
+from shared.db.column_types import money_units
 from shared.db.dialects.sqlite import note_damage
+from shared.db.value_forms.amounts import MONEY_PLACES
 
 _EXACT = Context(prec=100)
 

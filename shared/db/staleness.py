@@ -23,7 +23,8 @@ def read_again(session: Session, states: Iterable[InstanceState[Any]]) -> None:
     The primary key stays too: it says which row is meant, and does not change.
     """
     for state in states:
-        if state.obj() is not None and not state.expired:
+        entity = state.obj()  # held meanwhile: a session does not keep its objects from the collector
+        if entity is not None and not state.expired:
             keys = {state.mapper.get_property_by_column(column).key for column in state.mapper.primary_key}
             columns = [attribute.key for attribute in state.mapper.column_attrs if attribute.key not in keys]
             loaded = [relation.key for relation in state.mapper.relationships if relation.key in state.dict]
@@ -110,10 +111,13 @@ def _leave_out(
 
 
 def _expire(session: Session, state: InstanceState[Any], names: Iterable[str]) -> None:
+    entity = state.obj()
+    if entity is None:
+        return
     names = [name for name in names if name not in state.committed_state]
     seen = {name: state.dict[name] for name in names if name in state.dict}
     setattr(state, _LAST_SEEN, getattr(state, _LAST_SEEN, {}) | seen)
-    session.expire(state.obj(), names)
+    session.expire(entity, names)
 
 
 def _key(state: InstanceState[Any]) -> Key:

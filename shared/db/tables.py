@@ -21,9 +21,9 @@ from typing import Any, Final, Literal
 from sqlalchemy import Column, Table, UniqueConstraint
 from sqlalchemy.exc import NoReferenceError
 
-from shared.db.column_types import Json, UTCDateTime
-from shared.db.encryption import SecretText
+from shared.db.column_types import UTCDateTime
 from shared.db.errors import DeclarationError, InvalidValueError, UndeclaredTableError
+from shared.db.value_forms.forms import forms_of, secrets_of
 
 
 class _Shared(Enum):
@@ -399,10 +399,10 @@ def _read_stream(model: type[Any]) -> Stream | None:
         _column(model, name)
     table: Table = model.__table__
     own = [column for column in table.c if column.name in named or column.name != generated_key(model)]
-    told = [column for column in own if not isinstance(column.type, SecretText)]
+    told = [column for column in own if column.name not in secrets_of(table)]
     return replace(
         declared,
-        row=declared.row or _plain_row(model, declared, [one.name for one in told if not isinstance(one.type, Json)]),
+        row=declared.row or _plain_row(model, declared, [one.name for one in told if not forms_of(one.type).document]),
         exported=declared.exported or tuple(column.name for column in told),
     )
 

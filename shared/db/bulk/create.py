@@ -13,19 +13,20 @@ from sqlalchemy.pool import StaticPool
 
 from shared.db import commits
 from shared.db.audit import record_bulk
-from shared.db.bulk.cells import Cells, Rounded, cells_of_row, layout_of, prepared
+from shared.db.bulk.cells import Losses, cells_of_row, layout_of, prepared
 from shared.db.bulk.postgresql import PostgreSQLWriter
 from shared.db.bulk.result import NOTES, BulkResult, OnBadRow, OnConflict, RejectedRow, RowNote
 from shared.db.bulk.rows import CHUNK, Batch, Row, batches, mapping_of
 from shared.db.bulk.sqlite import SQLiteWriter
 from shared.db.bulk.writer import Transaction, Writer, conflict_key
 from shared.db.dialects import POSTGRESQL, SQLITE, PerDatabase, port_of
-from shared.db.encryption import SecretText, StoredSecret, encryption_of, storable_plain
+from shared.db.encryption import StoredSecret, encryption_of, storable_plain
 from shared.db.errors import InvalidValueError
 from shared.db.models import AuditAction
 from shared.db.tables import ownership_of, primary_key
 from shared.db.tenancy.guard import OwnershipGuard
 from shared.db.tenancy.session_scope import TenantRequiredSession, UserSession
+from shared.db.value_forms.forms import Cells, secrets_of
 
 BATCH_SIZE = 5000
 
@@ -82,7 +83,7 @@ def bulk_create(
     # Rows that name different columns change different ones; to be filled with nothing changes none.
     by_shape = on_conflict == "update" or (on_conflict == "fill" and any(map(_has_default, table.columns)))
     optional = () if by_shape else (c.name for c in table.columns if c.nullable and c.default is None)
-    if any(isinstance(column.type, SecretText) for column in table.columns):
+    if secrets_of(table):
         rows = _with_sealed_secrets(session, model, rows)
     given = batches(model, rows, batch_size, fillable=frozenset(optional), by_shape=by_shape)
     first = next(given, None)
@@ -110,7 +111,7 @@ def _with_sealed_secrets(session: Session, model: type[Any], rows: Iterable[Any]
     table: Table = model.__table__
     key = table.c[primary_key(model)]
     encryption = encryption_of(Session.connection(session))
-    secrets = [column.name for column in table.columns if isinstance(column.type, SecretText)]
+    secrets = secrets_of(table)
     for row in rows:
         values = dict(mapping_of(row, model))
         if values.get(key.name) is None:
@@ -143,7 +144,7 @@ class _Creation:
         self._new = self._written = self._changed = self._contradicted = 0
         self._rejected: list[RejectedRow] = []
         self._rounded = 0
-        self._rounded_now: Rounded = {}  # of the batch at hand
+        self._rounded_now: Losses = {}  # of the batch at hand
         self._notes: list[RowNote] = []
 
     def open(self, first: Batch) -> Writer:
@@ -243,7 +244,7 @@ class _Creation:
 
     def _sifted(self, batch: Batch, start: int, stop: int) -> Iterator[tuple[Iterable[int], list[Cells]]]:
         layout, first, made = self._writer.layout, start, []
-        rounded: Rounded = {}
+        rounded: Losses = {}
         try:
             for chunk in batch.chunks(start, stop):
                 made.append(layout.cells(chunk, rounded, first))

@@ -7,8 +7,7 @@ from typing import Any
 
 from sqlalchemy import Column, Table
 
-from shared.db.column_types import Json
-from shared.db.encryption import SecretText
+from shared.db.value_forms.forms import forms_of
 
 
 class Filling:
@@ -29,18 +28,14 @@ class Filling:
         def assigned(column: Column[Any]) -> str:
             if column.onupdate is not None:
                 return pair("{1}", column)
-            if isinstance(column.type, Json):
+            if forms_of(column.type).document:
                 brings = pair(f"{{0}} IS NULL OR ({{1}} IS NOT NULL AND {self.differs} IS NOT TRUE)", column)
                 return pair(f"CASE WHEN {brings} THEN {{1}} ELSE {{0}} END", column)
             return pair("COALESCE({0}, {1})", column)
 
         columns = [table.columns[name] for name in names]
         told = [column for column in columns if column.onupdate is None]
-        differing = {
-            column.name: pair("{0} <> {1}", column)
-            for column in told
-            if not isinstance(column.type, (Json, SecretText))
-        }
+        differing = {column.name: pair("{0} <> {1}", column) for column in told if forms_of(column.type).comparable}
         self.differs = _any_of(differing.values())
         """Whether the two have different values in a column, neither of them NULL; may be NULL, for no."""
         self.fills = _any_of(pair("({0} IS NULL AND {1} IS NOT NULL)", column) for column in told if column.nullable)

@@ -22,13 +22,14 @@ from sqlalchemy import Connection
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import IntegrityError
 
-from shared.db.bulk.cells import CellColumn, Cells, Layout
+from shared.db.bulk.cells import CellColumn, Layout
 from shared.db.bulk.filling import Filling
 from shared.db.bulk.result import OnConflict
 from shared.db.bulk.writer import Source, Transaction, Writer, Written, conflict_key
 from shared.db.dialects.postgresql import UniqueViolation, has_copy
 from shared.db.errors import NumberingError
 from shared.db.numbering import statement_that_mends
+from shared.db.value_forms.forms import Cells
 
 
 @dataclass
@@ -261,7 +262,7 @@ class CopyStream:
 
 
 def _copy_texts(column: CellColumn, cells: Cells) -> Cells:
-    if not (column.is_text or column.nullable):
+    if not (column.escaped or column.nullable):
         return cells
     try:
         together = "".join(cells)

@@ -11,12 +11,12 @@ from sqlalchemy.orm import Session
 from shared.db.bulk.cells import Layout, layout_of
 from shared.db.bulk.rows import Chunk, Row, mapping_of
 from shared.db.dialects import port_of
-from shared.db.encryption import SecretText
 from shared.db.errors import InvalidValueError, RowNotFoundError
 from shared.db.tables import primary_key
 from shared.db.tenancy.guard import OwnershipGuard, column_values
 from shared.db.tenancy.ownership import owned_by
 from shared.db.tenancy.session_scope import UserSession
+from shared.db.value_forms.forms import secrets_of
 
 # Well below the number of variables that any database takes in one statement.
 _KEYS_AT_ONCE = 500
@@ -66,7 +66,7 @@ def _checked(layout: Layout, key: str, row: Row, position: int) -> Row:
     if row.get(key) is None:
         raise InvalidValueError("a mapping names the primary key of its row", f"{layout.table.name}.{key}", position)
     # A secret is sealed to its row, and checked, by the object that it is set on.
-    secrets = {column.name for column in layout.table.columns if isinstance(column.type, SecretText)}
+    secrets = secrets_of(layout.table)
     checked = {name: value for name, value in row.items() if name not in secrets}
     try:
         layout.check(Chunk(tuple(checked), [[value] for value in checked.values()], 1))

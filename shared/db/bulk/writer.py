@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Table, UniqueConstraint
 from sqlalchemy.exc import DBAPIError
 
-from shared.db.bulk.cells import Cells, Layout
+from shared.db.bulk.cells import Layout
 from shared.db.bulk.result import OnConflict
 from shared.db.driver_errors import named_errors
+from shared.db.value_forms.forms import Cells
 
 Source = Callable[[], Iterable[list[Cells]]]
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from shared.db.bulk import RejectedRow
-from shared.db.column_types import python_type
 from shared.db.commands.arguments import EXIT_INTERRUPTED, settings_from_arguments
 from shared.db.database import DatabaseFactory
 from shared.db.models import Base
@@ -24,10 +23,11 @@ from shared.db.operations.export import export_executions, export_rows, export_t
 from shared.db.operations.import_rows import RowImport, import_rows
 from shared.db.operations.interruption import noted_signals
 from shared.db.operations.progress import WHOLE, Progress
-from shared.db.operations.row_layout import FORMATS
 from shared.db.operations.trade_import import import_trades
 from shared.db.tables import stream_named, stream_of, streams
 from shared.db.tenancy.guard import UNSET
+from shared.db.value_forms.files import FORMATS
+from shared.db.value_forms.forms import forms_of
 
 _STATE = "what was stored stays; run the same command again to go on"
 
@@ -184,7 +184,7 @@ def key_argument(parser: argparse.ArgumentParser, model: type[Base], text: str |
     """The key that an argument names, as its column holds it; else a usage error."""
     by = stream_of(model).by
     try:
-        return None if text is None else python_type(model.__table__.c[by].type)(text)
+        return None if text is None else forms_of(model.__table__.c[by].type).value_type(text)
     except ValueError:
         parser.error(f"{text!r} is no {by}")
 

@@ -74,6 +74,8 @@ class Port(ABC):
     """Whether times are stored with their zone, and not as UTC without one."""
     checks_types: ClassVar[bool] = True
     """Whether a column holds nothing but its type's values."""
+    takes_texts: ClassVar[bool] = False
+    """Whether many rows go to it as text, whatever their columns hold."""
     seeks_rows: ClassVar[bool] = True
     """Whether a comparison of several columns at once, (a, b) > (x, y), is looked up in an index."""
 

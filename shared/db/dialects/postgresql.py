@@ -143,6 +143,7 @@ class PostgreSQL(Port):
     has_sequences: ClassVar[bool] = True
     rolls_back_statements: ClassVar[bool] = False
     keeps_zone: ClassVar[bool] = True
+    takes_texts: ClassVar[bool] = True
 
     def money(self, digits: int, places: int) -> TypeEngine[Any]:
         """Exact."""

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import Session
 
 from shared.db import audit, schema_version
-from shared.db.bulk.cells import Cells, layout_of
+from shared.db.bulk.cells import layout_of
 from shared.db.bulk.postgresql import CopyStream
 from shared.db.database import DatabaseFactory
 from shared.db.dialects import POSTGRESQL, SQLITE, port_of
@@ -31,6 +31,7 @@ from shared.db.operations.copy_values import batches
 from shared.db.operations.digests import differences, digest
 from shared.db.operations.interruption import check, finishing, interruptible
 from shared.db.tenancy import row_security
+from shared.db.value_forms.forms import Cells
 
 _PLACE = re.compile(r"line (\d+)(?:, column (\w+))?")
 

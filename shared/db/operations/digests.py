@@ -4,21 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import (
-    Boolean,
-    Column,
-    ColumnElement,
-    Connection,
-    Integer,
-    String,
-    Table,
-    TypeDecorator,
-    case,
-    func,
-    select,
-)
+from sqlalchemy import Column, ColumnElement, Connection, Table, func, select
 
-from shared.db.column_types import Money, UTCDateTime, exact_sum
+from shared.db.value_forms.forms import forms_of
 
 Digest = dict[str, Any]
 
@@ -45,15 +33,5 @@ def differences(table: Table, source: Digest, target: Digest) -> list[str]:
 
 
 def _asked(column: Column[Any]) -> dict[str, ColumnElement[Any]]:
-    kind = column.type
-    stored = kind.impl_instance if isinstance(kind, TypeDecorator) else kind
     present: dict[str, ColumnElement[Any]] = {"values": func.count(column)} if column.nullable else {}
-    if isinstance(kind, Money):
-        return present | {"sum": exact_sum(column)}
-    if isinstance(kind, UTCDateTime) or isinstance(stored, Integer):
-        return present | {"first": func.min(column), "last": func.max(column)}
-    if isinstance(stored, Boolean):
-        return present | {"true values": func.count(case((column, 1)))}
-    if isinstance(stored, String):
-        return present | {"length": func.sum(func.length(column))}
-    return present  # of documents and the like: the databases write the same one differently
+    return present | forms_of(column.type).digest(column)

@@ -17,10 +17,11 @@ from shared.db.operations.interruption import check, interruptible
 from shared.db.operations.progress import WHOLE
 from shared.db.operations.replacing import refuse_database
 from shared.db.operations.row_files import writing
-from shared.db.operations.row_layout import Format, Layout, layout_of
+from shared.db.operations.row_layout import Layout, layout_of
 from shared.db.ranges.bounds import source_of
 from shared.db.repositories import Repository, RunRepository
 from shared.db.tenancy.guard import UNSET, UserId
+from shared.db.value_forms.files import Format
 
 _BATCH = 2_000
 _MICROSECOND = timedelta(microseconds=1)

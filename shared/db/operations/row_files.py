@@ -15,8 +15,9 @@ from shared.db.errors import InputError
 from shared.db.exchanges.files import Block, BlockReader, Row, check_whole, open_text
 from shared.db.models import PublicTrade
 from shared.db.operations.replacing import replacing
-from shared.db.operations.row_layout import Format, Layout, cell, decoder, encoder, layout_of, layouts, pyarrow
-from shared.db.ranges.frames import arrow_type
+from shared.db.operations.row_layout import Layout, decoder, encoder, layout_of, layouts, pyarrow
+from shared.db.value_forms.files import Format, cell
+from shared.db.value_forms.forms import forms_of
 
 Batch = Sequence[Sequence[Any]]
 
@@ -236,7 +237,7 @@ def _jsonl_writer(file: BinaryIO, layout: Layout) -> Iterator[Write]:
 @contextmanager
 def _parquet_writer(file: BinaryIO, layout: Layout) -> Iterator[Write]:
     arrow = pyarrow()
-    schema = arrow.schema([(name, arrow_type(layout.column(name).type, arrow)) for name in layout.columns])
+    schema = arrow.schema([(name, forms_of(layout.column(name).type).arrow_type(arrow)) for name in layout.columns])
     waiting: list[Any] = []
 
     def write(rows: Batch, columns: list[list[Any]]) -> None:

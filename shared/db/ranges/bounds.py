@@ -9,9 +9,10 @@ from typing import Any
 
 from sqlalchemy import Column, ColumnElement, Table, bindparam, tuple_
 
-from shared.db.column_types import BoundedString, UTCDateTime, python_type
+from shared.db.column_types import BoundedString, UTCDateTime
 from shared.db.errors import InvalidValueError
 from shared.db.tables import Stream, cursor_text, generated_key, stream_of, streams
+from shared.db.value_forms.forms import forms_of
 
 # Where a row stands in its range: its time, and what tells it from others of that time, if they may be several.
 Position = tuple[Any, ...]
@@ -171,7 +172,7 @@ class RowRange:
         when, separator, tie = cursor.partition("/") if isinstance(cursor, str) else ("", "", "")
         try:
             instant = datetime.fromisoformat(when)
-            told = tuple(python_type(column.type)(tie) for column in self.source.order[1:])
+            told = tuple(forms_of(column.type).value_type(tie) for column in self.source.order[1:])
         except ValueError:
             instant = None
         if instant is None or instant.tzinfo is None or not separator:

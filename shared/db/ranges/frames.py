@@ -12,30 +12,16 @@ import io
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import (
-    Boolean,
-    Column,
-    Date,
-    Dialect,
-    Enum,
-    Float,
-    Integer,
-    Numeric,
-    Select,
-    TypeDecorator,
-    func,
-    select,
-)
+from sqlalchemy import Column, Select, select
 from sqlalchemy.orm import Session
 
-from shared.db.column_types import MONEY_DIGITS, MONEY_PLACES, SCALABLE, UNITS, Money, UTCDateTime
 from shared.db.dialects import POSTGRESQL, dialect_of, port_of
 from shared.db.dialects.postgresql import has_copy
 from shared.db.driver_errors import named_errors
 from shared.db.errors import MissingExtraError
 from shared.db.ranges.bounds import RowRange
-from shared.db.ranges.decoding import decode_amounts, decoder, unless_damaged
 from shared.db.ranges.streams import flushed, raw_pages
+from shared.db.value_forms.forms import forms_of
 
 if TYPE_CHECKING:
     import pandas
@@ -43,23 +29,25 @@ if TYPE_CHECKING:
     import pyarrow
 
 _PAGE_SIZE = 20_000
-_MOST_DIGITS = 38  # of Arrow's decimal128
 
 
 def to_arrow(session: Session, rows: RowRange) -> pyarrow.Table:
     """The range as a pyarrow Table, with the columns of its plain rows. `MissingExtraError` without pyarrow."""
     arrow = _library("pyarrow")
-    types = {column.name: _type_of(column.type, arrow) for column in rows.source.read_columns}
+    forms = {column.name: forms_of(column.type) for column in rows.source.read_columns}
+    types = {name: one.arrow_read(arrow) for name, one in forms.items()}
     # Under a wait callback (gevent with psycogreen) the driver has no COPY.
     copying = port_of(session) is POSTGRESQL and has_copy()
     read = _read_copy if copying else _read_pages
     table = read(session, rows, types, arrow)
     for place, name in enumerate(table.column_names):
-        if arrow.types.is_timestamp(table.field(name).type):
-            table = table.set_column(place, name, table[name].cast(arrow.timestamp("us", "UTC")))
+        if types[name] != (kind := forms[name].arrow_type(arrow)):
+            table = table.set_column(place, name, table[name].cast(kind))
     by = rows.source.column(rows.source.stream.by)
     place = rows.source.row._fields.index(by.name)
-    return table.add_column(place, by.name, arrow.repeat(arrow.scalar(rows.key, _type_of(by.type, arrow)), len(table)))
+    return table.add_column(
+        place, by.name, arrow.repeat(arrow.scalar(rows.key, forms_of(by.type).arrow_read(arrow)), len(table))
+    )
 
 
 def to_polars(session: Session, rows: RowRange) -> polars.DataFrame:
@@ -85,31 +73,8 @@ def _library(name: str) -> Any:
         raise MissingExtraError(name, "frames") from error
 
 
-def arrow_type(kind: Any, arrow: Any) -> Any:
-    """The Arrow type of a column type's values: exact, and text for what Arrow has no type for."""
-    if isinstance(kind, Money):
-        return arrow.decimal128(MONEY_DIGITS, MONEY_PLACES)
-    if isinstance(kind, UTCDateTime):
-        return arrow.timestamp("us", "UTC")
-    kind = kind.impl if isinstance(kind, TypeDecorator) else kind
-    if isinstance(kind, Float):
-        return arrow.float64()
-    if isinstance(kind, Numeric):
-        return arrow.decimal128(kind.precision or _MOST_DIGITS, kind.scale or 0)
-    known = {Integer: arrow.int64, Boolean: arrow.bool_, Date: arrow.date32}
-    return next((made() for one, made in known.items() if isinstance(kind, one)), arrow.string())
-
-
-def _type_of(kind: Any, arrow: Any) -> Any:
-    # Both databases are asked for UTC without saying so; the zone is added when all is read.
-    return arrow.timestamp("us") if isinstance(kind, UTCDateTime) else arrow_type(kind, arrow)
-
-
 def _read_copy(session: Session, rows: RowRange, types: dict[str, Any], arrow: Any) -> Any:
-    columns = [
-        func.timezone("UTC", column) if isinstance(column.type, UTCDateTime) else column
-        for column in rows.source.read_columns
-    ]
+    columns = [forms_of(column.type).exported(column) for column in rows.source.read_columns]
     statement = select(*columns).where(*rows.criteria(), *rows.confined).order_by(*rows.order())
     text = _copy_out(session, statement)
     if not text:
@@ -143,37 +108,13 @@ def _copy_out(session: Session, statement: Select[Any]) -> memoryview:
 
 
 def _read_pages(session: Session, rows: RowRange, types: dict[str, Any], arrow: Any) -> Any:
-    dialect = dialect_of(session)
+    dialect, columns = dialect_of(session), rows.source.read_columns
 
     def array(column: Column[Any], values: tuple[Any, ...]) -> Any:
-        kind = types[column.name]
-        if isinstance(column.type, Money):
-            return unless_damaged(column, lambda stored: _amounts(stored, kind, dialect, arrow), values)
-        if isinstance(column.type, UTCDateTime):
-            return unless_damaged(column, lambda stored: arrow.array(stored, arrow.string()).cast(kind), values)
-        if isinstance(column.type, Enum):
-            return arrow.array(values, kind)  # the word that is stored, as from PostgreSQL
-        found = decoder(column, dialect)(values)
-        if arrow.types.is_string(kind):
-            found = [value if value is None else str(value) for value in found]
-        return arrow.array(found, kind)
+        return forms_of(column.type).arrow_array(values, dialect, arrow)
 
     batches = [
-        arrow.record_batch(list(map(array, rows.source.read_columns, zip(*page, strict=True))), names=list(types))
+        arrow.record_batch(list(map(array, columns, zip(*page, strict=True))), names=list(types))
         for page in raw_pages(session, rows, page_size=_PAGE_SIZE)
     ]
     return arrow.Table.from_batches(batches, arrow.schema(list(types.items())))
-
-
-def _amounts(stored: tuple[Any, ...], kind: Any, dialect: Dialect, arrow: Any) -> Any:
-    """Texts, or the floats that SQLite stores, as exact decimals."""
-    if not port_of(dialect).money_is_float:
-        return arrow.array(list(decode_amounts(stored, dialect)), kind)
-    compute = _library("pyarrow.compute")
-    floats = arrow.array(stored, arrow.float64())
-    farthest = compute.max(compute.abs(floats)).as_py()
-    if farthest is None or farthest >= SCALABLE:
-        return arrow.array(list(decode_amounts(stored, dialect)), kind)
-    units = compute.round(compute.multiply(floats, UNITS)).cast(arrow.int64())
-    # A decimal128 is a number of units; where its point stands is noted in the type alone.
-    return arrow.Array.from_buffers(kind, len(units), units.cast(arrow.decimal128(19)).buffers())

@@ -18,8 +18,9 @@ from shared.db.dialects import dialect_of, port_of
 from shared.db.driver_errors import named_errors
 from shared.db.errors import InvalidValueError
 from shared.db.ranges.bounds import Position, RowRange
-from shared.db.ranges.decoding import decode_rows, decode_time, undecoded
+from shared.db.ranges.decoding import decode_rows, undecoded
 from shared.db.tenancy.session_scope import UserSession, connection_for
+from shared.db.value_forms.forms import forms_of
 
 PAGE_SIZE = 2000
 
@@ -86,8 +87,10 @@ def raw_pages(
     names = [column.name for column in columns]
     when, *tie = map(names.index, rows.source.stream.order)
 
+    read_times = forms_of(columns[when].type).decoding(dialect_of(session))
+
     def position_in(row: Any) -> Position:
-        return decode_time(row[when], columns[when]), *(row[place] for place in tie)
+        return *read_times((row[when],)), *(row[place] for place in tie)
 
     statement = select(*undecoded(columns, dialect_of(session))).where(*rows.confined)
     return _pages(session, partial(read, session), statement, rows, position, position_in, reverse, page_size)

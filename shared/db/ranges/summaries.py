@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, asc, case, desc, func, select
 from sqlalchemy.orm import Session
 
-from shared.db.column_types import MONEY_PLACES, exact_sum
+from shared.db.column_types import exact_sum
 from shared.db.errors import InvalidValueError
 from shared.db.models import Side
 from shared.db.ranges.bounds import RowRange, Source
 from shared.db.ranges.sql_functions import exact_product_sum, time_bucket
 from shared.db.ranges.streams import read
+from shared.db.value_forms.amounts import QUANTUM
 
 
 class Candle(NamedTuple):
@@ -188,11 +189,10 @@ def interval_of(interval: timedelta | str) -> timedelta:
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _INTERVAL = re.compile(r"([1-9][0-9]{0,8})([smhd])", re.ASCII)
 _LONGEST = timedelta(days=3660)
-_QUANTUM = Decimal(1).scaleb(-MONEY_PLACES)
-_ZERO = Decimal(0).quantize(_QUANTUM)
+_ZERO = Decimal(0).quantize(QUANTUM)
 # Enough digits that a quotient never looks like a tie which it is not.
 _EXACT = Context(prec=100, rounding=ROUND_HALF_EVEN)
 
 
 def _mean(turnover: str, volume: Decimal) -> Decimal | None:
-    return _EXACT.quantize(_EXACT.divide(Decimal(turnover), volume), _QUANTUM) if volume else None
+    return _EXACT.quantize(_EXACT.divide(Decimal(turnover), volume), QUANTUM) if volume else None

@@ -15,18 +15,18 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Boolean, Date, DateTime, Enum, Float, Integer, Numeric, String, Table, Uuid
+from sqlalchemy import Table
 
 from shared.db.bulk.rows import Row, batches, mapping_of
-from shared.db.column_types import CheckedType, Json, Money, UTCDateTime
-from shared.db.encryption import SecretText
+from shared.db.column_types import Json
 from shared.db.errors import InputError, InvalidValueError
+from shared.db.value_forms.forms import Forms, forms_of
+from shared.db.value_forms.instants import iso_text
 
 _REPR_LIMIT = 200
 _INTEGER_BITS = 1024
 _encode_json = json.JSONEncoder(separators=(",", ":")).encode
 _any_json = Json()
-_KEPT = (CheckedType, Boolean, Date, DateTime, Float, Integer, Numeric, String, Uuid)
 
 
 class UnknownValue:
@@ -51,15 +51,16 @@ class RowText:
         self._number = None if numbered is None else numbered.name
         self._table = table.name
         for column in table.columns:
-            if not isinstance(column.type, _KEPT) or isinstance(column.type, (Enum, SecretText)):
+            if not forms_of(column.type).has_lines:
                 raise InvalidValueError(
                     f"a recorder's files cannot hold values of type {type(column.type).__name__}; give the column "
                     "another type of this library",
                     f"{table.name}.{column.name}",
                 )
-        self._documents = [column.name for column in table.columns if isinstance(column.type, Json)]
-        self._encoders = {column.name: _encoder(column.type) for column in table.columns}
-        self._decoders = {column.name: _decoder(column.type) for column in table.columns}
+        forms = {column.name: forms_of(column.type) for column in table.columns}
+        self._documents = [name for name, one in forms.items() if one.document]
+        self._encoders = {name: _encoder(one) for name, one in forms.items()}
+        self._decoders = {name: _decoder(one) for name, one in forms.items()}
 
     def taken(self, rows: Iterable[Any], size: int) -> list[list[Row]]:
         """The rows as mappings of their own, in parts of at most `size`: what the caller does to his changes nothing.
@@ -111,38 +112,34 @@ class RowText:
         return values
 
 
-def _encoder(kind: Any) -> Callable[[Any], Any]:
-    if isinstance(kind, UTCDateTime):
-        return _time_text
-    if isinstance(kind, Money):
-        return _amount_text
-    return _document if isinstance(kind, Json) else _marked
+def _encoder(forms: Forms) -> Callable[[Any], Any]:
+    if not forms.bare_lines:
+        return _document if forms.document else _marked
+    to_line = forms.to_line
+
+    def encode(value: Any) -> Any:
+        text = to_line(value)
+        if text is not None:
+            return text
+        return {"$text": value} if type(value) is str else _marked(value)
+
+    return encode
 
 
-def _decoder(kind: Any) -> Callable[[Any], Any]:
-    if isinstance(kind, UTCDateTime):
-        return _time
-    return _amount if isinstance(kind, Money) else _unmarked
+def _decoder(forms: Forms) -> Callable[[Any], Any]:
+    if not forms.bare_lines:
+        return _unmarked
+    from_line = forms.from_line
 
+    def decode(value: Any) -> Any:
+        if isinstance(value, str):
+            try:
+                return from_line(value)
+            except (ValueError, ArithmeticError):
+                return value  # somebody's correction; refused when it is written
+        return _unmarked(value)
 
-def _time_text(value: Any) -> Any:
-    if type(value) is str:
-        return {"$text": value}
-    return (isinstance(value, datetime) and _iso(value)) or _marked(value)
-
-
-def _iso(value: datetime) -> str | None:
-    try:
-        text = value.isoformat()
-        # pandas has one with nanoseconds
-        return text if type(value) is datetime or datetime.fromisoformat(text) == value else None
-    except Exception:  # noqa: BLE001 # of a time zone that does not work; told when the row is written
-        return None
-
-
-def _amount_text(value: Any) -> Any:
-    # Money takes digits in text as well as a Decimal, and makes the same of them.
-    return str(value) if type(value) is Decimal else _marked(value)
+    return decode
 
 
 def _document(value: Any) -> Any:
@@ -158,7 +155,7 @@ def _marked(value: Any) -> Any:
         return int(value)
     if type(value) is Decimal:
         return {"$decimal": str(value)}
-    if type(value) is datetime and (text := _iso(value)) is not None:
+    if type(value) is datetime and (text := iso_text(value)) is not None:
         return {"$time": text}
     if type(value) is date:
         return {"$date": value.isoformat()}
@@ -181,24 +178,6 @@ def _description(value: Any) -> str:
 
 def _looks_marked(value: Any) -> bool:
     return isinstance(value, dict) and len(value) == 1 and next(iter(value)).startswith("$")
-
-
-def _time(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            return datetime.fromisoformat(value)
-        except ValueError:
-            return value  # somebody's correction; refused when it is written
-    return _unmarked(value)
-
-
-def _amount(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            return Decimal(value)
-        except InvalidOperation:
-            return value
-    return _unmarked(value)
 
 
 def _unmarked(value: Any) -> Any:

@@ -10,8 +10,9 @@ from sqlalchemy.sql import operators
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import BinaryExpression, ColumnElement, Grouping
 
-from shared.db.column_types import MONEY_PLACES, Money, MoneyTotal
+from shared.db.column_types import Money, MoneyTotal
 from shared.db.errors import InvalidValueError
+from shared.db.value_forms.amounts import MONEY_PLACES
 
 _EQUALITIES: Final = {operators.eq: "=", operators.ne: "!="}
 _ORDERINGS: Final = frozenset({operators.lt, operators.le, operators.gt, operators.ge, operators.between_op})

@@ -30,9 +30,9 @@ from shared.db.operations.backup import back_up, restore
 from shared.db.operations.copy_database import copy_database
 from shared.db.operations.key_rotation import rotate_keys
 from shared.db.operations.purge import purge_trades
-from shared.db.operations.row_layout import FORMATS
 from shared.db.tests.canary import RING, SECRET, Stage, new_credential, stored_credential
 from shared.db.tests.support import execution_values, postgresql_programs, trade_values
+from shared.db.value_forms.files import FORMATS
 
 
 def use_everything(stage: Stage) -> None:

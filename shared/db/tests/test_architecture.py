@@ -30,6 +30,7 @@ ROOMS = (
     "database_url",
     "settings",
     "tracked_json",
+    "value_forms",
     "column_types",
     "sqlite_functions",
     "mapped_values",

@@ -47,8 +47,10 @@ from shared.db import (
     TenantViolation,
     User,
 )
-from shared.db.bulk import BulkResult, OnBadRow, OnConflict, bulk_create, bulk_update, cells, instants
+from shared.db.bulk import BulkResult, OnBadRow, OnConflict, bulk_create, bulk_update, cells
 from shared.db.tests.support import execution_values, new_run, new_strategy, run_on_server, stored, trade_values
+from shared.db.value_forms import instants
+from shared.db.value_forms import texts as text_forms
 
 # Fixtures live as long as the test, not the example: each example below cleans up behind itself.
 several = settings(
@@ -319,10 +321,10 @@ def test_the_shortcuts_give_what_the_column_types_give(column_and_values: Any, d
     layout = cells.layout_of(PrivateExecution.metadata.tables["private_executions"], dialect, False)
     column = layout.columns[layout.names.index(name)]
     present = [value for value in values if value is not None]
-    assert column._shortcut is not None
+    assert column.shortcut is not None
     if not present or (short := column._quickly(present)) is None:
         return
-    slow = [column._cell(value) for value in present]  # raises if the shortcut took what the types refuse
+    slow = [column.cell(value) for value in present]  # raises if the shortcut took what the types refuse
     if name == "raw_json":
         assert [json.loads(text) for text in short] == [json.loads(text) for text in slow]
     elif dialect == "postgresql" and name == "exec_fee":
@@ -355,7 +357,7 @@ def test_json_is_the_same_without_orjson(session: Session, parents: Any, monkeyp
         return found
 
     with_orjson = written()
-    monkeypatch.setattr(cells, "orjson", None)
+    monkeypatch.setattr(text_forms, "orjson", None)
     cells.layout_of.cache_clear()
     assert written() == with_orjson
     cells.layout_of.cache_clear()

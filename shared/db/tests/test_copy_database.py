@@ -32,7 +32,6 @@ from shared.db import (
     TargetNotEmptyError,
     User,
 )
-from shared.db.column_types import MONEY_DIGITS
 from shared.db.commands.cli import main
 from shared.db.migrations import runner
 from shared.db.operations import copy_database as operation
@@ -41,6 +40,7 @@ from shared.db.operations.digests import digest
 from shared.db.schema_version import SCHEMA_REVISION
 from shared.db.tests.fleet import rows_of
 from shared.db.tests.support import execution_values, run_on_server, trade_values
+from shared.db.value_forms.amounts import MONEY_DIGITS
 
 RING = "k1:" + "A" * 43 + "="
 SECRET = "copy-canary-Zq7vT"

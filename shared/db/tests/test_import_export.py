@@ -43,7 +43,7 @@ from shared.db.operations.export import export_executions, export_trades
 from shared.db.operations.progress import WHOLE
 from shared.db.operations.replay import replay
 from shared.db.operations.row_files import read_export, writing
-from shared.db.operations.row_layout import FORMATS, Format, Layout, layout_of, pyarrow
+from shared.db.operations.row_layout import Layout, layout_of, pyarrow
 from shared.db.operations.trade_import import import_trades
 from shared.db.tests.bybit_samples import (
     DERIVATIVES_HEADER,
@@ -60,6 +60,7 @@ from shared.db.tests.bybit_samples import (
 )
 from shared.db.tests.forked import run_python
 from shared.db.tests.support import execution_values, new_run, new_strategy, stored, trade_values
+from shared.db.value_forms.files import FORMATS, Format
 
 Rows = list[dict[str, Any]]
 

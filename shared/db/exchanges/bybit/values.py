@@ -5,23 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from decimal import Context, Decimal
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from shared.db.column_types import MONEY_DIGITS, MONEY_PLACES, BoundedString
+from shared.db.column_types import BoundedString
 from shared.db.models import PublicTrade, Side
+from shared.db.value_forms.amounts import EXACT, MONEY_DIGITS, MONEY_PLACES, QUANTUM
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
 # What a spreadsheet makes of an id of 19 digits.
 _SHORTENED = re.compile(r"\d(?:[.,]\d+)?[eE]\+\d+", re.ASCII)
 _LONGEST_NUMBER = 1_024  # bits
-_QUANTUM = Decimal(1).scaleb(-MONEY_PLACES)
 # 2010 to 2100: a unit mixed up (microseconds, say) falls far outside.
 _SECONDS = range(1_262_304_000, 4_102_444_800)
 # Up to this many digits a whole number is seconds, above it milliseconds: the border lies in the year 5138.
 _SECOND_DIGITS = 11
-_EXACT = Context(prec=60)
 _SIDES = {side.value.lower(): side.value for side in Side}
 # Prices and sizes repeat themselves among neighbouring trades.
 _CACHE = 8192
@@ -107,7 +106,7 @@ def fill_amount(entry: Mapping[str, Any], name: str) -> Decimal:
     """A price or quantity of a fill: of any sign, with as many decimal places as it came, and 0 only if it is 0."""
     text = written(entry, name)
     amount = _decimal(text, name)
-    if amount and not amount.quantize(_QUANTUM, context=_EXACT):
+    if amount and not amount.quantize(QUANTUM, context=EXACT):
         raise RefusedError(f"{name} {text[:_SHOWN]} would become 0, with the {MONEY_PLACES} places that are stored")
     return amount
 
@@ -135,7 +134,7 @@ def _exact_amount(text: str, name: str) -> Decimal:
     if amount <= 0:
         raise RefusedError(f"{name} {text[:_SHOWN]} is not above zero")
     # A public trade is stored exactly or not at all: nothing beside it keeps the digits that rounding takes.
-    if amount != amount.quantize(_QUANTUM, context=_EXACT):
+    if amount != amount.quantize(QUANTUM, context=EXACT):
         raise RefusedError(f"{name} {text[:_SHOWN]} has more than the {MONEY_PLACES} decimal places that are stored")
     return amount
 
