@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import psycopg2
 import pytest
@@ -205,6 +205,14 @@ def sample_run(session: Session, sample_strategy: Strategy, sample_account: Bybi
     )
 
 
+class _Copy(NamedTuple):
+    """A database, the numbers of its own tables, and what its catalogs held when it was made."""
+
+    url: URL
+    tables: list[int]
+    shape: object
+
+
 class _Databases:
     """Copies of one template on a server. What a test has left nothing in but a few rows serves the next one too."""
 
@@ -224,13 +232,16 @@ class _Databases:
             "SELECT count(*), 0 FROM pg_catalog.pg_prepared_xacts WHERE database = current_database()",
         ]
     )
+    _TABLES = "SELECT array_agg(oid) FROM pg_catalog.pg_class WHERE relkind = 'r' AND oid >= 16384"
     _EMPTY = """
         SET search_path = public;
         SET session_replication_role = replica;
         DO $$ DECLARE name regclass; BEGIN
+            FOR name IN SELECT oid FROM pg_class WHERE relkind = 'r' AND oid >= 16384 AND oid <> ALL (%s)
+            LOOP EXECUTE format('DROP TABLE %%s CASCADE', name); END LOOP;
             FOR name IN SELECT oid FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace
                 AND pg_relation_size(oid) > 0 AND relname <> 'shared_db_version'
-            LOOP EXECUTE format('DELETE FROM %s', name); END LOOP;
+            LOOP EXECUTE format('DELETE FROM %%s', name); END LOOP;
             PERFORM setval(oid::regclass, 1, false) FROM pg_class WHERE relkind = 'S';
         END $$
     """
@@ -241,26 +252,26 @@ class _Databases:
 
     def __init__(self, server: URL, template: str, *, policed: bool = False) -> None:
         self._server, self._template, self._is_policed = server, template, policed
-        self._free: list[tuple[URL, object]] = []
+        self._free: list[_Copy] = []
 
     @contextmanager
     def one(self) -> Iterator[URL]:
         """A database as good as new, for one test."""
-        url, shape = self._free.pop() if self._free else self._made()
+        made = self._free.pop() if self._free else self._made()
         try:
-            yield url
+            yield made.url
         finally:
-            if self._emptied(url, shape):
-                self._free.append((url, shape))
+            if self._emptied(made):
+                self._free.append(made)
             else:
-                self._drop(url)
+                self._drop(made.url)
 
     def close(self) -> None:
         """Drop what is left."""
-        for url, _ in self._free:
-            self._drop(url)
+        for made in self._free:
+            self._drop(made.url)
 
-    def _made(self) -> tuple[URL, object]:
+    def _made(self) -> _Copy:
         name = f"shared_db_{'policed' if self._is_policed else 'test'}_{os.getpid()}_{next(_numbers)}"
         copy = f"CREATE DATABASE {name} TEMPLATE {self._template} STRATEGY FILE_COPY"  # the quicker one to drop
         run_on_server(self._server, copy)
@@ -269,23 +280,24 @@ class _Databases:
             with DatabaseFactory(_policed(url)) as factory:
                 factory.enable_row_security()
         with closing(_connected(url)) as connection, connection.cursor() as cursor:
-            return url, self._shape(cursor)
+            cursor.execute(self._TABLES)
+            ((tables,),) = cursor.fetchall()
+            return _Copy(url, tables, self._shape(cursor))
 
-    def _emptied(self, url: URL, shape: object) -> bool:
+    def _emptied(self, made: _Copy) -> bool:
         try:
-            connection = _connected(url)
-        except psycopg2.OperationalError:
-            return False  # the test renamed or dropped it
-        with closing(connection), connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
-                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            )
-            cursor.execute(self._LARGE)
-            if cursor.fetchall() != [(False,)] or self._shape(cursor) != shape:
-                return False
-            cursor.execute(self._EMPTY)
-            return self._shape(cursor) == shape
+            with closing(_connected(made.url)) as connection, connection.cursor() as cursor:
+                cursor.execute(
+                    "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+                cursor.execute(self._LARGE)
+                if cursor.fetchall() != [(False,)]:
+                    return False
+                cursor.execute(self._EMPTY, [made.tables])
+                return self._shape(cursor) == made.shape
+        except psycopg2.Error:
+            return False  # the test renamed, dropped or closed it
 
     def _shape(self, cursor: psycopg2.extensions.cursor) -> object:
         cursor.execute(self._SHAPE)
