@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-_MEMORY = Path("/dev/shm")
+_MEMORY = Path("/dev/shm")  # noqa: S108 # folders of unguessable names are made in it
 _ROOM = 4 << 30
 
 

@@ -699,8 +699,7 @@ def done(self, batch, done=Buffer.done):
 Buffer.done = done
 recorder = Recorder(DatabaseFactory(sys.argv[1]), PublicTrade, max_rows=10, max_seconds=3600, spool=sys.argv[2])
 recorder._buffer._batch_rows = 10
-for number in range(200):
-    recorder.add([trade_values(number)])
+recorder.add([trade_values(number) for number in range(200)])  # at once: all are accepted when the first batch is done
 recorder.flush()
 """
 
