@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.db import InputError, parse_answer
+from shared.market.models import interval_length
 
 _MINUTES = {
     "1": "1m",
@@ -57,7 +58,7 @@ def parse_klines(answer: Any, interval: str) -> list[Any]:
     `answer` is the whole answer or its `result`, as a mapping or as JSON text; `interval` is one of ours or as Bybit
     writes it ("60"). The newest candle may be under way; it
     is renewed when it is told again. `vwap` is made from the turnover. Raises `InputError` for an answer that reports
-    a failure, is of no symbol or has no list.
+    a failure, is of no symbol or has no list, `InvalidValueError` for another interval.
     """
     told = parse_answer(answer)
     symbol, entries = told.get("symbol"), told.get("list")
@@ -65,6 +66,7 @@ def parse_klines(answer: Any, interval: str) -> list[Any]:
         raise InputError("the answer has no symbol or no list of candles; hand over the whole answer as Bybit sent it")
     inverse = told.get("category") == "inverse"
     interval = _MINUTES.get(interval, interval)
+    interval_length(interval)  # refuses what is none, in place of each candle
     return [_kline(entry, symbol, interval, inverse=inverse) for entry in entries]
 
 
@@ -98,8 +100,9 @@ def frame_candles(frame: Any, symbol: str, interval: str = "1d") -> list[dict[st
 
     Its index is their beginning: of days the date counts, wherever the exchange is, and of the others the instant
     (a naive one is refused). Its floats are taken at their shortest decimal. Raises `InputError` for a frame without
-    this symbol or without prices.
+    this symbol or without prices, `InvalidValueError` for another interval.
     """
+    interval_length(interval)
     if frame.columns.nlevels > 1:
         level = next((level for level in (0, 1) if symbol in frame.columns.get_level_values(level)), None)
         if level is None:

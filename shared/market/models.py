@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 
@@ -17,6 +17,7 @@ from shared.db import (
     CheckedBoolean,
     CheckedInteger,
     CheckedText,
+    InvalidValueError,
     Money,
     Stream,
     UTCDateTime,
@@ -41,6 +42,16 @@ class Interval(StrEnum):
     H6 = "6h"
     H12 = "12h"
     D1 = "1d"
+
+
+_LENGTHS = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1)}
+
+
+def interval_length(interval: str) -> timedelta:
+    """How long a candle of an interval lasts. `InvalidValueError` for what is none."""
+    if interval not in {*Interval}:
+        raise InvalidValueError(f"{interval!r} is not allowed; use one of {', '.join(Interval)}", "candles.interval")
+    return int(interval[:-1]) * _LENGTHS[interval[-1]]
 
 
 class InstrumentStatus(StrEnum):

@@ -12,10 +12,17 @@ from urllib.parse import urldefrag
 from sqlalchemy import func, select
 
 from shared.db import BulkResult, InvalidValueError, PublicTradeRepository, Repository, exact_sum
-from shared.market.models import Feed, Instrument, InstrumentStatus, Interval, SeenNews, StoredCandle
+from shared.market.models import (
+    Feed,
+    Instrument,
+    InstrumentStatus,
+    Interval,
+    SeenNews,
+    StoredCandle,
+    interval_length,
+)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_LENGTHS = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1)}
 _MADE = ("open", "high", "low", "close", "volume", "vwap", "trade_count")
 
 
@@ -95,7 +102,7 @@ class CandleRepository(Repository[StoredCandle]):
         newest one that was made so: it may have been under way. Trades of before that, stored since (an older archive,
         say), want a `start`. Again without new trades it writes nothing. An interval without a trade has no candle.
         """
-        length = _length(interval)
+        length = interval_length(interval)
         start = self._newest_made(symbol, interval) if start is None else _beginning(start, length)
         end = None if end is None else _beginning(end, length) + length - timedelta(microseconds=1)
         made = PublicTradeRepository(self.session).candles(symbol, start, end, length)
@@ -165,12 +172,6 @@ class SeenNewsRepository(Repository[SeenNews]):
 def news_hash(url: str) -> str:
     """What an address is known by: its SHA-256, without spaces around it and without the part behind "#"."""
     return hashlib.sha256(urldefrag(url.strip()).url.encode()).hexdigest()
-
-
-def _length(interval: str) -> timedelta:
-    if interval not in {*Interval}:
-        raise InvalidValueError(f"{interval!r} is not allowed; use one of {', '.join(Interval)}", "candles.interval")
-    return int(interval[:-1]) * _LENGTHS[interval[-1]]
 
 
 def _beginning(when: datetime, length: timedelta) -> datetime:

@@ -29,6 +29,7 @@ from shared.db import (
 )
 from shared.db.commands.cli import main
 from shared.db.migrations import runner
+from shared.db.tests.support import postgresql_programs
 from shared.market import (
     CandleRepository,
     Feed,
@@ -140,7 +141,8 @@ def test_the_exchanges_candles_are_those_of_its_trades(db: DatabaseFactory) -> N
         answer = {"retCode": 0, "result": {"category": "spot", "symbol": "BTCUSDT", "list": told}}
         candles = CandleRepository(session)
         assert candles.store(parse_klines(json.dumps(answer), "5m")).inserted == len(meant)
-        assert candles.store(parse_klines(answer["result"], "5")).inserted == 0
+        again = candles.store(parse_klines(answer["result"], "5"))
+        assert (again.inserted, again.updated, again.rejected) == (0, len(meant), 0)
         assert values_of(candles.get_range("BTCUSDT", "5m")) == values_of(meant)
         assert candles.roll_up("BTCUSDT", "5m").updated == len(meant), "which now know how many trades they are of"
         assert values_of(list(candles.iter_range("BTCUSDT", interval="5m"))) == values_of(meant)
@@ -148,6 +150,8 @@ def test_the_exchanges_candles_are_those_of_its_trades(db: DatabaseFactory) -> N
     assert parse_klines(contract, "1m")[0]["vwap"] == 4, "its volume is money, and its turnover coins"
     with pytest.raises(InputError, match="Bybit answered 10001"):
         parse_klines({"retCode": 10001, "retMsg": "params error", "result": {}}, "5m")
+    with pytest.raises(InvalidValueError, match="'W' is not allowed; use one of 1m, 2m"):
+        parse_klines(answer, "W")
     with pytest.raises(InputError, match="no symbol or no list"):
         parse_klines({"retCode": 0, "result": {}}, "5m")
 
@@ -284,10 +288,10 @@ def test_the_recorder_takes_candles(db: DatabaseFactory, tmp_path: Path) -> None
 def test_the_commands_know_the_tables(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], postgresql_url: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Schema, status, export, purge, import, coverage, backup and restore, and a copy into PostgreSQL."""
+    """Schema, status, export, purge, import, coverage, backup and restore, here and in a copy on PostgreSQL."""
     monkeypatch.chdir(tmp_path)
     url, into = "sqlite:///market.db", postgresql_url.render_as_string(hide_password=False)
-    at = ["--db-url", url]
+    at, there, tools = ["--db-url", url], ["--db-url", into], ["--pg-bin", str(postgresql_programs())]
     assert main(["migrate", "up", *at]) == 0
     with DatabaseFactory(url) as db, db.get_session() as session:
         CandleRepository(session).store([bar(DAY + number * MINUTE, "1m") for number in range(3)])
@@ -305,7 +309,10 @@ def test_the_commands_know_the_tables(
         ["purge", "--table", "seen_news", "--before", "2100-01-01", *at],
         ["restore", "backup.db", "--force", *at],
         ["copy", url, into],
-        ["migrate", "check", "--db-url", into],
+        ["migrate", "check", *there],
+        ["backup", "backup.dump", *there, *tools],
+        ["purge", "--table", "candles", "--key", "AAPL", *there],
+        ["restore", "backup.dump", "--force", *there, *tools],
     ):
         assert main(command) == 0, capsys.readouterr().err
     printed = capsys.readouterr().out
@@ -347,6 +354,13 @@ def test_revisions_make_what_the_models_say(db: DatabaseFactory) -> None:
     assert list(runner.upgrade_all(db)) == ["shared.db", "shared.market"]
     assert runner.check(db) == []
     db.check_schema()
+
+
+def test_the_readme_s_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """As it stands."""
+    readme = (Path(shared.market.__file__).parent / "README.md").read_text()
+    exec(readme.partition("```python\n")[2].partition("```")[0], {})
+    assert capsys.readouterr().out == "[]\n"
 
 
 def test_the_package_stays_thin() -> None:
