@@ -688,6 +688,7 @@ def test_after_kill_9_every_accepted_row_is_there_once(
 KILLED_IN_MIDSTREAM = """
 import os, signal, sys
 from shared.db import DatabaseFactory, PublicTrade, Recorder
+from shared.db.recording import buffer
 from shared.db.recording.buffer import Buffer
 from shared.db.tests.support import trade_values
 
@@ -697,6 +698,7 @@ def done(self, batch, done=Buffer.done):
     done(self, batch)
 
 Buffer.done = done
+buffer._PART_ROWS = 10
 recorder = Recorder(DatabaseFactory(sys.argv[1]), PublicTrade, max_rows=10, max_seconds=3600, spool=sys.argv[2])
 recorder._buffer._batch_rows = 10
 recorder.add([trade_values(number) for number in range(200)])  # at once: all are accepted when the first batch is done
