@@ -72,6 +72,7 @@ class _Reader:
 
     def _run(self, commands: list[str]) -> None:
         environment = os.environ | {"PYTHONPATH": str(self.checkout), "GRIDBOT_TEST_POSTGRESQL_URL": self.urls[0]}
+        environment["PYTEST_ADDOPTS"] = "-n0"  # the other cores are busy with the tests beside this one
         arguments = ["-c", _COMMANDS, json.dumps([line.split()[3:] for line in commands]), *self.urls]
         if commands[0].startswith("uv run"):
             arguments = ["-m", *commands[0].split()[2:]]
