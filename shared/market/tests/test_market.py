@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -354,6 +355,29 @@ def test_revisions_make_what_the_models_say(db: DatabaseFactory) -> None:
     assert list(runner.upgrade_all(db)) == ["shared.db", "shared.market"]
     assert runner.check(db) == []
     db.check_schema()
+
+
+def test_the_page_s_example_runs(db: DatabaseFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it stands, with an answer, an archive and a library that give a candle each."""
+    monkeypatch.chdir(tmp_path)
+    page = (Path(shared.market.__file__).parent / "docs" / "market.md").read_text()
+    line = b"2022.01.01 00:00,150,155,149,153,10\n"
+    (tmp_path / "BTCUSDT_1_2022-01-01_2022-01-31.csv.gz").write_bytes(gzip.compress(line))
+    prices = {"Open": [1.5], "High": [2.0], "Low": [1.0], "Close": [1.25], "Volume": [10]}
+    frame = pd.DataFrame(prices, index=pd.DatetimeIndex(["2025-05-19"], tz="America/New_York"))
+    ticker = SimpleNamespace(history=lambda period: frame)
+    candle = ["1640995200000", "150", "155", "149", "153", "10", "1520"]
+    given = {"answer": {"symbol": "BTCUSDT", "list": [candle]}, "start": None, "end": None, "db": db}
+    exec(
+        page.partition("```python\n")[2].partition("```")[0],
+        {name: getattr(shared.market, name) for name in shared.market.__all__}
+        | {"yfinance": SimpleNamespace(Ticker=lambda symbol: ticker)}
+        | given,
+    )
+    with db.get_session(read_only=True) as session:
+        stored = {one.key: one.count for one in CandleRepository(session).coverage()}
+        made = PublicTradeRepository(session).candles("BTCUSDT", None, None, "1m")
+    assert stored == {"AAPL": 1, "BTCUSDT": len(made) + 2}
 
 
 def test_the_readme_s_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
