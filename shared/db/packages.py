@@ -129,7 +129,7 @@ def line_of(package: str) -> Line:
         return there[package]
     raise MigrationError(
         f"{package} has no revisions here; those that have are {', '.join(there)}. A package offers its own by an "
-        f'entry point, and is installed again: [project.entry-points."{REVISIONS}"] {package} = "{package}.revisions"'
+        f'entry point, and is installed again: [project.entry-points."{REVISIONS}"] "{package}" = "{package}.revisions"'
     )
 
 

@@ -70,8 +70,8 @@ def test_commands_load_other_packages_models(installed: Installed, url: str, tmp
 
 
 def test_which_installed_packages_are_loaded_is_a_setting(installed: Installed) -> None:
-    """Those that it names, and no others; one that offers nothing is told, with those that do."""
-    installed.package("fleetbot")
+    """Those that it names, and no others, whatever a package does when it is looked into; a wrong name is told."""
+    (installed.package("fleetbot") / "__init__.py").write_text("import fleetbot.models\n")
     installed.package("other_fleet", models="import nowhere_to_be_found\n")
     shown = installed.done("init", "--db-name", "grid.db", GRIDBOT_DB_PACKAGES="fleetbot")
     assert "orders" in shown
