@@ -486,7 +486,7 @@ def _message(details: list[dict[str, Any]]) -> str:
 
 
 def describe_settings() -> list[dict[str, str]]:
-    """One row a setting (field, variable, default, description): what the README's table is checked against."""
+    """One row a setting (field, variable, default, description): what docs/configuration.md is checked against."""
     return [
         {
             "field": name,

@@ -34,11 +34,13 @@ from shared.db.settings import describe_settings
 from shared.db.tests.forked import run_python
 from shared.db.tests.outside import imported_siblings
 from shared.db.tests.support import in_threads, run_on_server, trade_values
+from shared.db.tests.test_architecture import imported, modules
 from shared.db.web import FastAPIDoor, FlaskDoor
 
 WORKSPACE = Path(__file__).parents[3]
 PACKAGE = WORKSPACE / "shared" / "db"
 README = WORKSPACE / "README.md"
+DOCS = PACKAGE / "docs"
 DOCUMENTS = sorted(
     [*WORKSPACE.glob("*.md"), *WORKSPACE.glob("shared/*/*.md"), *WORKSPACE.glob("shared/*/docs/**/*.md")]
 )
@@ -85,15 +87,16 @@ def test_the_page_on_asyncio_prints_what_it_promises(tmp_path: Path) -> None:
 
 
 def test_the_table_of_settings_is_the_code_s() -> None:
-    """The README lists every setting with its default and meaning as `describe_settings()` has them."""
+    """docs/configuration.md lists every setting with its default and meaning as `describe_settings()` has them."""
     rows = [
         f"| `{setting['variable']}` | {setting['default'] and '`' + setting['default'] + '`'} "
         f"| {setting['description']} |\n"
         for setting in describe_settings()
     ]
-    (table,) = re.findall(r"<!-- settings:.*?-->\n(.*?)<!-- end of settings -->", README.read_text(), re.DOTALL)
+    page = (DOCS / "configuration.md").read_text()
+    (table,) = re.findall(r"<!-- settings:.*?-->\n(.*?)<!-- end of settings -->", page, re.DOTALL)
     expected = "| variable | default | meaning |\n|---|---|---|\n" + "".join(rows)
-    assert table == expected, f"put this into the README between the settings comments:\n{expected}"
+    assert table == expected, f"put this into docs/configuration.md between the settings comments:\n{expected}"
 
 
 def example_lines() -> dict[str, str]:
@@ -147,9 +150,10 @@ def test_every_public_name_is_in_the_reference() -> None:
     assert sorted(documented) == sorted(shared.db.__all__)
 
 
-def test_every_method_of_the_readme_exists() -> None:
-    """The README's table of repositories names all seven, and only methods that they have."""
-    table = re.findall(r"^\| `(\w+Repository)` \| (.*) \|$", section(README, "Repositories"), re.MULTILINE)
+def test_every_method_of_the_repositories_exists() -> None:
+    """The table of docs/sessions.md names all seven, and only methods that they have."""
+    repositories = section(DOCS / "sessions.md", "Repositories")
+    table = re.findall(r"^\| `(\w+Repository)` \| (.*) \|$", repositories, re.MULTILINE)
     assert {name for name, _ in table} == {
         name
         for name in shared.db.__all__
@@ -159,9 +163,9 @@ def test_every_method_of_the_readme_exists() -> None:
     assert [pair for pair in named if not hasattr(getattr(shared.db, pair[0]), pair[1])] == []
 
 
-def test_every_command_is_in_the_readme() -> None:
-    """The README's table of commands has those of `python -m shared.db`."""
-    assert re.findall(r"^\| `([\w-]+)` \|", section(README, "Command line"), re.MULTILINE) == list(COMMANDS)
+def test_every_command_is_in_the_docs() -> None:
+    """The table of docs/commands.md has those of `python -m shared.db`."""
+    assert re.findall(r"^\| `([\w-]+)` \|", (DOCS / "commands.md").read_text(), re.MULTILINE) == list(COMMANDS)
 
 
 def rows_of_related_systems() -> list[list[str]]:
@@ -230,6 +234,22 @@ def test_the_drawing_of_the_tables_is_up_to_date() -> None:
     # Lines in any order: a column of two foreign keys draws them in the order of a set, another one each time.
     there, wanted = (sorted(filter(None, map(str.strip, text.splitlines()))) for text in (drawing, result.stdout))
     assert there == wanted, "run `uv run paracelsus inject shared/db/docs/er-diagram.md`"
+
+
+def test_the_picture_of_the_house_is_true() -> None:
+    """Each box of the README's drawing is a room, and each arrow leads from one to another that it imports."""
+    (drawing,) = blocks(README.read_text(), "mermaid")
+    arrows = re.findall(r"^ *(\w+)(?:\[.*?\])? --> (\w+)", drawing, re.MULTILINE)
+    assert len(arrows) == drawing.count("-->") > 10
+    imports = {(room, other) for _, room, tree in modules() for other, _ in imported(tree)}
+    assert [arrow for arrow in arrows if arrow not in imports] == []
+
+
+def test_the_readme_is_read_in_ten_minutes() -> None:
+    """It names what there is; what a reader looks up stands on a page of its own, and every page is in its table."""
+    readme = README.read_text()
+    assert len(readme.splitlines()) <= 120
+    assert [page.name for page in DOCS.glob("*.md") if f"](shared/db/docs/{page.name}" not in readme] == []
 
 
 def test_ci_runs_what_the_readme_says() -> None:
@@ -374,7 +394,7 @@ def _settings(**values: Any) -> None:
     DatabaseSettings(**values)
 
 
-# How to run into each symptom of the README's troubleshooting.
+# How to run into each symptom of docs/troubleshooting.md.
 SYMPTOMS: dict[str, Callable[[URL], None]] = {
     "the database is locked by another connection (database is locked)": _locked,
     "this thread holds the write lock of the database in another session": _session_in_a_session,
@@ -408,14 +428,14 @@ SYMPTOMS: dict[str, Callable[[URL], None]] = {
 
 @pytest.mark.parametrize("symptom", SYMPTOMS)
 def test_a_symptom_of_the_troubleshooting_is_the_real_text(symptom: str, postgresql_server: URL) -> None:
-    """The README quotes the errors as they are: each is provoked here."""
+    """The page quotes the errors as they are: each is provoked here."""
     with pytest.raises(Exception, match=re.escape(symptom)):
         SYMPTOMS[symptom](postgresql_server)
 
 
 def test_every_symptom_of_the_troubleshooting_is_provoked() -> None:
-    """No text is quoted in the README without a proof above."""
-    headings = re.findall(r"^### `(.+?)`", section(README, "Troubleshooting"), re.MULTILINE)
+    """No text is quoted on the page without a proof above."""
+    headings = re.findall(r"^## `(.+?)`", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
     assert headings == [*SYMPTOMS, "uv: command not found"]
 
 
