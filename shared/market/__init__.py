@@ -1,5 +1,6 @@
 """`shared.market`: prices that belong to nobody, and news, in tables beside those of `shared.db`."""
 
+from shared.market.feed import CandleFeed
 from shared.market.klines import frame_candles, parse_klines, read_klines
 from shared.market.models import Feed, Instrument, InstrumentStatus, Interval, SeenNews, StoredCandle
 from shared.market.repositories import (
@@ -11,6 +12,7 @@ from shared.market.repositories import (
 )
 
 __all__ = [
+    "CandleFeed",
     "CandleRepository",
     "Feed",
     "FeedRepository",

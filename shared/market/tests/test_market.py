@@ -24,6 +24,7 @@ from shared.db import (
     DatabaseFactory,
     InputError,
     InvalidValueError,
+    PublicTrade,
     PublicTradeRepository,
     Recorder,
     User,
@@ -32,6 +33,7 @@ from shared.db.commands.cli import main
 from shared.db.migrations import runner
 from shared.db.tests.support import postgresql_programs
 from shared.market import (
+    CandleFeed,
     CandleRepository,
     Feed,
     FeedRepository,
@@ -284,6 +286,37 @@ def test_the_recorder_takes_candles(db: DatabaseFactory, tmp_path: Path) -> None
     assert recorder.stats().written == 3
     with db.get_session(read_only=True) as session:
         assert [gap.length for gap in CandleRepository(session).gaps("AAPL", 30, interval="1m")] == [MINUTE]
+
+
+def test_candles_follow_the_recorder_of_trades(db: DatabaseFactory, caplog: pytest.LogCaptureFixture) -> None:
+    """Batch by batch, late trades too; what could not be written while the table was away is made with the next one."""
+    feed = CandleFeed(db, "1m", "1d")
+
+    def record(rows: list[dict[str, Any]]) -> None:
+        with Recorder(db, PublicTrade, on_written=feed.trades) as recorder:
+            recorder.add(rows)
+
+    def differ(*intervals: str) -> list[str]:
+        with db.get_session() as session:
+            candles, computed = CandleRepository(session), PublicTradeRepository(session)
+            start = DAY + timedelta(days=1)
+            meant = {one: values_of(computed.candles("BTCUSDT", start, None, one)) for one in intervals}
+            return [one for one in intervals if values_of(candles.get_range("BTCUSDT", one, start)) != meant[one]]
+
+    rows = trades(DAY + timedelta(days=1), 60, seed=4)
+    record(rows[30:])
+    assert differ("1m", "1d") == []
+    with db.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE candles RENAME TO away"))
+    record(rows[:20])
+    assert "on_written" in caplog.text
+    with db.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE away RENAME TO candles"))
+    assert differ("1m", "1d") == ["1m", "1d"]
+    record(rows[20:30])
+    assert differ("1m", "1d") == []
+    with pytest.raises(InvalidValueError, match="'1w' is not allowed"):
+        CandleFeed(db, "1w")
 
 
 def test_the_commands_know_the_tables(
