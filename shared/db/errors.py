@@ -184,8 +184,8 @@ class PackageError(SharedDBError, ImportError):
 
     def __init__(self, package: str, module: str, problem: str) -> None:
         super().__init__(
-            f"the models of {package} cannot be imported from {module} ({problem}); install what is missing there, or "
-            "uninstall it"
+            f"the models of {package} cannot be imported from {module} ({problem}); install what is missing there, "
+            "uninstall it, or leave it out of GRIDBOT_DB_PACKAGES, which names the packages to load"
         )
         self.package = package
 

@@ -102,6 +102,8 @@ def test_two_packages_with_one_table_are_told(installed: Installed) -> None:
     assert result.returncode == 1
     assert "second_fleet" in result.stderr
     assert "'orders' is already defined" in result.stderr
+    assert installed.run("init", "--db-url", "sqlite://", GRIDBOT_DB_PACKAGES="first_fleet").returncode == 0
+    assert "leave it out of GRIDBOT_DB_PACKAGES" in result.stderr
 
 
 @pytest.mark.parametrize("names", ["../models.py", "a b", "1st.models", "models.py,-"])
