@@ -385,6 +385,10 @@ class UTCDateTime(CheckedType):
     alike = True
     bare_lines = True
 
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """A time with its zone, where there are such."""
+        return dialect.type_descriptor(port_of(dialect).instant())
+
     def coerce_compared_value(self, op: Any, value: Any) -> Any:
         """A duration beside a time stays one."""
         return Interval() if isinstance(value, timedelta) else self
@@ -449,9 +453,10 @@ class UTCDateTime(CheckedType):
 
     def fetched(self, column: Column[Any], dialect: Dialect) -> ColumnElement[Any]:
         """UTC as text: the driver makes its datetimes one by one, and in the server's time zone."""
-        if not port_of(dialect).keeps_zone:
+        port = port_of(dialect)
+        if port.times_are_text:
             return super().fetched(column, dialect)
-        return cast(func.timezone("UTC", column), Text)
+        return cast(func.timezone("UTC", column) if port.keeps_zone else column, Text)
 
     def decoding(self, dialect: Dialect) -> Callable[[Sequence[Any]], Iterable[Any]]:
         """Aware datetimes in UTC."""
@@ -478,6 +483,8 @@ class UTCDateTime(CheckedType):
         """As SQLite stores it, for SQLite."""
         if port_of(source).keeps_zone and not port_of(target).keeps_zone:
             return func.to_char(func.timezone("UTC", column), "YYYY-MM-DD HH24:MI:SS.US")
+        if not (port_of(source).keeps_zone or port_of(source).times_are_text):
+            return cast(type_coerce(column, NullType()), Text)
         return super().copied(column, source, target)
 
     def converting(self, source: Dialect, target: Dialect) -> Convert:
@@ -526,6 +533,10 @@ class CheckedText(CheckedType):
     impl = Text
     cache_ok = True
     kept_as_given = frozenset({str})
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """TEXT, or what is as long elsewhere."""
+        return dialect.type_descriptor(port_of(dialect).long_text())
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
         """The text itself."""

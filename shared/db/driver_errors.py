@@ -51,7 +51,8 @@ def hide_row(driver_error: BaseException | None, wrapped: SQLAlchemyError | None
     kept = port.hide_row(driver_error)
     if kept == said:
         return
-    driver_error.args = (kept,)
+    if str(driver_error) != kept:
+        driver_error.args = (kept,)
     if wrapped is not None:
         wrapped.args = tuple(part.replace(said, kept) if isinstance(part, str) else part for part in wrapped.args)
 

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Dialect, Engine, Text
+from sqlalchemy.types import TypeEngine
 
 from shared.db.column_types import CheckedText, CheckedType, checked_text
+from shared.db.dialects import port_of
 from shared.db.errors import SecretError, SettingsError, how_to_install
 from shared.db.hidden import HiddenText
 from shared.db.settings import DatabaseSettings
@@ -144,6 +146,10 @@ class SecretText(CheckedType):
     impl = Text
     cache_ok = True
     secret = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """As `CheckedText`."""
+        return dialect.type_descriptor(port_of(dialect).long_text())
 
     def kept(self, value: Any, dialect: Dialect) -> Any:
         """As it is: a secret in hand is sealed by the object, which knows the row."""

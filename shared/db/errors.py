@@ -478,7 +478,7 @@ HOW_TO_NAME = (
     "name rows that are there, and that belong together: a run's account must be its user's, its strategy its "
     "account's; an account or strategy that has runs keeps its user or account, so make a new one"
 )
-_NOT_NULL = re.compile("not[- ]null", re.IGNORECASE)
+_NOT_NULL = re.compile("not[- ]null|cannot be null", re.IGNORECASE)
 # SQLite says no more than this, PostgreSQL names the rule.
 _FOREIGN_KEY = re.compile("foreign key constraint", re.IGNORECASE)
 
@@ -507,6 +507,9 @@ class DatabaseLockedError(DatabaseFailure, OperationalError):
         if hasattr(driver_error, "pgcode"):
             self.problem = "another transaction holds the lock on a row or table"
             self.remedy = "keep transactions short, or allow more time (SET LOCAL lock_timeout = '10s')"
+        elif not hasattr(driver_error, "sqlite_errorname"):
+            self.problem = "another transaction holds the lock on a row or table"
+            self.remedy = "keep transactions short, or allow more time (SET SESSION innodb_lock_wait_timeout = 100)"
 
     @property
     def transient(self) -> bool:

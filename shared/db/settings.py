@@ -92,16 +92,16 @@ class DatabaseSettings(BaseSettings):
     database_url: str | None = Field(
         default=None, repr=False, description="Direct connection URL; overrides every other connection field"
     )
-    db_type: DatabaseType = Field(default="sqlite", description="sqlite or postgresql")
+    db_type: DatabaseType = Field(default="sqlite", description="sqlite, postgresql, mysql or mariadb")
     db_host: str | None = Field(
-        default=None, description="PostgreSQL host, or the folder of its Unix socket (starts with /)"
+        default=None, description="Server's host, or PostgreSQL's folder of its Unix socket (starts with /)"
     )
-    db_port: str | None = Field(default=None, description="PostgreSQL port; 5432 when left out")
-    db_user: str | None = Field(default=None, description="PostgreSQL user")
+    db_port: str | None = Field(default=None, description="Server's port; 5432 or 3306 when left out")
+    db_user: str | None = Field(default=None, description="Server's user")
     db_password: str | None = Field(
-        default=None, repr=False, description="PostgreSQL password, as it is, with no encoding"
+        default=None, repr=False, description="Server's password, as it is, with no encoding"
     )
-    db_name: str = Field(default="grid_bot.db", description="PostgreSQL database, or SQLite file path or :memory:")
+    db_name: str = Field(default="grid_bot.db", description="Server's database, or SQLite file path or :memory:")
     pool_size: int = Field(default=5, ge=1, description="Connections kept open by one process")
     max_overflow: int = Field(default=5, ge=0, description="Connections it may open beyond pool_size for a while")
     pool_timeout: float = Field(
@@ -110,7 +110,7 @@ class DatabaseSettings(BaseSettings):
     pool_recycle: int = Field(
         default=1800, ge=-1, description="Seconds after which a connection is replaced; -1: never"
     )
-    pool_pre_ping: bool = Field(default=True, description="Test a connection that was idle before use (PostgreSQL)")
+    pool_pre_ping: bool = Field(default=True, description="Test a connection that was idle before use (servers)")
     sqlite_busy_timeout: float = Field(
         default=30.0, ge=0, le=_LONGEST_WAIT, description="Seconds a SQLite writer waits for another one to finish"
     )
@@ -220,7 +220,7 @@ class DatabaseSettings(BaseSettings):
     def _known_type(cls, value: object) -> object:
         if isinstance(value, str) and value.strip().lower() in _TYPES:
             return value.strip().lower()
-        raise ValueError(f"must be {' or '.join(map(repr, _TYPES))}")
+        raise ValueError(f"must be one of {', '.join(map(repr, _TYPES))}")
 
     @field_validator("db_port", mode="before")
     @classmethod

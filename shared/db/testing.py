@@ -8,10 +8,14 @@ are skipped, and say so.
 
 from __future__ import annotations
 
+import getpass
 import itertools
 import os
+import shutil
 import sqlite3
+import subprocess
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -20,7 +24,8 @@ from typing import NamedTuple, TypeVar
 
 import psycopg2
 import pytest
-from sqlalchemy import URL, Connection, make_url
+from sqlalchemy import URL, Connection, create_engine, make_url
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from shared.db import packages
@@ -112,11 +117,91 @@ def empty_postgresql_url(postgresql_server: URL) -> Iterator[URL]:
     run_on_server(postgresql_server, f"DROP DATABASE {name} WITH (FORCE)")
 
 
-@pytest.fixture(params=("memory", "file", "postgresql"))
+@pytest.fixture(scope="session")
+def mysql_server() -> Iterator[URL]:
+    """A real MariaDB or MySQL: the one at GRIDBOT_TEST_MYSQL_URL, or one of the tests' own."""
+    given = os.environ.get("GRIDBOT_TEST_MYSQL_URL")
+    if given:
+        yield DatabaseSettings(database_url=given, _env_file=None).url
+        return
+    program = _mysql_program()
+    assert program is not None
+    with tempfile.TemporaryDirectory(prefix="shared-db-") as folder:
+        yield from _mysql_in(Path(folder), program)
+
+
+@pytest.fixture
+def mysql_url(mysql_server: URL) -> Iterator[URL]:
+    """A database of the test's own on it, with nothing in it."""
+    name = f"shared_db_test_{os.getpid()}_{next(_numbers)}"
+    run_on_mysql(mysql_server, f"CREATE DATABASE {name}")
+    yield mysql_server.set(database=name)
+    run_on_mysql(mysql_server, f"DROP DATABASE {name}")
+
+
+def _mysql_program() -> str | None:
+    return shutil.which("mariadbd", path=_WITH_SERVERS) or shutil.which("mysqld", path=_WITH_SERVERS)
+
+
+# Debian has servers where only the administrator's PATH leads.
+_WITH_SERVERS = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))
+
+
+def has_mysql() -> bool:
+    """Whether tests of MariaDB or MySQL are to run: GRIDBOT_TEST_MYSQL_URL names a server, or GRIDBOT_TEST_MYSQL=1.
+
+    The latter has them start the `mariadbd` or `mysqld` that is found; without one they are left out.
+    """
+    wanted = os.environ.get("GRIDBOT_TEST_MYSQL", "") not in ("", "0")
+    return bool(os.environ.get("GRIDBOT_TEST_MYSQL_URL")) or (wanted and _mysql_program() is not None)
+
+
+def _mysql_in(folder: Path, program: str) -> Iterator[URL]:
+    data, socket = folder / "data", folder / "socket"
+    user = [f"--user={getpass.getuser()}"]
+    if "mariadb" in program:
+        install = shutil.which("mariadb-install-db", path=_WITH_SERVERS) or "mariadb-install-db"
+        make = [install, "--no-defaults", f"--datadir={data}", "--auth-root-authentication-method=normal", *user]
+    else:
+        make = [program, "--no-defaults", "--initialize-insecure", f"--datadir={data}", *user]
+    subprocess.run(make, check=True, capture_output=True)  # noqa: S603 # a program of the machine's own
+    # A thrown-away server may forget its data when the machine stops; nobody reaches it but by its folder.
+    quick = ["--skip-log-bin", "--innodb-flush-log-at-trx-commit=0", "--innodb-doublewrite=0", "--sync-binlog=0"]
+    server = subprocess.Popen(  # noqa: S603 # as above
+        [program, "--no-defaults", f"--datadir={data}", f"--socket={socket}", "--skip-networking", *quick, *user],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    url = URL.create("mysql+pymysql", username="root", query={"unix_socket": str(socket)})
+    try:
+        for _ in range(300):
+            try:
+                run_on_mysql(url, "SELECT 1")
+                break
+            except SQLAlchemyError:
+                time.sleep(0.1)
+        yield url
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def run_on_mysql(url: URL, *statements: str) -> None:
+    """Run statements on a server, each by itself."""
+    engine = create_engine(url)
+    try:
+        with engine.connect() as connection:
+            for statement in statements:
+                connection.exec_driver_sql(statement)
+    finally:
+        engine.dispose()
+
+
+@pytest.fixture(params=("memory", "file", "postgresql", *(("mysql",) if has_mysql() else ())))
 def db_settings(request: pytest.FixtureRequest, tmp_path: Path, clean_environment: None) -> DatabaseSettings:
     """Settings of a fresh database: in-memory SQLite, file SQLite and PostgreSQL in turn."""
-    if request.param == "postgresql":
-        url: URL = request.getfixturevalue("postgresql_url")
+    if request.param in ("postgresql", "mysql"):
+        url: URL = request.getfixturevalue(f"{request.param}_url")
         return DatabaseSettings(database_url=url.render_as_string(hide_password=False), _env_file=None)
     name = ":memory:" if request.param == "memory" else str(tmp_path / "grid_bot.db")
     return DatabaseSettings(db_name=name, _env_file=None)

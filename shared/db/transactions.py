@@ -33,7 +33,7 @@ def note_failure(connection: Connection, failure: DatabaseFailure | None, error:
     transaction = connection.get_transaction()
     if transaction is None or connection.invalidated:
         return
-    if not port_of(connection).begin_again(connection.connection.dbapi_connection):
+    if not port_of(connection).begin_again(connection.connection.dbapi_connection, error):
         return  # undone is the statement alone
     if isinstance(failure, TransactionAbortedError):
         _tell_earlier(connection, failure)

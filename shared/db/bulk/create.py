@@ -14,12 +14,13 @@ from sqlalchemy.pool import StaticPool
 from shared.db import commits
 from shared.db.audit import record_bulk
 from shared.db.bulk.cells import Losses, cells_of_row, layout_of, prepared
+from shared.db.bulk.mysql import MySQLWriter
 from shared.db.bulk.postgresql import PostgreSQLWriter
 from shared.db.bulk.result import NOTES, BulkResult, OnBadRow, OnConflict, RejectedRow, RowNote
 from shared.db.bulk.rows import CHUNK, Batch, Row, batches, mapping_of
 from shared.db.bulk.sqlite import SQLiteWriter
 from shared.db.bulk.writer import Transaction, Writer, conflict_key
-from shared.db.dialects import POSTGRESQL, SQLITE, PerDatabase, port_of
+from shared.db.dialects import MYSQL, POSTGRESQL, SQLITE, PerDatabase, port_of
 from shared.db.encryption import StoredSecret, encryption_of, storable_plain
 from shared.db.errors import InvalidValueError
 from shared.db.models import AuditAction
@@ -126,7 +127,9 @@ def _with_sealed_secrets(session: Session, model: type[Any], rows: Iterable[Any]
         yield values
 
 
-_WRITERS: PerDatabase[type[Writer]] = PerDatabase("bulk writer", {SQLITE: SQLiteWriter, POSTGRESQL: PostgreSQLWriter})
+_WRITERS: PerDatabase[type[Writer]] = PerDatabase(
+    "bulk writer", {SQLITE: SQLiteWriter, POSTGRESQL: PostgreSQLWriter, MYSQL: MySQLWriter}
+)
 
 
 class _Creation:

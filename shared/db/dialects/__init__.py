@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from shared.db.dialects.mysql import MySQL
 from shared.db.dialects.port import Bound, PerDatabase, Port, dialect_of
 from shared.db.dialects.postgresql import PostgreSQL
 from shared.db.dialects.sqlite import SQLite
@@ -11,6 +12,7 @@ from shared.db.dialects.standard import Standard
 from shared.db.errors import UnknownDatabaseError
 
 __all__ = [
+    "MYSQL",
     "PORTS",
     "POSTGRESQL",
     "SQLITE",
@@ -24,12 +26,13 @@ __all__ = [
     "port_of_error",
 ]
 
-DatabaseType = Literal["sqlite", "postgresql"]
+DatabaseType = Literal["sqlite", "postgresql", "mysql", "mariadb"]
 """What `GRIDBOT_DB_TYPE` may say."""
 
 SQLITE = SQLite()
 POSTGRESQL = PostgreSQL()
-PORTS: tuple[Port, ...] = (SQLITE, POSTGRESQL)
+MYSQL = MySQL()
+PORTS: tuple[Port, ...] = (SQLITE, POSTGRESQL, MYSQL)
 
 _BY_DIALECT = {dialect: port for port in (*PORTS, Standard()) for dialect in port.dialects}
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from enum import Enum
 from typing import Any, ClassVar, Generic, TypeVar
 
-from sqlalchemy import Connection, Dialect, Engine
+from sqlalchemy import URL, Connection, DateTime, Dialect, Engine, Text
 from sqlalchemy.orm import Session
 from sqlalchemy.types import TypeEngine
 
@@ -72,12 +72,19 @@ class Port(ABC):
     """Whether amounts are stored as 8-byte floats."""
     keeps_zone: ClassVar[bool] = False
     """Whether times are stored with their zone, and not as UTC without one."""
+    times_are_text: ClassVar[bool] = False
+    """Whether its driver gives stored times as text."""
     checks_types: ClassVar[bool] = True
     """Whether a column holds nothing but its type's values."""
     takes_texts: ClassVar[bool] = False
     """Whether many rows go to it as text, whatever their columns hold."""
     seeks_rows: ClassVar[bool] = True
     """Whether a comparison of several columns at once, (a, b) > (x, y), is looked up in an index."""
+
+    def dialect(self) -> Dialect:
+        """SQLAlchemy's dialect, of no engine."""
+        kind: type[Dialect] = URL.create(self.driver).get_dialect()
+        return kind()
 
     # Types.
     @abstractmethod
@@ -99,6 +106,14 @@ class Port(ABC):
     @abstractmethod
     def text(self, length: int) -> TypeEngine[Any]:
         """Text of so many characters, ordered by code point."""
+
+    def long_text(self) -> TypeEngine[Any]:
+        """Text of any length."""
+        return Text()
+
+    def instant(self) -> TypeEngine[Any]:
+        """What a time is stored as."""
+        return DateTime(timezone=True)
 
     @abstractmethod
     def bucket(self) -> TypeEngine[Any]:
@@ -157,7 +172,7 @@ class Port(ABC):
     def aborted(self) -> Exception:
         """The driver's error for a transaction that is no more."""
 
-    def begin_again(self, driver: Any) -> bool:
+    def begin_again(self, driver: Any, error: BaseException) -> bool:
         """After a failure that ended a whole transaction: have what follows in one that is never committed.
 
         False where the failure has not ended it.

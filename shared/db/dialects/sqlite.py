@@ -83,6 +83,7 @@ class SQLite(Port):
     chooses_isolation: ClassVar[bool] = False
     keeps_cursors: ClassVar[bool] = False
     money_is_float: ClassVar[bool] = True
+    times_are_text: ClassVar[bool] = True
     checks_types: ClassVar[bool] = False
 
     def money(self, digits: int, places: int) -> TypeEngine[Any]:
@@ -154,7 +155,7 @@ class SQLite(Port):
         """As SQLite would say it."""
         return coded(sqlite3.OperationalError("the transaction was rolled back"), "SQLITE_ABORT_ROLLBACK")
 
-    def begin_again(self, driver: Any) -> bool:
+    def begin_again(self, driver: Any, error: BaseException) -> bool:
         """A full disk and the like end the whole transaction, and what follows would be stored at once, by itself."""
         if driver.in_transaction:
             return False  # undone is the statement alone

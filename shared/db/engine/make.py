@@ -9,9 +9,9 @@ from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.engine.interfaces import ExceptionContext
 
 from shared.db import database_file, same_answers, transaction_control
-from shared.db.dialects import POSTGRESQL, SQLITE, PerDatabase
+from shared.db.dialects import MYSQL, POSTGRESQL, SQLITE, PerDatabase
 from shared.db.driver_errors import hide_row, is_interruption, typed_failure
-from shared.db.engine import postgresql, sqlite
+from shared.db.engine import mysql, postgresql, sqlite
 from shared.db.engine.options import READ_ONLY, Request, only_reads
 from shared.db.errors import PermissionDeniedError, ServerReadOnlyError
 from shared.db.numbering import numbering_error
@@ -20,7 +20,7 @@ from shared.db.tenancy import confined_sql, row_security
 from shared.db.transactions import note_failure, refuse_aborted, refuse_aborted_savepoint
 
 _COMMITTING = "shared_db_committing"
-_KINDS: PerDatabase[Any] = PerDatabase("way to connect", {SQLITE: sqlite, POSTGRESQL: postgresql})
+_KINDS: PerDatabase[Any] = PerDatabase("way to connect", {SQLITE: sqlite, POSTGRESQL: postgresql, MYSQL: mysql})
 
 
 def make_engine(settings: DatabaseSettings, folder: str, url: URL | None = None) -> Engine:

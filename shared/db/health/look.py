@@ -14,17 +14,17 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
 from shared.db import database_file, numbering, schema_version
-from shared.db.dialects import POSTGRESQL, SQLITE, PerDatabase, port_of
+from shared.db.dialects import MYSQL, POSTGRESQL, SQLITE, PerDatabase, port_of
 from shared.db.engine.make import make_probe
 from shared.db.errors import DatabaseCorruptError, DatabaseUnreachableError, NotADatabaseError, SharedDBError
-from shared.db.health import postgresql, sqlite
+from shared.db.health import mysql, postgresql, sqlite
 from shared.db.health.report import Health, PoolHealth, StreamHealth
 from shared.db.models import Base
 from shared.db.settings import DatabaseSettings
 from shared.db.tables import index_leads_to, streams
 from shared.db.tenancy import row_security_check
 
-_ROOMS: PerDatabase[Any] = PerDatabase("health report", {SQLITE: sqlite, POSTGRESQL: postgresql})
+_ROOMS: PerDatabase[Any] = PerDatabase("health report", {SQLITE: sqlite, POSTGRESQL: postgresql, MYSQL: mysql})
 # What adds to a report.
 Section = Callable[[Connection, Health], Health]
 

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, create_engine
 from sqlalchemy.schema import CreateTable
 
 from shared.db import packages
-from shared.db.dialects import SQLITE, port_named
+from shared.db.dialects import POSTGRESQL, SQLITE, PerDatabase, port_named
 from shared.db.errors import MigrationError, MissingExtraError, UnknownRevisionError
 from shared.db.packages import Line
 from shared.db.schema_version import BASE, VERSION_TABLE, stamping, take_over
@@ -32,6 +32,9 @@ except ModuleNotFoundError as error:
 # What a step only asks, what a trigger does (as a comment), and the transaction around it, which is written here.
 _COMMENTS = re.compile(r"(\s*--[^\n]*(\n|$))*\s*")
 _NOT_RECORDED = ("select", "pragma", "begin", "commit")
+
+
+_WRITTEN = PerDatabase("revisions", {SQLITE: True, POSTGRESQL: True})
 
 
 class Revisions:
@@ -92,6 +95,7 @@ class Revisions:
 
     def sql(self, dialect: str, start: int, target: int, lock_timeout: float, *, audit: bool = False) -> str:
         """The SQL of those steps, forward or backward."""
+        _WRITTEN.named(dialect)  # or says that there are none
         if port_named(dialect) is SQLITE:
             return self._recorded(start, target, audit)
         written = io.StringIO()

@@ -15,7 +15,7 @@ from typing import Any
 
 from shared.db import schema_version
 from shared.db.database import DatabaseFactory
-from shared.db.dialects import POSTGRESQL, SQLITE
+from shared.db.dialects import POSTGRESQL, SQLITE, PerDatabase
 from shared.db.errors import BackupError, InputError
 from shared.db.operations import postgresql_backup, sqlite_backup
 from shared.db.operations.checksum import checksum, checksum_path, verify_checksum, write_checksum
@@ -79,6 +79,7 @@ def _back_up(db: DatabaseFactory, path: Path, force: bool, pg_bin: str | Path | 
         check()
         watch(int(WHOLE * share), 0)
 
+    _BACKUPS.named(db.settings.port.name)  # or says that there is none
     refuse_to_replace(path, force)
     _refuse_open_sessions(db)
     for file in (path, checksum_path(path)):
@@ -124,6 +125,7 @@ def restore(
 
 def _restore(db: DatabaseFactory, path: Path, force: bool, pg_bin: str | Path | None, watch: Watch) -> BackupReport:
     started = time.monotonic()
+    _BACKUPS.named(db.settings.port.name)  # or says that there is none
     _refuse_other_kind(path, db.settings.is_sqlite)
     verify_checksum(path)
     _refuse_open_sessions(db)
@@ -150,6 +152,9 @@ def _restore(db: DatabaseFactory, path: Path, force: bool, pg_bin: str | Path | 
         missing_roles = sorted(postgresql_backup.restore(db, archive, force, told, restored).missing_roles)
     seconds = time.monotonic() - started
     return BackupReport(str(path), db.settings.safe_url, revision, rows, path.stat().st_size, seconds, missing_roles)
+
+
+_BACKUPS = PerDatabase("backup of ours", {SQLITE: sqlite_backup, POSTGRESQL: postgresql_backup})
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from shared.db import audit, schema_version
 from shared.db.bulk.cells import layout_of
 from shared.db.bulk.postgresql import CopyStream
 from shared.db.database import DatabaseFactory
-from shared.db.dialects import POSTGRESQL, SQLITE, port_of
+from shared.db.dialects import POSTGRESQL, SQLITE, PerDatabase, port_of
 from shared.db.driver_errors import named_errors
 from shared.db.errors import CopyError, TargetNotEmptyError, TenantViolation
 from shared.db.models import AuditLog, Base, OptionalBase
@@ -90,6 +90,8 @@ def _copy_database(
     source_db: DatabaseFactory, target_db: DatabaseFactory, ignore_unknown: bool, watch: Watch
 ) -> CopyReport:
     started = time.monotonic()
+    for db in (source_db, target_db):
+        _COPIED.of(db.engine)  # or says that it cannot be
     source_db.check_schema()
     _refuse_open_sessions(source_db, target_db)
     with _snapshot(source_db) as source, _filling(target_db) as target:
@@ -129,6 +131,9 @@ def _copy_database(
     seconds = time.monotonic() - started
     urls = source_db.settings.safe_url, target_db.settings.safe_url
     return CopyReport(*urls, schema_version.SCHEMA_REVISION, rows, seconds, left_behind)
+
+
+_COPIED = PerDatabase("copy", {SQLITE: True, POSTGRESQL: True})
 
 
 @contextmanager

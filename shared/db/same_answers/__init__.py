@@ -13,10 +13,12 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from shared.db.dialects import POSTGRESQL, SQLITE, PerDatabase
-from shared.db.same_answers import postgresql, sqlite
+from shared.db.dialects import MYSQL, POSTGRESQL, SQLITE, PerDatabase
+from shared.db.same_answers import mysql, postgresql, sqlite
 
-_RULES: PerDatabase[Any] = PerDatabase("rules of conditions", {SQLITE: sqlite.Rules, POSTGRESQL: postgresql.Rules})
+_RULES: PerDatabase[Any] = PerDatabase(
+    "rules of conditions", {SQLITE: sqlite.Rules, POSTGRESQL: postgresql.Rules, MYSQL: mysql.Rules}
+)
 
 
 def unify(engine: Engine) -> None:

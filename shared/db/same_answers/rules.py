@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any, Final
 
-from sqlalchemy import JSON, DateTime
+from sqlalchemy import JSON, Column, DateTime, Interval
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.elements import BinaryExpression, ColumnElement, Grouping
+from sqlalchemy.sql.elements import (
+    BinaryExpression,
+    ClauseElement,
+    ColumnElement,
+    Grouping,
+    TextClause,
+    UnaryExpression,
+)
+from sqlalchemy.sql.selectable import Join
 
 from shared.db.column_types import Money, MoneyTotal
 from shared.db.errors import InvalidValueError
@@ -20,6 +29,8 @@ _COMPARISONS: Final = frozenset(
     {*_EQUALITIES, *_ORDERINGS, operators.not_between_op, operators.in_op, operators.not_in_op}
 )
 _CALCULATIONS: Final = frozenset({operators.add, operators.sub, operators.mul, operators.truediv, operators.mod})
+
+_NULLS: Final = frozenset({operators.nulls_first_op, operators.nulls_last_op})
 
 _Untyped: Any = SQLCompiler
 
@@ -92,3 +103,47 @@ def _rounded(side: Any) -> Any:
 def is_time(expression: Any) -> bool:
     """Whether an expression is an instant."""
     return issubclass(expression.type._type_affinity, DateTime)
+
+
+def time_kind(side: Any) -> type[Any] | None:
+    """DateTime or Interval, if an expression is one of the two."""
+    affinity = side.type._type_affinity
+    return next((kind for kind in (DateTime, Interval) if issubclass(affinity, kind)), None)
+
+
+def _sources(select: Any) -> Iterator[Any]:
+    froms = select.get_final_froms() if hasattr(select, "get_final_froms") else ()
+    waiting = list(froms)
+    while waiting:
+        source = waiting.pop()
+        yield source
+        if isinstance(source, Join):
+            waiting += [source.left, source.right]
+
+
+def _makes_nulls(join: Join) -> bool:
+    return bool(join.isouter or join.full)
+
+
+def no_join_makes_nulls(select: Any) -> bool:
+    """Whether a column that is never NULL is none in this SELECT either."""
+    return not any(isinstance(source, Join) and _makes_nulls(source) for source in _sources(select))
+
+
+def nulls(clause: Any, *, certain: bool) -> str:
+    """What has to be said of NULL behind a clause of ORDER BY."""
+    descending = False
+    while not isinstance(clause, Column):
+        if isinstance(clause, TextClause) or getattr(clause, "is_literal", False):
+            return ""  # raw SQL says itself what it wants
+        if isinstance(clause, UnaryExpression):
+            if clause.modifier in _NULLS:
+                return ""
+            descending = descending or clause.modifier is operators.desc_op
+        inner = getattr(clause, "element", None)
+        if not isinstance(inner, ClauseElement) or (isinstance(clause, UnaryExpression) and clause.modifier is None):
+            break
+        clause = inner
+    if isinstance(clause, Column) and not clause.nullable and certain:
+        return ""
+    return " NULLS FIRST" if descending else " NULLS LAST"

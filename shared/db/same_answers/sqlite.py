@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from decimal import Context, Decimal
 from typing import Any, Final
 
-from sqlalchemy import JSON, Date, DateTime, Float, Integer, Interval, Numeric, String
+from sqlalchemy import JSON, Date, DateTime, Float, Integer, Numeric, String
 from sqlalchemy.sql import operators
-from sqlalchemy.sql.elements import ClauseElement, ClauseList, TextClause, UnaryExpression
-from sqlalchemy.sql.schema import Column
-from sqlalchemy.sql.selectable import Join
+from sqlalchemy.sql.elements import ClauseList, UnaryExpression
 
 from shared.db.column_types import Money
 from shared.db.dialects import SQLITE
 from shared.db.errors import InvalidValueError
 from shared.db.same_answers import rules
-from shared.db.same_answers.rules import is_time
+from shared.db.same_answers.rules import is_time, no_join_makes_nulls, nulls, time_kind
 
-_NULLS: Final = frozenset({operators.nulls_first_op, operators.nulls_last_op})
 # As `UTCDateTime` is stored on SQLite, and there an interval too, as the moment that long after 1970 began.
 _EPOCH: Final = datetime(1970, 1, 1)  # noqa: DTZ001 # SQLite keeps no zone
 _NOW: Final = SQLITE.now()
@@ -79,7 +76,7 @@ class Rules(rules.Rules):
         return text
 
     def _calculated(self, binary: Any, sign: str, **options: Any) -> str:
-        kinds = [_time_kind(side) for side in (binary.left, binary.right)]
+        kinds = [time_kind(side) for side in (binary.left, binary.right)]
         if kinds == [None, None]:
             text: str = self._generate_generic_binary(binary, sign, **options)
             return text
@@ -111,12 +108,12 @@ class Rules(rules.Rules):
 
     def order_by_clause(self, select: Any, **options: Any) -> str:
         """NULL is the greatest, as on PostgreSQL; nothing is added where there is none, which keeps an index in use."""
-        certain = not any(isinstance(source, Join) and _makes_nulls(source) for source in _sources(select))
+        certain = no_join_makes_nulls(select)
         written = []
         for clause in select._order_by_clauses:
             text = self.process(clause, **options)
             if text:
-                written.append(text + _nulls(clause, certain=certain))
+                written.append(text + nulls(clause, certain=certain))
         return f" ORDER BY {', '.join(written)}" if written else ""
 
     def visit_over(self, over: Any, **options: Any) -> str:
@@ -128,50 +125,12 @@ class Rules(rules.Rules):
         return text
 
 
-def _time_kind(side: Any) -> type[Any] | None:
-    affinity = side.type._type_affinity
-    return next((kind for kind in (DateTime, Interval) if issubclass(affinity, kind)), None)
-
-
 def _default_escape(binary: Any) -> str:
     return " ESCAPE '\\'" if binary.modifiers.get("escape") is None else ""
 
 
-def _sources(select: Any) -> Iterator[Any]:
-    froms = select.get_final_froms() if hasattr(select, "get_final_froms") else ()
-    waiting = list(froms)
-    while waiting:
-        source = waiting.pop()
-        yield source
-        if isinstance(source, Join):
-            waiting += [source.left, source.right]
-
-
-def _makes_nulls(join: Join) -> bool:
-    return bool(join.isouter or join.full)
-
-
-def _nulls(clause: Any, *, certain: bool) -> str:
-    """What has to be said of NULL behind a clause of ORDER BY."""
-    descending = False
-    while not isinstance(clause, Column):
-        if isinstance(clause, TextClause) or getattr(clause, "is_literal", False):
-            return ""  # raw SQL says itself what it wants
-        if isinstance(clause, UnaryExpression):
-            if clause.modifier in _NULLS:
-                return ""
-            descending = descending or clause.modifier is operators.desc_op
-        inner = getattr(clause, "element", None)
-        if not isinstance(inner, ClauseElement) or (isinstance(clause, UnaryExpression) and clause.modifier is None):
-            break
-        clause = inner
-    if isinstance(clause, Column) and not clause.nullable and certain:
-        return ""
-    return " NULLS FIRST" if descending else " NULLS LAST"
-
-
 def _with_nulls(clause: Any) -> Any:
-    wanted = _nulls(clause, certain=False)
+    wanted = nulls(clause, certain=False)
     if not wanted:
         return clause
     return UnaryExpression(clause, modifier=operators.nulls_first_op if "FIRST" in wanted else operators.nulls_last_op)

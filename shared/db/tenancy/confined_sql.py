@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from itertools import chain
 from typing import Any, Final
@@ -321,7 +322,7 @@ class ConfinedCompiler(_Untyped):  # type: ignore[misc] # SQLAlchemy's compilers
             return super()._compose_select_body(text, select, compile_state, inner_columns, froms, *rest)
         # What the ORM put in: criteria of options and relationships, properties made of expressions.
         self._check_constructs(select)
-        enclosing, conditions = self._conditioned, []
+        conditions = []
         here = set()
         for source in _rows_needed(froms):
             table = source.element if isinstance(source, AliasedReturnsRows) else source
@@ -329,12 +330,9 @@ class ConfinedCompiler(_Untyped):  # type: ignore[misc] # SQLAlchemy's compilers
             here.add(id(source))
             if condition is not None:
                 conditions.append(condition)
-        self._conditioned = frozenset(here)
-        try:
+        with self._conditions_in_where(frozenset(here)):
             own = select.where(*conditions) if conditions else select
             return super()._compose_select_body(text, own, compile_state, inner_columns, froms, *rest)
-        finally:
-            self._conditioned = enclosing
 
     def visit_insert(self, insert_stmt: Any, visiting_cte: Any = None, **options: Any) -> Any:
         """What the new rows may be is for the session to check: it knows their values."""
@@ -381,6 +379,30 @@ class ConfinedCompiler(_Untyped):  # type: ignore[misc] # SQLAlchemy's compilers
         if column.is_literal and not _HARMLESS_LITERAL.fullmatch(column.name):
             self.refuse("literal_column()")
         return super().visit_column(column, *args, **options)
+
+    def get_from_hint_text(self, table: Any, text: Any) -> Any:
+        """Those of a table too: MySQL writes any text behind its name."""
+        if text is not None:
+            self.refuse("a hint")
+        return super().get_from_hint_text(table, text)
+
+    def update_tables_clause(self, update_stmt: Any, from_table: Any, extra_froms: Any, **options: Any) -> Any:
+        """MySQL has the target among the other tables; its condition stands in WHERE all the same."""
+        with self._conditions_in_where(self._conditioned | {id(from_table)}):
+            return super().update_tables_clause(update_stmt, from_table, extra_froms, **options)
+
+    def delete_extra_from_clause(self, delete_stmt: Any, from_table: Any, *rest: Any, **options: Any) -> Any:
+        """The same of a DELETE."""
+        with self._conditions_in_where(self._conditioned | {id(from_table)}):
+            return super().delete_extra_from_clause(delete_stmt, from_table, *rest, **options)
+
+    @contextmanager
+    def _conditions_in_where(self, conditioned: frozenset[int]) -> Iterator[None]:
+        enclosing, self._conditioned = self._conditioned, conditioned
+        try:
+            yield
+        finally:
+            self._conditioned = enclosing
 
     def get_statement_hint_text(self, hint_texts: Any) -> Any:
         """Hints are raw SQL."""

@@ -88,10 +88,11 @@ def _problems(dialect: Any) -> Iterator[str]:
             yield f"{what} takes another user"
     for what, make in _refused().items():
         try:
-            ann.on(make()).compile(dialect=dialect)
+            written = str(ann.on(make()).compile(dialect=dialect))
         except TenantError:
             continue
-        yield f"{what} passes"
+        if what != "a type" or _SQL in written:  # MySQL casts to a text of no collation
+            yield f"{what} passes"
     # The text is kept, and sent again with another user's values.
     first, second = (own.on(select(Run.run_id))._generate_cache_key() for own in (ann, bob))
     kept = ann.on(select(Run.run_id)).compile(dialect=dialect, cache_key=first)

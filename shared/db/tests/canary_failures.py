@@ -329,7 +329,7 @@ FAILURES: dict[str, Callable[[Stage], None]] = {
     "password in the query": _on(database_url=f"postgresql://nobody@127.0.0.1:1/x?password={PASSWORD}"),
     "SQLite where no file can be": _on(database_url=None, db_type="sqlite", db_name="/dev/null/x/grid_bot.db"),
     "URL with a bare @": _settings(database_url=f"postgresql://bot:{PASSWORD}@x@localhost/x"),
-    "URL of another database": _settings(database_url=f"mysql://bot:{PASSWORD}@localhost/x"),
+    "URL of another database": _settings(database_url=f"oracle://bot:{PASSWORD}@localhost/x"),
     "URL with a bad port": _settings(database_url=f"postgresql://bot:@localhost:{PASSWORD}/x"),
     "password as a port": _settings(db_port=PASSWORD),
     "password as a number": _settings(pool_size=PASSWORD),

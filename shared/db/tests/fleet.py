@@ -30,9 +30,12 @@ from shared.db import (
     TenantViolation,
     User,
 )
+from shared.db.dialects import MYSQL as MYSQL_PORT
+from shared.db.testing import has_mysql, run_on_mysql
 from shared.db.tests.support import execution_values, run_on_server
 
 PLACES = ("memory", "file", "postgresql", "policies")
+MYSQL = ("mysql",) if has_mysql() else ()
 OWN: dict[type[Base], str] = {
     User: "ann",
     BybitAccount: "acc-ann",
@@ -59,6 +62,17 @@ def fleet_databases(postgresql_server: URL) -> Iterator[dict[str, URL]]:
 
 
 @pytest.fixture(scope="session")
+def fleet_on_mysql(mysql_server: URL) -> Iterator[dict[str, URL]]:
+    """The same on MariaDB or MySQL."""
+    url = mysql_server.set(database=f"shared_db_fleet_{os.getpid()}")
+    run_on_mysql(mysql_server, f"CREATE DATABASE {url.database}")
+    with DatabaseFactory(url) as db:
+        db.create_tables()
+    yield {"mysql": url}
+    run_on_mysql(mysql_server, f"DROP DATABASE {url.database}")
+
+
+@pytest.fixture(scope="session")
 def fleet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An SQLite file with all rows in it, of which tests get a copy: making one anew takes ten times as long."""
     path = tmp_path_factory.mktemp("fleet") / "grid_bot.db"
@@ -68,13 +82,13 @@ def fleet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(params=PLACES)
+@pytest.fixture(params=PLACES + MYSQL)
 def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DatabaseFactory]:
     """A database with all of ann's and bob's rows in it, and nothing else."""
     yield from fleet_on(request.param, request, tmp_path)
 
 
-@pytest.fixture(params=PLACES[1:])
+@pytest.fixture(params=PLACES[1:] + MYSQL)
 def busy_fleet(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DatabaseFactory]:
     """The same where several sessions can be open at once."""
     yield from fleet_on(request.param, request, tmp_path)
@@ -86,7 +100,7 @@ def postgresql_fleet(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator
     yield from fleet_on(request.param, request, tmp_path)
 
 
-@pytest.fixture(params=PLACES[:3])
+@pytest.fixture(params=PLACES[:3] + MYSQL)
 def unpoliced_fleet(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DatabaseFactory]:
     """The same where nothing but this library keeps the users apart."""
     yield from fleet_on(request.param, request, tmp_path)
@@ -104,7 +118,8 @@ def policed_fleet(postgresql_url: URL) -> Iterator[DatabaseFactory]:
 def fleet_on(place: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DatabaseFactory]:
     """A filled database of the given kind, for one test."""
     if place not in ("memory", "file"):
-        url: URL = request.getfixturevalue("fleet_databases")[place]
+        fixture = "fleet_on_mysql" if place == "mysql" else "fleet_databases"
+        url: URL = request.getfixturevalue(fixture)[place]
         settings = DatabaseSettings(database_url=url.render_as_string(hide_password=False), _env_file=None)
         with DatabaseFactory(settings) as db:
             fill(db)
@@ -169,7 +184,12 @@ def everything_of(db: DatabaseFactory, user: str) -> list[Any]:
 def run_without_keys(db: DatabaseFactory, statement: str) -> None:
     """Run a statement while no foreign key is looked at: so may rows have come that are older than the keys."""
     with closing(db.engine.raw_connection()) as connection, closing(connection.cursor()) as cursor:
-        if db.settings.is_sqlite:
+        if db.settings.port is MYSQL_PORT:
+            cursor.execute("SET foreign_key_checks = 0")
+            cursor.execute(statement)
+            connection.commit()
+            cursor.execute("SET foreign_key_checks = 1")
+        elif db.settings.is_sqlite:
             cursor.execute("PRAGMA query_only=OFF")  # as a read-only session leaves it
             cursor.execute("PRAGMA foreign_keys=OFF")
             cursor.execute(statement)

@@ -222,7 +222,7 @@ def test_every_setting_stays_assignable(field: str) -> None:
 
 
 BAD_VALUES: list[tuple[str, object]] = [
-    ("db_type", "mysql"),
+    ("db_type", "oracle"),
     ("db_type", "postgres"),
     ("db_type", ""),
     ("db_type", None),
@@ -265,7 +265,7 @@ BAD_VALUES: list[tuple[str, object]] = [
     ("echo_sql", "canary-4711"),
     ("database_url", "canary-4711"),
     ("database_url", "://canary-4711"),
-    ("database_url", "mysql://bot:canary-4711@db.example/grid"),
+    ("database_url", "oracle://bot:canary-4711@db.example/grid"),
     ("database_url", "postgresql+asyncpg://bot:canary-4711@db.example/grid"),
     ("database_url", "postgresql+psycopg://bot:canary-4711@db.example/grid"),
     ("database_url", "sqlite+aiosqlite:///canary-4711.db"),
@@ -486,7 +486,7 @@ def test_settings_come_from_whatever_a_caller_holds() -> None:
     with pytest.raises(SettingsError, match=r"expected DatabaseSettings, a database URL .* got PosixPath"):
         settings_from(Path("grid.db"))  # type: ignore[arg-type] # the mistake that is refused
     with pytest.raises(SettingsError, match="not supported"):
-        settings_from(URL.create("mysql", "u", CANARY, "h"))
+        settings_from(URL.create("oracle", "u", CANARY, "h"))
 
 
 # --- secrets ---------------------------------------------------------------------------------------------------
@@ -572,7 +572,7 @@ FAILURES: dict[str, Callable[[], object]] = {
     "from a file in another encoding": _from_wrong_encoding,
     "missing fields": lambda: settings_of(db_type="postgresql", db_password=CANARY).get_database_url(),
     "a URL": lambda: settings_from(f"postgresql://u:{CANARY}@h@h/d"),
-    "a URL object": lambda: settings_from(URL.create("mysql", "u", CANARY, "h")),
+    "a URL object": lambda: settings_from(URL.create("oracle", "u", CANARY, "h")),
     "no settings": lambda: settings_from([CANARY]),  # type: ignore[arg-type] # the mistake that is refused
     "model_validate": lambda: DatabaseSettings.model_validate(BAD),
     "model_validate_json": lambda: DatabaseSettings.model_validate_json(json.dumps(BAD)),

@@ -33,7 +33,6 @@ from sqlalchemy import (
     func,
     type_coerce,
 )
-from sqlalchemy.engine import make_url
 from sqlalchemy.types import NullType, TypeEngine
 
 from shared.db.dialects import PORTS, port_of
@@ -45,7 +44,7 @@ Cells = Sequence[Any]
 Shortcut = Callable[[Values], Cells | None]
 Convert = Callable[[Cells], Cells]
 
-DIALECTS: dict[str, Dialect] = {port.name: make_url(f"{port.driver}://").get_dialect()() for port in PORTS}
+DIALECTS: dict[str, Dialect] = {port.name: port.dialect() for port in PORTS}
 _MOST_DIGITS = 38  # of Arrow's decimal128
 _LINE_TYPES = (Boolean, Date, DateTime, Float, Integer, Numeric, String, Uuid)
 
