@@ -380,11 +380,10 @@ class ConfinedCompiler(_Untyped):  # type: ignore[misc] # SQLAlchemy's compilers
             self.refuse("literal_column()")
         return super().visit_column(column, *args, **options)
 
-    def get_from_hint_text(self, table: Any, text: Any) -> Any:
+    def format_from_hint_text(self, *given: Any) -> Any:
         """Those of a table too: MySQL writes any text behind its name."""
-        if text is not None:
-            self.refuse("a hint")
-        return super().get_from_hint_text(table, text)
+        self.refuse("a hint")
+        return super().format_from_hint_text(*given)
 
     def update_tables_clause(self, update_stmt: Any, from_table: Any, extra_froms: Any, **options: Any) -> Any:
         """MySQL has the target among the other tables; its condition stands in WHERE all the same."""

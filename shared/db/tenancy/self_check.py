@@ -12,9 +12,9 @@ from typing import Any
 
 import sqlalchemy
 from sqlalchemy import (
+    CHAR,
     Integer,
     Sequence,
-    String,
     cast,
     column,
     delete,
@@ -88,11 +88,10 @@ def _problems(dialect: Any) -> Iterator[str]:
             yield f"{what} takes another user"
     for what, make in _refused().items():
         try:
-            written = str(ann.on(make()).compile(dialect=dialect))
+            ann.on(make()).compile(dialect=dialect)
         except TenantError:
             continue
-        if what != "a type" or _SQL in written:  # MySQL casts to a text of no collation
-            yield f"{what} passes"
+        yield f"{what} passes"
     # The text is kept, and sent again with another user's values.
     first, second = (own.on(select(Run.run_id))._generate_cache_key() for own in (ann, bob))
     kept = ann.on(select(Run.run_id)).compile(dialect=dialect, cache_key=first)
@@ -134,12 +133,13 @@ def _refused() -> dict[str, Callable[[], Any]]:
         "a template string": written(_Template()),
         "literal_column()": written(literal_column(_SQL)),
         "a hint": lambda: select(id_).with_statement_hint(_SQL),
+        "a hint of a table": lambda: select(id_).with_hint(PublicTrade, _SQL),
         "an operator": written(id_.op(_SQL)(1)),
         "an operator before its operand": written(UnaryExpression(id_, operator=custom_op(_SQL))),
         "an operator behind its operand": written(UnaryExpression(id_, modifier=custom_op(_SQL))),
         # By a dialect's own compiler it is looked up in a list.
         "a field of EXTRACT": written(extract(_SQL, PublicTrade.exchange_ts)),
-        "a type": written(cast(id_, String(collation=f'"{_SQL}'))),
+        "a type": written(cast(id_, CHAR(collation=f'"{_SQL}'))),
         "a function": written(func.query_to_xml(_SQL)),
         "a sequence": written(Sequence("x").next_value()),
         "a name": written(column(quoted_name(_SQL, False))),
