@@ -22,9 +22,10 @@ from shared.db.dialects import port_of
 from shared.db.errors import AuditError
 from shared.db.models import AuditAction, AuditLog
 from shared.db.tables import model_of, ownership_of, primary_key, streams
-from shared.db.tenancy.guard import UNSET, column_values
+from shared.db.tenancy.entity_values import column_values
 from shared.db.tenancy.session_scope import user_of
 from shared.db.tenancy.statement_guard import inserted_rows
+from shared.db.tenancy.user_ids import UNSET
 from shared.db.value_forms.forms import secrets_of
 
 _ATTRIBUTE = "shared_db_audited"

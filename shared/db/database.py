@@ -41,9 +41,9 @@ from shared.db.health.report import Health
 from shared.db.sessions import NamingSession
 from shared.db.settings import DatabaseSettings, settings_from
 from shared.db.tenancy import row_security, row_security_check
-from shared.db.tenancy.guard import UNSET, UserId, checked_user_id
 from shared.db.tenancy.row_security_check import RowSecurityStatus
 from shared.db.tenancy.session_scope import TenantRequiredSession, UserSession
+from shared.db.tenancy.user_ids import UNSET, UserId, checked_user_id
 
 T = TypeVar("T")
 

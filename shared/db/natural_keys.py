@@ -8,7 +8,9 @@ from sqlalchemy import inspect
 
 from shared.db.errors import ConstraintError, StoredDifferentlyError
 from shared.db.mapped_values import keep_as_stored
-from shared.db.tenancy.guard import UNSET, UserId, column_values, discard_changes, parents_of, values_to_come
+from shared.db.tenancy.entity_values import column_values, parents_of, values_to_come
+from shared.db.tenancy.plain_writes import discard_changes
+from shared.db.tenancy.user_ids import UNSET, UserId
 
 T = TypeVar("T")
 

@@ -38,18 +38,12 @@ from shared.db.ranges.bounds import RowRange, source_of
 from shared.db.ranges.reading import ExecutionReading, StreamReading, TradeReading
 from shared.db.tables import holds_users_rows, ownership_of, primary_key
 from shared.db.tenancy.confined_sql import ALONE, LASTING
-from shared.db.tenancy.guard import (
-    UNSET,
-    OwnershipGuard,
-    UserId,
-    acting_for,
-    agreed_user,
-    discard_changes,
-    discarding_what_is_refused,
-    key_of,
-)
+from shared.db.tenancy.entity_values import key_of
+from shared.db.tenancy.guard import OwnershipGuard
 from shared.db.tenancy.ownership import owned_by, owner_of
+from shared.db.tenancy.plain_writes import acting_for, discard_changes, discarding_what_is_refused
 from shared.db.tenancy.session_scope import UserSession, user_of
+from shared.db.tenancy.user_ids import UNSET, UserId, agreed_user
 
 T = TypeVar("T", bound=Base)
 Question = Callable[[Any], Select[Any]]

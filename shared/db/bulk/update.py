@@ -13,7 +13,8 @@ from shared.db.bulk.rows import Chunk, Row, mapping_of
 from shared.db.dialects import port_of
 from shared.db.errors import InvalidValueError, RowNotFoundError
 from shared.db.tables import primary_key
-from shared.db.tenancy.guard import OwnershipGuard, column_values
+from shared.db.tenancy.entity_values import column_values
+from shared.db.tenancy.guard import OwnershipGuard
 from shared.db.tenancy.ownership import owned_by
 from shared.db.tenancy.session_scope import UserSession
 from shared.db.value_forms.forms import secrets_of

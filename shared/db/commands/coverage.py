@@ -18,7 +18,7 @@ from shared.db.models import Base
 from shared.db.ranges.reading import StreamReading
 from shared.db.repositories import PrivateExecutionRepository, PublicTradeRepository, Repository
 from shared.db.tables import stream_of
-from shared.db.tenancy.guard import UNSET
+from shared.db.tenancy.user_ids import UNSET
 
 
 def coverage_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:

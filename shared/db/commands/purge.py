@@ -18,7 +18,7 @@ from shared.db.models import PrivateExecution, PublicTrade
 from shared.db.operations.interruption import noted_signals
 from shared.db.operations.progress import Progress
 from shared.db.operations.purge import PurgeReport, purge_executions, purge_rows
-from shared.db.tenancy.guard import UNSET
+from shared.db.tenancy.user_ids import UNSET
 
 _STATE = "what was deleted is gone in whole batches; run the same command again to go on"
 

@@ -25,7 +25,7 @@ from shared.db.operations.interruption import noted_signals
 from shared.db.operations.progress import WHOLE, Progress
 from shared.db.operations.trade_import import import_trades
 from shared.db.tables import stream_named, stream_of, streams
-from shared.db.tenancy.guard import UNSET
+from shared.db.tenancy.user_ids import UNSET
 from shared.db.value_forms.files import FORMATS
 from shared.db.value_forms.forms import forms_of
 

@@ -20,7 +20,7 @@ from shared.db.operations.row_files import writing
 from shared.db.operations.row_layout import Layout, layout_of
 from shared.db.ranges.bounds import source_of
 from shared.db.repositories import Repository, RunRepository
-from shared.db.tenancy.guard import UNSET, UserId
+from shared.db.tenancy.user_ids import UNSET, UserId
 from shared.db.value_forms.files import Format
 
 _BATCH = 2_000

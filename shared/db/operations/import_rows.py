@@ -15,7 +15,7 @@ from shared.db.operations.interruption import came, check, interruptible
 from shared.db.operations.row_files import read_export
 from shared.db.repositories import Repository
 from shared.db.tables import stream_of
-from shared.db.tenancy.guard import UNSET, UserId
+from shared.db.tenancy.user_ids import UNSET, UserId
 
 _BLOCK = 10_000
 

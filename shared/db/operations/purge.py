@@ -22,7 +22,7 @@ from shared.db.ranges.bounds import source_of
 from shared.db.ranges.reading import StreamReading
 from shared.db.repositories import Repository, RunRepository
 from shared.db.tables import index_leads_to, primary_key
-from shared.db.tenancy.guard import UNSET, UserId
+from shared.db.tenancy.user_ids import UNSET, UserId
 
 # Seconds that one batch may hold the write lock, about.
 _BATCH_TIME = 0.05

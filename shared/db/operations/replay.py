@@ -21,7 +21,7 @@ from shared.db.recording.row_text import RowText
 from shared.db.recording.spool import SUFFIX, Mark, done_in, locked_folder, salvaged
 from shared.db.recording.storing import Storing
 from shared.db.tables import ownership_of, stream_named, streams
-from shared.db.tenancy.guard import UNSET
+from shared.db.tenancy.user_ids import UNSET
 
 _BATCH = 1000
 

@@ -15,8 +15,8 @@ from shared.db.ranges.gaps import Gap, RunCoverage
 from shared.db.ranges.streams import PAGE_SIZE, latest, stream
 from shared.db.ranges.summaries import Candle, Coverage, RunTotals, StreamCoverage
 from shared.db.tables import stream_of
-from shared.db.tenancy.guard import UNSET, UserId
 from shared.db.tenancy.ownership import owned_by
+from shared.db.tenancy.user_ids import UNSET, UserId
 
 if TYPE_CHECKING:
     import pandas

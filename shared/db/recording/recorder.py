@@ -50,7 +50,7 @@ from shared.db.recording.spool import Spool
 from shared.db.recording.stats import RecorderStats
 from shared.db.recording.storing import Stored, Storing
 from shared.db.tables import stream_of
-from shared.db.tenancy.guard import UNSET, UserId
+from shared.db.tenancy.user_ids import UNSET, UserId
 
 _log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from shared.db.models import Base, PublicTrade
 from shared.db.recording.source_watch import SourceWatch
 from shared.db.repositories import Repository
 from shared.db.tables import ownership_of, stream_of
-from shared.db.tenancy.guard import UNSET, UserId, checked_user_id
+from shared.db.tenancy.user_ids import UNSET, UserId, checked_user_id
 
 # What a row is to blame for.
 _ROW_FAULTS = (InvalidValueError, TenantViolation, IntegrityError, DataError)

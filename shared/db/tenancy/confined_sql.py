@@ -22,7 +22,6 @@ from typing import Any, Final
 
 import sqlalchemy
 from sqlalchemy import (
-    ARRAY,
     ColumnElement,
     Engine,
     Executable,
@@ -33,10 +32,8 @@ from sqlalchemy import (
     Table,
     TableClause,
     Values,
-    any_,
     bindparam,
     event,
-    func,
     select,
 )
 from sqlalchemy.orm import FromStatement, UserDefinedOption
@@ -49,6 +46,7 @@ from sqlalchemy.sql.visitors import InternalTraversal
 from shared.db.errors import TenantError, TenantScopeError, TenantViolation, UndeclaredTableError
 from shared.db.tables import is_shared, is_table_name, model_of, ownership_of, primary_key
 from shared.db.tenancy.functions import is_allowed, writes_its_own_text
+from shared.db.tenancy.ownership import is_own
 from shared.db.tenancy.written_text import check_types, checking_names, is_operator, writing
 
 ON_SQLALCHEMY_2_0: Final = sqlalchemy.__version__.startswith("2.0.")
@@ -132,7 +130,7 @@ class OwnRows(Confinement):
         return OwnRows(self.user_id, policed=self.policed, raw_sql=False)
 
     def condition(self, table: Any, source: Any) -> ColumnElement[bool] | None:
-        """The same as `ownership.owned_by`; of a parent's table the compiler writes out own rows only anyway."""
+        """The criterion that a row of `source`, which is `table` under any name, is the user's; None for all rows."""
         model = model_of(table)
         if model is None:
             # Neither is it known to the policies, even where raw SQL may name what the role was granted.
@@ -144,16 +142,12 @@ class OwnRows(Confinement):
         ownership = ownership_of(model)
         if ownership is None:
             return None
-        column: ColumnElement[Any] = source.c[ownership.column]
-        if ownership.parent is None:
-            return column == self.user
-        parents = ownership.parent.__table__
-        # With a single table in FROM it is not correlated to the enclosing query's.
-        keys = select(parents.c[primary_key(ownership.parent)])
-        if self.policed:
-            # The form of the policies. Beside theirs a hash join would be built for nothing.
-            return column == any_(func.array(keys.scalar_subquery(), type_=ARRAY(column.type)))
-        return column.in_(keys)
+        keys = None
+        if ownership.parent is not None:
+            # Of a parent's table the compiler writes out own rows only anyway. With a single table in FROM it is not
+            # correlated to the enclosing query's.
+            keys = select(ownership.parent.__table__.c[primary_key(ownership.parent)])
+        return is_own(source.c[ownership.column], self.user, keys, policed=self.policed)
 
     def refusal(self, what: str) -> TenantError:
         """`TenantViolation`."""

@@ -14,7 +14,8 @@ from sqlalchemy.sql.selectable import SelectBase
 
 from shared.db.tables import ownership_of, primary_key
 from shared.db.tenancy.confined_sql import Confinement, elements_of
-from shared.db.tenancy.guard import OwnershipGuard, as_bound, column_values, parents_of, values_to_come
+from shared.db.tenancy.entity_values import column_values, parents_of, values_to_come
+from shared.db.tenancy.guard import OwnershipGuard, as_bound
 
 # What most attributes hold, and no expression is.
 _PLAIN = frozenset({type(None), str, int, float, bool, Decimal, datetime, bytes})

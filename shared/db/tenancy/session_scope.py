@@ -17,9 +17,10 @@ from shared.db.tables import ownership_of, primary_key
 from shared.db.tenancy import leftovers, row_security
 from shared.db.tenancy.confined_sql import ALONE, CONFINED_TO, NoUsersRows, is_confined, own_rows_of
 from shared.db.tenancy.flush_guard import check_expressions, check_flushed, check_identity, expressions
-from shared.db.tenancy.guard import UNSET, OwnershipGuard, UserId
+from shared.db.tenancy.guard import OwnershipGuard
 from shared.db.tenancy.self_check import prove
 from shared.db.tenancy.statement_guard import check_written
+from shared.db.tenancy.user_ids import UNSET, UserId
 
 _T = TypeVar("_T")
 _POSTPONED = "shared_db_postponed"

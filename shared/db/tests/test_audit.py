@@ -30,7 +30,7 @@ from shared.db import (
     User,
 )
 from shared.db.encryption import Encryption, KeyRing, use_encryption
-from shared.db.tenancy.guard import UNSET, UserId
+from shared.db.tenancy.user_ids import UNSET, UserId
 from shared.db.tests.support import execution_values, trade_values, with_and_without_policies
 
 REQUEST = {"actor": "support", "ip_address": "203.0.113.9", "user_agent": "console/1"}

@@ -45,7 +45,7 @@ from shared.db import (
     User,
     UserRepository,
 )
-from shared.db.tenancy.guard import UNSET
+from shared.db.tenancy.user_ids import UNSET
 from shared.db.tests.support import execution_values, stored, trade_values
 
 START = datetime(2026, 1, 1, 12, tzinfo=UTC)

@@ -104,7 +104,7 @@ from shared.db.bulk import bulk_create
 from shared.db.column_types import exact_sum, new_uuid, utc_now
 from shared.db.tenancy import functions
 from shared.db.tenancy.confined_sql import OwnRows
-from shared.db.tenancy.guard import UNSET, UserId
+from shared.db.tenancy.user_ids import UNSET, UserId
 from shared.db.tests.fleet import FOREIGN, cross, detached, everything_of, refused_and_unwritten, run_values
 from shared.db.tests.support import execution_values, trade_values
 
