@@ -132,7 +132,7 @@ class AsyncDoor:
         try:
             await asyncio.wait([answer], timeout=_CANCELLED_WAITS)
         except asyncio.CancelledError as error:
-            cancelled = error  # once more: he does not wait at all
+            cancelled = error  # once more: the caller does not wait at all
         if answer.done():
             raise cancelled from answer.exception()
         if caller is not None:

@@ -269,7 +269,7 @@ def _change(trail: _Trail, state: ORMExecuteState, model: type[Any]) -> Any:
     key = primary_key(model)
     found = select(*_attributes(model)).with_for_update(of=model)
     if isinstance(state.parameters, list):
-        # UPDATE by primary key, one mapping a row.
+        # UPDATE by primary key, one mapping per row.
         before = _rows_of(state.session, model, [row.get(key) for row in state.parameters], found)
     else:
         chosen = state.session.execute(found.where(*statement._where_criteria), state.parameters)
@@ -282,7 +282,7 @@ def _change(trail: _Trail, state: ORMExecuteState, model: type[Any]) -> Any:
     assigned, secrets = _assigned(state), secrets_of(model.__table__)
     after = _rows_of(state.session, model, list(before), select(*_attributes(model)))
     for identity, row in before.items():
-        # Of a secret it counts that it was written: sealed anew, it differs even where it is the same.
+        # For a secret, record that it was written, not what: sealed anew, it differs even where it is the same.
         changed = [
             name
             for name, value in after.get(identity, row).items()
@@ -313,7 +313,7 @@ def _named(model: type[Any], result: Any) -> Iterable[dict[str, Any]]:
 
 
 def _assigned(state: ORMExecuteState) -> dict[str, Any]:
-    """The columns that an UPDATE assigns, by name; with one mapping a row, those of the first."""
+    """The columns that an UPDATE assigns, by name; with one mapping per row, those of the first."""
     statement: Any = state.statement
     if not state.is_update:
         return {}

@@ -200,7 +200,7 @@ class DatabaseFactory:
         attempts: int = retry.ATTEMPTS,
         max_seconds: float = retry.MAX_SECONDS,
     ) -> T:
-        """What `work(session)` returns, committed; the whole transaction is run again when it failed for the moment.
+        """What `work(session)` returns, committed; run again, whole, when it failed for a reason that may pass.
 
         That is: a deadlock or serialization failure, a connection lost before COMMIT, a server that restarts, an
         SQLite file that stays locked. So `work` may run several times: it makes its objects inside, has no effects

@@ -42,7 +42,7 @@ def _restored(kind: type[SharedDBError], args: tuple[Any, ...], attributes: dict
 class SettingsError(SharedDBError, ValueError):
     """A setting is missing or cannot be used.
 
-    `errors()` and `json()` give one entry a field, as pydantic does, without the rejected values.
+    `errors()` and `json()` give one entry per field, as pydantic does, without the rejected values.
     """
 
     def __init__(self, problem: str, details: list[dict[str, Any]] | None = None) -> None:

@@ -151,7 +151,7 @@ def _enter() -> object:
     token, me = object(), threading.get_ident()
     while True:
         _inside[token] = me
-        # Who is inside already must not wait for a fork that waits for him.
+        # Who is inside already must not wait for a fork that waits for them.
         if _forking is None or _forking == me or list(_inside.values()).count(me) > 1:
             return token
         _leave(token)

@@ -24,7 +24,7 @@ _log = logging.getLogger("shared.db")
 
 
 class Caller:
-    """Who waits for a transaction that runs in another thread than his own."""
+    """What waits for a transaction that runs in another thread."""
 
     def __init__(self) -> None:
         self.is_cancelled = threading.Event()
@@ -43,9 +43,9 @@ def until_done(
 ) -> T:
     """What `transaction` returns, which is run again as long as its failure is transient.
 
-    Of a COMMIT without an answer (`CommitUnknownError`) only what is `idempotent`. At most `attempts` times, and not
-    again once `max_seconds` would have passed or `caller` is cancelled; then, and for every other error, the error
-    itself is raised.
+    After a COMMIT whose outcome is unknown (`CommitUnknownError`), only `idempotent` work is run again. It is run
+    at most `attempts` times, and not again once `max_seconds` would have passed or `caller` is cancelled; then, and for
+    every other error, the error itself is raised.
     """
     if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
         raise InvalidValueError(f"attempts must be a whole number from 1, not {attempts!r}")

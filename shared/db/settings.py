@@ -201,7 +201,7 @@ class DatabaseSettings(BaseSettings):
     @model_validator(mode="wrap")
     @classmethod
     def _masked(cls, data: Any, handler: Callable[[Any], Self]) -> Self:
-        # For whoever validates by model_validate() or as a field of his own model: pydantic's error holds its
+        # For whoever validates by model_validate() or as a field of a model of their own: pydantic's error holds its
         # input, in errors() and json() too.
         try:
             return handler(data)

@@ -96,7 +96,7 @@ class Stream:
     """A table whose rows follow each other in time, as trades, fills, tickers or orders do.
 
     A range is the rows with one value of the column `by` (a symbol, a run), ordered by the column `time`, and those
-    of one instant by the column `tie`, which is left out where there is one row an instant. The three are never NULL,
+    of one instant by the column `tie`, which is left out where there is one row per instant. The three are never NULL,
     `time` is a `UTCDateTime`, and a unique key lies in them, so that the order is the same each time. An index on
     (`by`, `time`, `tie`) makes ranges fast.
     """

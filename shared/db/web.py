@@ -36,7 +36,7 @@ from shared.db.errors import (
 from shared.db.sessions import NamingSession
 
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
-# The first that fits. What a client may know is in the sentence: an error's own text may name what is not his.
+# The first that fits. What a client may know is in the sentence: an error's own text may name what is another's.
 _STATUSES: tuple[tuple[tuple[type[SharedDBError], ...], int, str], ...] = (
     ((CommitUnknownError,), 503, "it is not known whether this was stored: look before you send it again"),
     ((ConstraintError, StaleRowError, StaleDocumentError), 409, "this conflicts with what is stored"),
@@ -129,7 +129,7 @@ class FastAPIDoor:
             status, body = _health(db)
             return JSONResponse(body, status)
 
-        # With FastAPI's default scope the client has his 200 before COMMIT is sent.
+        # With FastAPI's default scope the client has the 200 before COMMIT is sent.
         self.session = depends(opened)
         self.async_session = depends(opened_async)
         app.add_exception_handler(SharedDBError, answer)

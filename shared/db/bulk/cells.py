@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Column, Dialect, Table
 
-from shared.db.bulk.rows import CHUNK, Batch, Chunk
+from shared.db.bulk.rows import CHUNK, Chunk, RowBatch
 from shared.db.errors import InvalidValueError
 from shared.db.value_forms.forms import DIALECTS, Cells, Rounded, Values, forms_of
 
@@ -21,7 +21,7 @@ from shared.db.value_forms.forms import DIALECTS, Cells, Rounded, Values, forms_
 Losses = dict[int, str]
 
 
-class Layout:
+class CellLayout:
     """Which column of a table gets which cells, on one dialect.
 
     `numbered` says whether rows bring the number that the database would give them otherwise.
@@ -77,9 +77,9 @@ class Layout:
 
 
 @lru_cache(maxsize=64)
-def layout_of(table: Table, dialect: str, numbered: bool) -> Layout:
+def cell_layout_of(table: Table, dialect: str, numbered: bool) -> CellLayout:
     """The layout, made once."""
-    return Layout(table, dialect, numbered)
+    return CellLayout(table, dialect, numbered)
 
 
 class Digits(NamedTuple):
@@ -148,7 +148,7 @@ class CellColumn:
         return [default.arg(None) for _ in range(size)] if default.is_callable else [default.arg] * size
 
 
-def prepared(layout: Layout, batch: Batch, rounded: Losses) -> Iterator[list[Cells]]:
+def prepared(layout: CellLayout, batch: RowBatch, rounded: Losses) -> Iterator[list[Cells]]:
     """The cells of a batch, a chunk at a time; `InvalidValueError` with the position of the first bad row."""
     rounded.clear()  # a second attempt makes all of them again
     for start in range(0, len(batch), CHUNK):
@@ -164,7 +164,7 @@ def prepared(layout: Layout, batch: Batch, rounded: Losses) -> Iterator[list[Cel
             raise
 
 
-def cells_of_row(layout: Layout, batch: Batch, index: int, rounded: Losses) -> list[Cells]:
+def cells_of_row(layout: CellLayout, batch: RowBatch, index: int, rounded: Losses) -> list[Cells]:
     """The cells of a single row; `InvalidValueError` with its position."""
     try:
         (chunk,) = batch.chunks(index, index + 1)

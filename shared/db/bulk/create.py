@@ -13,11 +13,11 @@ from sqlalchemy.pool import StaticPool
 
 from shared.db import commits
 from shared.db.audit import record_bulk
-from shared.db.bulk.cells import Losses, cells_of_row, layout_of, prepared
+from shared.db.bulk.cells import Losses, cell_layout_of, cells_of_row, prepared
 from shared.db.bulk.mysql import MySQLWriter
 from shared.db.bulk.postgresql import PostgreSQLWriter
 from shared.db.bulk.result import NOTES, BulkResult, OnBadRow, OnConflict, RejectedRow, RowNote
-from shared.db.bulk.rows import CHUNK, Batch, Row, batches, mapping_of
+from shared.db.bulk.rows import CHUNK, Row, RowBatch, mapping_of, row_batches
 from shared.db.bulk.sqlite import SQLiteWriter
 from shared.db.bulk.writer import Transaction, Writer, conflict_key
 from shared.db.dialects import MYSQL, POSTGRESQL, SQLITE, PerDatabase, port_of
@@ -86,7 +86,7 @@ def bulk_create(
     optional = () if by_shape else (c.name for c in table.columns if c.nullable and c.default is None)
     if secrets_of(table):
         rows = _with_sealed_secrets(session, model, rows)
-    given = batches(model, rows, batch_size, fillable=frozenset(optional), by_shape=by_shape)
+    given = row_batches(model, rows, batch_size, fillable=frozenset(optional), by_shape=by_shape)
     first = next(given, None)
     if first is not None:
         writer = creation.open(first)
@@ -150,7 +150,7 @@ class _Creation:
         self._rounded_now: Losses = {}  # of the batch at hand
         self._notes: list[RowNote] = []
 
-    def open(self, first: Batch) -> Writer:
+    def open(self, first: RowBatch) -> Writer:
         """Make the writer, for rows that are numbered as those of the first batch are."""
         bind = self._session.get_bind(self._model)
         # Sessions on one memory database share their connection and its transaction.
@@ -159,7 +159,7 @@ class _Creation:
         )
         connection = Session.connection(self._session)
         numbered = self._table.autoincrement_column
-        layout = layout_of(
+        layout = cell_layout_of(
             self._table, port_of(connection).name, numbered is not None and numbered.name in first.names()
         )
         as_tenant = isinstance(self._session, UserSession) and self._session.confined_by_server
@@ -168,13 +168,13 @@ class _Creation:
         self._owners = [layout.names.index(name) for name in self._owner_names()]
         return self._writer
 
-    def take(self, batch: Batch) -> None:
+    def take(self, batch: RowBatch) -> None:
         """Write a batch; the first bad row raises."""
         self._prove_batch(batch)
         self._write(lambda: self._owned(prepared(self._writer.layout, batch, self._rounded_now)), batch)
         self._note_rounded(batch)
 
-    def take_what_fits(self, batch: Batch) -> None:
+    def take_what_fits(self, batch: RowBatch) -> None:
         """Write the rows of a batch that can be written, and keep the reason for every other one."""
         self._rounded_now.clear()
         positions: list[int] = []
@@ -206,7 +206,7 @@ class _Creation:
             notes=tuple(self._notes),
         )
 
-    def _write(self, source: Any, batch: Batch, positions: Sequence[int] | None = None) -> None:
+    def _write(self, source: Any, batch: RowBatch, positions: Sequence[int] | None = None) -> None:
         """Write rows of a batch: those at `positions`, or all."""
         new, count, changed, differing = self._writer.write(source, self._changing(batch))
         self._new += new
@@ -217,17 +217,17 @@ class _Creation:
             index = place if positions is None else positions[place]
             self._note(batch, index, f"{', '.join(names.split())}: another value is stored, and stays")
 
-    def _note_rounded(self, batch: Batch) -> None:
+    def _note_rounded(self, batch: RowBatch) -> None:
         self._rounded += len(self._rounded_now)
         for index, text in islice(self._rounded_now.items(), NOTES):
             self._note(batch, index, text)
         self._rounded_now.clear()
         self._notes = sorted(self._notes, key=lambda note: note.position)[:NOTES]
 
-    def _note(self, batch: Batch, index: int, text: str) -> None:
+    def _note(self, batch: RowBatch, index: int, text: str) -> None:
         self._notes.append(RowNote(batch.position + index, text, batch.row(index)))
 
-    def _changing(self, batch: Batch) -> list[str]:
+    def _changing(self, batch: RowBatch) -> list[str]:
         """The columns that a stored row takes over: those that the rows name, and what changes with every update.
 
         With "fill", those that it is compared in: a column that no row names is NULL in all, and makes no difference.
@@ -245,7 +245,7 @@ class _Creation:
             if column.name not in fixed and (column.name in named or column.onupdate is not None)
         ]
 
-    def _sifted(self, batch: Batch, start: int, stop: int) -> Iterator[tuple[Iterable[int], list[Cells]]]:
+    def _sifted(self, batch: RowBatch, start: int, stop: int) -> Iterator[tuple[Iterable[int], list[Cells]]]:
         layout, first, made = self._writer.layout, start, []
         rounded: Losses = {}
         try:
@@ -266,7 +266,7 @@ class _Creation:
                 yield range(start, start + len(cells[0])), cells
                 start += len(cells[0])
 
-    def _salvage(self, batch: Batch, positions: list[int], columns: list[list[Any]]) -> None:
+    def _salvage(self, batch: RowBatch, positions: list[int], columns: list[list[Any]]) -> None:
         """Write what the database takes, by halves around each row that it refuses."""
 
         def source() -> Iterator[list[Cells]]:
@@ -284,7 +284,7 @@ class _Creation:
             for part in (slice(None, half), slice(half, None)):
                 self._salvage(batch, positions[part], [column[part] for column in columns])
 
-    def _reject(self, batch: Batch, index: int, reason: str) -> None:
+    def _reject(self, batch: RowBatch, index: int, reason: str) -> None:
         self._rejected.append(RejectedRow(batch.position + index, reason, batch.row(index)))
         self._rounded_now.pop(index, None)
 
@@ -293,7 +293,7 @@ class _Creation:
         ownership = ownership_of(self._model)
         return [] if self._guard is None or ownership is None else list(ownership.judged)
 
-    def _prove_batch(self, batch: Batch) -> None:
+    def _prove_batch(self, batch: RowBatch) -> None:
         """Check whose the rows are, before COPY begins: it leaves no room for a question to the server."""
         if not self._owners:
             return

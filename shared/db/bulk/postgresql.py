@@ -22,7 +22,7 @@ from sqlalchemy import Connection
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import IntegrityError
 
-from shared.db.bulk.cells import CellColumn, Layout
+from shared.db.bulk.cells import CellColumn, CellLayout
 from shared.db.bulk.filling import Filling
 from shared.db.bulk.result import OnConflict
 from shared.db.bulk.writer import Source, Transaction, Writer, Written, conflict_key
@@ -47,7 +47,7 @@ class _Memory:
 class PostgreSQLWriter(Writer):
     """Writes batches through COPY."""
 
-    def __init__(self, connection: Connection, layout: Layout, on_conflict: OnConflict, how: Transaction) -> None:
+    def __init__(self, connection: Connection, layout: CellLayout, on_conflict: OnConflict, how: Transaction) -> None:
         super().__init__(connection, layout, on_conflict, how)
         self._through_stage = how.through_stage
         # A temporary table belongs to the role that made it, and outlives this process where a pooler keeps the
@@ -217,7 +217,7 @@ class PostgreSQLWriter(Writer):
 
 
 @lru_cache(maxsize=64)
-def _shape(layout: Layout) -> str:
+def _shape(layout: CellLayout) -> str:
     columns = (layout.table.columns[name] for name in layout.names)
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call] # SQLAlchemy's dialects have no types
     described = ", ".join(f"{column.name} {column.type.compile(dialect)}" for column in columns)
@@ -225,7 +225,7 @@ def _shape(layout: Layout) -> str:
 
 
 @lru_cache(maxsize=64)
-def _casts(layout: Layout) -> list[str]:
+def _casts(layout: CellLayout) -> list[str]:
     """How cells become values. Text is assigned as it is: a cast to VARCHAR(n) would cut it short without a word."""
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call] # SQLAlchemy's dialects have no types
     kinds = [layout.table.columns[name].type.compile(dialect) for name in layout.names]
@@ -235,7 +235,7 @@ def _casts(layout: Layout) -> list[str]:
 class CopyStream:
     """The file that COPY reads: a chunk of rows a read, in its text format."""
 
-    def __init__(self, chunks: Any, layout: Layout) -> None:
+    def __init__(self, chunks: Any, layout: CellLayout) -> None:
         self.count = 0
         self.failure: BaseException | None = None
         self._chunks: Iterator[list[Cells]] = iter(chunks)

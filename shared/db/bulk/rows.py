@@ -29,7 +29,7 @@ class Chunk(NamedTuple):
     size: int
 
 
-class Batch:
+class RowBatch:
     """Rows that are written together: those of `rows` in `span`, or all of them.
 
     `position` is the first one's place in all that was given.
@@ -52,14 +52,14 @@ class Batch:
         return self._rows[self._span[index]]
 
     def names(self) -> tuple[str, ...]:
-        """The columns that the first of its rows names that is one."""
+        """The column names of the first item that is a row."""
         for index in self._span:
             with suppress(InvalidValueError):
                 return tuple(mapping_of(self._rows[index], self._model))
         return ()
 
     def chunks(self, start: int, stop: int) -> list[Chunk]:
-        """The rows from `start` to before `stop`, in order; `InvalidValueError` for one that is none."""
+        """The rows from `start` to before `stop`, in order; `InvalidValueError` for an item that is not a row."""
         part = self._span[start:stop]
         rows = self._rows[part.start : part.stop]
         alike = _alike(rows)
@@ -73,7 +73,7 @@ class Batch:
         return [_uniform(list(alike)) for _, alike in groupby(mappings, key=frozenset)]
 
 
-class FrameBatch(Batch):
+class FrameBatch(RowBatch):
     """The same out of a frame, which has its columns already."""
 
     def __init__(self, model: type[Any], columns: dict[str, list[Any]], size: int, position: int) -> None:
@@ -100,10 +100,10 @@ class FrameBatch(Batch):
         return [Chunk(tuple(self._columns), [parts[id(values)] for values in self._columns.values()], size)]
 
 
-def batches(
+def row_batches(
     model: type[Any], rows: Iterable[Any], size: int, *, fillable: frozenset[str], by_shape: bool
-) -> Iterator[Batch]:
-    """`rows` in batches of at most `size`; of an iterable no more than that is ever held.
+) -> Iterator[RowBatch]:
+    """`rows` in row_batches of at most `size`; of an iterable no more than that is ever held.
 
     Columns in `fillable` may be missing in some rows of a chunk and are None there. With `by_shape` all rows of a
     batch name the same columns.
@@ -125,12 +125,12 @@ def batches(
     if isinstance(rows, list) and not by_shape:
         # The caller holds them anyway: a copy of the references alone would take 8 MB a million.
         for position in range(0, len(rows), size):
-            yield Batch(model, rows, position, fillable, range(position, min(position + size, len(rows))))
+            yield RowBatch(model, rows, position, fillable, range(position, min(position + size, len(rows))))
         return
     iterator = iter(rows)
     while taken := list(islice(iterator, size)):
         for part in _by_shape(taken, model) if by_shape else [taken]:
-            yield Batch(model, part, position, fillable)
+            yield RowBatch(model, part, position, fillable)
             position += len(part)
             # Whoever still holds the batch must not hold its rows while the next ones are made.
             part.clear()

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from shared.db.bulk.cells import Layout
+from shared.db.bulk.cells import CellLayout
 from shared.db.bulk.filling import Filling
 from shared.db.bulk.result import OnConflict
 from shared.db.bulk.writer import Source, Transaction, Writer, Written
@@ -41,7 +41,7 @@ class SQLiteWriter(Writer):
     SQLite copies every page before its first change: a quarter of the time for executions.
     """
 
-    def __init__(self, connection: Connection, layout: Layout, on_conflict: OnConflict, how: Transaction) -> None:
+    def __init__(self, connection: Connection, layout: CellLayout, on_conflict: OnConflict, how: Transaction) -> None:
         super().__init__(connection, layout, on_conflict, how)
         self._untouched = how.alone
 

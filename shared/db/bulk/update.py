@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Table, inspect, select
 from sqlalchemy.orm import Session
 
-from shared.db.bulk.cells import Layout, layout_of
+from shared.db.bulk.cells import CellLayout, cell_layout_of
 from shared.db.bulk.rows import Chunk, Row, mapping_of
 from shared.db.dialects import port_of
 from shared.db.errors import InvalidValueError, RowNotFoundError
@@ -44,7 +44,7 @@ def bulk_update(
     table: Table = model.__table__
     key = primary_key(model)
     session.flush()
-    layout = layout_of(table, port_of(session).name, True)
+    layout = cell_layout_of(table, port_of(session).name, True)
     changes = [_checked(layout, key, mapping_of(row, model), position) for position, row in enumerate(mappings)]
     entities = _load(session, model, [change[key] for change in changes], guard)
     for change in changes:
@@ -62,7 +62,7 @@ def bulk_update(
     return len(changes)
 
 
-def _checked(layout: Layout, key: str, row: Row, position: int) -> Row:
+def _checked(layout: CellLayout, key: str, row: Row, position: int) -> Row:
     """The mapping itself, if its names and values could be stored."""
     if row.get(key) is None:
         raise InvalidValueError("a mapping names the primary key of its row", f"{layout.table.name}.{key}", position)

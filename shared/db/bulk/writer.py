@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Table, UniqueConstraint
 from sqlalchemy.exc import DBAPIError
 
-from shared.db.bulk.cells import Layout
+from shared.db.bulk.cells import CellLayout
 from shared.db.bulk.result import OnConflict
 from shared.db.driver_errors import named_errors
 from shared.db.value_forms.forms import Cells
@@ -49,7 +49,7 @@ class Writer(ABC):
     of the first. `changing` names the columns that a stored row takes from a new one, or in which it is filled.
     """
 
-    def __init__(self, connection: Connection, layout: Layout, on_conflict: OnConflict, how: Transaction) -> None:
+    def __init__(self, connection: Connection, layout: CellLayout, on_conflict: OnConflict, how: Transaction) -> None:
         self.connection = connection
         self.layout = layout
         self.on_conflict = on_conflict

@@ -104,7 +104,7 @@ def report_failure(program: str, run: Callable[[], int], *, ends_process: bool) 
         except KeyboardInterrupt as error:
             return _failed(program, f"interrupted; {error}".rstrip("; "), EXIT_INTERRUPTED)
         except BrokenPipeError:
-            # Whoever read our output, such as `head`, has what he wants.
+            # Whoever read our output, such as `head`, has what it wants.
             _drop_output()
             return EXIT_READER_GONE
         except (SharedDBError, SQLAlchemyError) as error:

@@ -1,7 +1,7 @@
-"""`python -m shared.db COMMAND`: thin, one function an operation, all the work elsewhere.
+"""`python -m shared.db COMMAND`: thin, one function per operation, all the work elsewhere.
 
-Exit codes: 0 done, 1 failed (one line on stderr names cause and remedy), 2 usage, 3 the schema is not the code's,
-130 interrupted.
+Exit codes: 0 done, 1 failed (one line on stderr names cause and remedy), 2 usage, 3 the schema is not at the
+newest revision, 130 interrupted.
 """
 
 from __future__ import annotations

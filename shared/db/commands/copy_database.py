@@ -1,7 +1,7 @@
 """`python -m shared.db copy SOURCE TARGET`.
 
 Exit codes: 0 done and compared, 1 failed or different (the target is as it was), 2 usage, 3 the source's schema is
-not the code's, 130 interrupted.
+not at the newest revision, 130 interrupted.
 """
 
 from __future__ import annotations

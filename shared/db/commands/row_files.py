@@ -21,6 +21,7 @@ from shared.db.database import DatabaseFactory
 from shared.db.models import Base
 from shared.db.operations.export import export_executions, export_rows, export_trades
 from shared.db.operations.import_rows import RowImport, import_rows
+from shared.db.operations.import_workers import short_turns
 from shared.db.operations.interruption import noted_signals
 from shared.db.operations.progress import WHOLE, Progress
 from shared.db.operations.trade_import import import_trades
@@ -48,6 +49,7 @@ def import_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Name
             DatabaseFactory(settings) as db,
             noted_signals(_STATE) as stop,
             Progress("importing", size) as progress,
+            short_turns(),
         ):
             report = import_trades(
                 db,

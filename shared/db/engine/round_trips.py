@@ -75,7 +75,7 @@ def _read_alone(cursor: Any, statement: str, parameters: Any, context: Any) -> b
 
 
 def _ping_when_in_doubt(engine: Engine) -> None:
-    """Of a connection that was in use a moment ago, ask the system and not the server whether it is alive."""
+    """Skip the ping of a connection used within the last second, unless its socket has something to read."""
     dialect = engine.dialect
     ping = dialect.do_ping
     used: WeakKeyDictionary[Any, float] = WeakKeyDictionary()

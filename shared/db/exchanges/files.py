@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shared.db.bulk import RejectedRow
+from shared.db.bulk.rows import Row
 from shared.db.errors import InputError
 from shared.db.exchanges.file_kinds import refuse_beginning, refuse_no_file
 
-Row = dict[str, Any]
 _UNPACKED_AT_ONCE = 2**20
 
 

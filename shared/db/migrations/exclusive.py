@@ -41,7 +41,7 @@ def _exclusive_on_postgresql(connection: Connection, lock_timeout: float) -> Ite
     _refuse_pooler(connection)
     try:
         lock_schema(connection, "pg_try_advisory_lock")
-        # Whoever waits for a table makes every later reader of it wait behind him.
+        # Whoever waits for a table makes every later reader wait too.
         timeout = f"{int(lock_timeout * 1000)}ms"
         connection.execute(text("SELECT set_config('lock_timeout', :timeout, false)"), {"timeout": timeout})
         connection.commit()

@@ -7,7 +7,7 @@ neither reads a row.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,10 +21,8 @@ from shared.db.operations import postgresql_backup, sqlite_backup
 from shared.db.operations.checksum import checksum, checksum_path, verify_checksum, write_checksum
 from shared.db.operations.interruption import check, finishing, interruptible
 from shared.db.operations.postgresql_tools import tools_for
-from shared.db.operations.progress import WHOLE
+from shared.db.operations.progress import WHOLE, Watch
 from shared.db.operations.replacing import refuse_database, refuse_to_replace, written_beside
-
-Watch = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -146,7 +144,7 @@ def _restore(db: DatabaseFactory, path: Path, force: bool, pg_bin: str | Path | 
     else:
         with db.engine.connect() as connection:
             tools = tools_for(connection, pg_bin)
-        archive = postgresql_backup.read_archive(path, tools, lambda rows: check())
+        archive = postgresql_backup.read_dump(path, tools, lambda rows: check())
         rows, revision = dict(archive.rows), archive.revision
         _refuse_newer(path, revision, rows)
         missing_roles = sorted(postgresql_backup.restore(db, archive, force, told, restored).missing_roles)

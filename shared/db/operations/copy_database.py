@@ -19,7 +19,7 @@ from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import Session
 
 from shared.db import audit, schema_version
-from shared.db.bulk.cells import layout_of
+from shared.db.bulk.cells import cell_layout_of
 from shared.db.bulk.postgresql import CopyStream
 from shared.db.database import DatabaseFactory
 from shared.db.dialects import POSTGRESQL, SQLITE, PerDatabase, port_of
@@ -27,17 +27,16 @@ from shared.db.driver_errors import named_errors
 from shared.db.errors import CopyError, TargetNotEmptyError, TenantViolation
 from shared.db.models import AuditLog, Base, OptionalBase
 from shared.db.operations.contents import row_counts, tables_with_rows
-from shared.db.operations.copy_values import batches
+from shared.db.operations.copy_values import stored_batches
 from shared.db.operations.digests import differences, digest
 from shared.db.operations.interruption import check, finishing, interruptible
+from shared.db.operations.progress import Watch
 from shared.db.tenancy import row_security
 from shared.db.value_forms.forms import Cells
 
 _PLACE = re.compile(r"line (\d+)(?:, column (\w+))?")
 
 _SHOWN = 5
-
-Watch = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -198,7 +197,11 @@ def _copy(source: Connection, target: Connection, table: Table, tell: Callable[[
     into = target.dialect.identifier_preparer.quote(table.name)
     names = ", ".join(target.dialect.identifier_preparer.quote(column.name) for column in table.columns)
     driver: Any = target.connection.dbapi_connection
-    with closing(batches(source, table, port_of(target).name)) as pages, _refusal_named(table), named_errors(target):
+    with (
+        closing(stored_batches(source, table, port_of(target).name)) as pages,
+        _refusal_named(table),
+        named_errors(target),
+    ):
         chunks = _counted(pages, tell)
         first = next(chunks, None)
         if first is None:
@@ -209,7 +212,7 @@ def _copy(source: Connection, target: Connection, table: Table, tell: Callable[[
             into_all = f"INSERT INTO {into} ({names}) VALUES ({', '.join('?' * len(table.columns))})"
             driver.executemany(into_all, chain.from_iterable(_rows(chunks)))
             return
-        stream = CopyStream(chunks, layout_of(table, POSTGRESQL.name, True))
+        stream = CopyStream(chunks, cell_layout_of(table, POSTGRESQL.name, True))
         with driver.cursor() as cursor:
             cursor.copy_expert(f"COPY {into} ({names}) FROM STDIN WITH (ENCODING 'UTF8')", stream)
         if stream.failure is not None:

@@ -21,7 +21,7 @@ from shared.db.value_forms.forms import DIALECTS, Cells, Convert, forms_of
 _BATCH = 2_000
 
 
-def batches(source: Connection, table: Table, target: str) -> Generator[list[Cells]]:
+def stored_batches(source: Connection, table: Table, target: str) -> Generator[list[Cells]]:
     """All rows of a table in order of their key, some at a time, as columns of what `target`'s driver takes.
 
     Raises `CopyError`, which names table, row and column, for a value that the target cannot hold. To be closed where

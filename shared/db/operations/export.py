@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import islice
@@ -14,10 +14,10 @@ from shared.db.database import DatabaseFactory
 from shared.db.errors import InputError
 from shared.db.models import Base, PrivateExecution, PublicTrade
 from shared.db.operations.interruption import check, interruptible
-from shared.db.operations.progress import WHOLE
+from shared.db.operations.progress import WHOLE, Watch
 from shared.db.operations.replacing import refuse_database
 from shared.db.operations.row_files import writing
-from shared.db.operations.row_layout import Layout, layout_of
+from shared.db.operations.row_layout import FileLayout, file_layout_of
 from shared.db.ranges.bounds import source_of
 from shared.db.repositories import Repository, RunRepository
 from shared.db.tenancy.user_ids import UNSET, UserId
@@ -25,8 +25,6 @@ from shared.db.value_forms.files import Format
 
 _BATCH = 2_000
 _MICROSECOND = timedelta(microseconds=1)
-
-Watch = Callable[[int, int], None]
 
 
 def export_rows(
@@ -47,7 +45,7 @@ def export_rows(
     far. Raises `InputError` if the file cannot be written, `MissingExtraError` for Parquet without pyarrow, and
     `InvalidValueError` for a model without a stream.
     """
-    layout = layout_of(model)
+    layout = file_layout_of(model)
     _refuse_reversed(start, end)
     refuse_database(db, Path(path))
     db.check_schema()
@@ -98,7 +96,7 @@ def _refuse_reversed(start: datetime | None, end: datetime | None) -> None:
 
 
 def _write_all(
-    rows: Iterator[Any], newest_first: Iterator[Any], layout: Layout, path: Path, kind: Format, watch: Watch
+    rows: Iterator[Any], newest_first: Iterator[Any], layout: FileLayout, path: Path, kind: Format, watch: Watch
 ) -> int:
     last: Any = next(newest_first, None)
     values = map(attrgetter(*layout.columns), rows)

@@ -50,7 +50,7 @@ _GRANT = re.compile(r"^(?:GRANT .* TO|REVOKE .* FROM) (.+?)( WITH GRANT OPTION)?
 
 
 @dataclass
-class Archive:
+class Dump:
     """A verified archive: its tables, the rows of all but what holds revisions, and the revision of our schema."""
 
     path: Path
@@ -113,13 +113,13 @@ def back_up(db: DatabaseFactory, part: Path, pg_bin: str | Path | None, watch: W
             secrets,
             note,
         )
-    archive = read_archive(part, tools, lambda rows: watch(0.5 + rows / total / 2))
+    archive = read_dump(part, tools, lambda rows: watch(0.5 + rows / total / 2))
     if archive.rows != counts:
         raise BackupError(f"the dump does not hold what the database does; nothing was kept: {archive.rows}, {counts}")
     return counts
 
 
-def read_archive(path: Path, tools: Tools, watch: Any = lambda rows: None) -> Archive:
+def read_dump(path: Path, tools: Tools, watch: Any = lambda rows: None) -> Dump:
     """What the archive holds, after reading all of it. Raises `InputError` for one that is damaged or cut short."""
     rows: dict[str, int] = {}
     stamped: dict[str, list[str]] = {VERSION_TABLE.name: [], FORMER_TABLE.name: []}
@@ -151,10 +151,10 @@ def read_archive(path: Path, tools: Tools, watch: Any = lambda rows: None) -> Ar
         revision = formerly_ours(stamped[FORMER_TABLE.name])
         if revision is not None:
             del rows[FORMER_TABLE.name]
-    return Archive(path, tools, schemas.pop() if schemas else "", tables, rows, revision)
+    return Dump(path, tools, schemas.pop() if schemas else "", tables, rows, revision)
 
 
-def restore(db: DatabaseFactory, archive: Archive, force: bool, watch: WatchShare, done_state: str) -> Restored:
+def restore(db: DatabaseFactory, archive: Dump, force: bool, watch: WatchShare, done_state: str) -> Restored:
     """Replace the tables by the archive's in one transaction, in which nobody else reads or writes them.
 
     `done_state` is what an interruption says from its COMMIT on.
@@ -204,7 +204,7 @@ def _tell(watch: WatchShare, before: int, total: int, rows: int) -> None:
     watch((before + rows) / total)
 
 
-def _clear_the_way(connection: Connection, archive: Archive, force: bool) -> None:
+def _clear_the_way(connection: Connection, archive: Dump, force: bool) -> None:
     schema = connection.scalar(text("SELECT current_schema()"))
     if archive.schema != schema:
         raise BackupError(

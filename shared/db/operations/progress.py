@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, TextIO
 
 WHOLE = 1_000_000
 """A total for jobs that know which share of them is done, and not how much there is."""
+
+Watch = Callable[[int, int], None]
+"""What a long job tells how far it is: of its total, and the rows so far."""
 
 _INTERVAL = 0.1
 

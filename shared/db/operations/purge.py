@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from shared.db.database import DatabaseFactory
 from shared.db.errors import InputError, InvalidValueError
 from shared.db.models import Base, PrivateExecution, PublicTrade, RunStatus
+from shared.db.operations.progress import Watch
 from shared.db.ranges.bounds import source_of
 from shared.db.ranges.reading import StreamReading
 from shared.db.repositories import Repository, RunRepository
@@ -28,8 +29,6 @@ from shared.db.tenancy.user_ids import UNSET, UserId
 _BATCH_TIME = 0.05
 _SHORTEST_PAUSE = 0.02
 _SMALLEST, _LARGEST = 100, 20_000
-
-Watch = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class _Letter(NamedTuple):
 def replay(db: DatabaseFactory, file: str | Path) -> ReplayReport:
     """Store the rows of a recorder's dead letters, each as the user it belongs to; what is refused stays in the file.
 
-    Of a folder, a spool that no recorder has open, every row that is whole is stored, or put into rejected.jsonl there;
+    From a folder, a spool that no recorder has open, every whole row is stored, or put into rejected.jsonl there;
     what is damaged stays beside it as NUMBER.damaged.
 
     The file may be in use by a recorder. Meanwhile its rows are in FILE.replaying; if the database fails, or the

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shared.db.bulk import RejectedRow
+from shared.db.bulk.rows import Row
 from shared.db.errors import InputError
-from shared.db.exchanges.files import Block, BlockReader, Row, check_whole, open_text
+from shared.db.exchanges.files import Block, BlockReader, check_whole, open_text
 from shared.db.models import PublicTrade
 from shared.db.operations.replacing import replacing
-from shared.db.operations.row_layout import Layout, decoder, encoder, layout_of, layouts, pyarrow
+from shared.db.operations.row_layout import FileLayout, decoder, encoder, file_layout_of, file_layouts, pyarrow
 from shared.db.value_forms.files import Format, cell
 from shared.db.value_forms.forms import forms_of
 
-Batch = Sequence[Sequence[Any]]
+FileRows = Sequence[Sequence[Any]]
 
 _LINE_LIMIT = 1_000_000
 _PARQUET_BATCH = 10_000
@@ -27,7 +28,7 @@ _ROW_GROUP = 100_000
 
 
 @contextmanager
-def writing(path: Path, layout: Layout, kind: Format) -> Iterator[Callable[[Batch], None]]:
+def writing(path: Path, layout: FileLayout, kind: Format) -> Iterator[Callable[[FileRows], None]]:
     """A function that takes batches of rows, values in the layout's order; the file is there when the block ends.
 
     Raises `InputError` if it cannot be written, `MissingExtraError` for Parquet without pyarrow.
@@ -35,7 +36,7 @@ def writing(path: Path, layout: Layout, kind: Format) -> Iterator[Callable[[Batc
     encoders = [encoder(layout.column(name), kind) for name in layout.columns]
     with replacing(path) as file, _WRITERS[kind](file, layout) as write:
 
-        def encoded(rows: Batch) -> None:
+        def encoded(rows: FileRows) -> None:
             # Column by column, so that the loops over the values run in C.
             columns = zip(*rows, strict=True)
             write(rows, [list(map(encode, column)) for encode, column in zip(encoders, columns, strict=True)])
@@ -57,7 +58,7 @@ def read_export(
     return ExportedFile(Path(path), *found, symbol, on_rejected)
 
 
-def recognized(path: Path) -> tuple[Layout, Format] | None:
+def recognized(path: Path) -> tuple[FileLayout, Format] | None:
     """What kind of exported file this is, by its content; None if it is none. `InputError` if it cannot be read."""
     with open_text(path) as (file, text):
         if file.peek(4)[:4] == b"PAR1":
@@ -68,7 +69,7 @@ def recognized(path: Path) -> tuple[Layout, Format] | None:
             return found
         first = text.readline(_LINE_LIMIT)
     if not first and ".jsonl" in path.suffixes:
-        return layout_of(PublicTrade), "jsonl"  # an export without rows
+        return file_layout_of(PublicTrade), "jsonl"  # an export without rows
     try:
         return _layout_with(_parsed(first), "jsonl")
     except ValueError:
@@ -93,7 +94,7 @@ class ExportedFile(BlockReader):
     def __init__(
         self,
         path: Path,
-        layout: Layout,
+        layout: FileLayout,
         kind: Format,
         symbol: str | None,
         on_rejected: Callable[[RejectedRow], None] | None,
@@ -197,24 +198,24 @@ def _whole(path: Path) -> Iterator[None]:
         raise InputError(f"{path} is damaged or only half there ({error}); export it again") from error
 
 
-def _layout_with(names: Any, kind: Format) -> tuple[Layout, Format] | None:
+def _layout_with(names: Any, kind: Format) -> tuple[FileLayout, Format] | None:
     present = {name for name in names if isinstance(name, str)} if isinstance(names, (list, dict)) else set()
     # The columns of one table may all be among another one's.
-    fitting = [layout for layout in layouts() if present.issuperset(layout.columns)]
+    fitting = [layout for layout in file_layouts() if present.issuperset(layout.columns)]
     return (max(fitting, key=lambda layout: len(layout.columns)), kind) if fitting else None
 
 
-Write = Callable[[Batch, list[list[Any]]], None]
+Write = Callable[[FileRows, list[list[Any]]], None]
 
 
 @contextmanager
-def _csv_writer(file: BinaryIO, layout: Layout) -> Iterator[Write]:
+def _csv_writer(file: BinaryIO, layout: FileLayout) -> Iterator[Write]:
     text = io.TextIOWrapper(file, "utf-8", newline="")
     lines = csv.writer(text)
     lines.writerow([*layout.columns, *layout.from_json])
     message = layout.columns.index("raw_json") if layout.from_json else 0
 
-    def write(rows: Batch, columns: list[list[Any]]) -> None:
+    def write(rows: FileRows, columns: list[list[Any]]) -> None:
         told = ([_said(row[message], key) for row in rows] for key in layout.from_json.values())
         lines.writerows(zip(*columns, *told, strict=True))
 
@@ -225,8 +226,8 @@ def _csv_writer(file: BinaryIO, layout: Layout) -> Iterator[Write]:
 
 
 @contextmanager
-def _jsonl_writer(file: BinaryIO, layout: Layout) -> Iterator[Write]:
-    def write(rows: Batch, columns: list[list[Any]]) -> None:
+def _jsonl_writer(file: BinaryIO, layout: FileLayout) -> Iterator[Write]:
+    def write(rows: FileRows, columns: list[list[Any]]) -> None:
         for values in zip(*columns, strict=True):
             line = json.dumps(dict(zip(layout.columns, values, strict=True)), separators=(",", ":"))
             file.write(line.encode() + b"\n")
@@ -235,12 +236,12 @@ def _jsonl_writer(file: BinaryIO, layout: Layout) -> Iterator[Write]:
 
 
 @contextmanager
-def _parquet_writer(file: BinaryIO, layout: Layout) -> Iterator[Write]:
+def _parquet_writer(file: BinaryIO, layout: FileLayout) -> Iterator[Write]:
     arrow = pyarrow()
     schema = arrow.schema([(name, forms_of(layout.column(name).type).arrow_type(arrow)) for name in layout.columns])
     waiting: list[Any] = []
 
-    def write(rows: Batch, columns: list[list[Any]]) -> None:
+    def write(rows: FileRows, columns: list[list[Any]]) -> None:
         waiting.append(arrow.record_batch(columns, schema=schema))
         if sum(batch.num_rows for batch in waiting) >= _ROW_GROUP:
             flush()

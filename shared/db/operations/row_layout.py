@@ -26,7 +26,7 @@ _IDS = {"trade_id", "exec_id", "order_id"}
 
 
 @dataclass(frozen=True)
-class Layout:
+class FileLayout:
     """The columns of a stream in a file, in their order.
 
     CSV has `from_json` besides, for people and tax tools: columns with what the exchange's own message, kept in
@@ -52,14 +52,14 @@ class Layout:
         return table.c[name]
 
 
-def layout_of(model: type[Any]) -> Layout:
+def file_layout_of(model: type[Any]) -> FileLayout:
     """How the rows of `model` look in files. `InvalidValueError` if it declared no stream."""
-    return Layout(model, stream_of(model))
+    return FileLayout(model, stream_of(model))
 
 
-def layouts() -> list[Layout]:
+def file_layouts() -> list[FileLayout]:
     """Those of every stream that is declared."""
-    return [Layout(model, stream) for model, stream in streams().items()]
+    return [FileLayout(model, stream) for model, stream in streams().items()]
 
 
 def encoder(column: Column[Any], file: Format) -> Form:

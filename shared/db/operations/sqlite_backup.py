@@ -67,7 +67,7 @@ def back_up(db: DatabaseFactory, part: Path, watch: WatchShare) -> dict[str, int
         counts = row_counts(connection)  # begins the transaction's view
         source = connection.connection.dbapi_connection
         assert isinstance(source, sqlite3.Connection)
-        with named_errors(), forking.inside_sqlite(), closing(sqlite3.connect(part, isolation_level=None)) as target:
+        with backup_errors(), forking.inside_sqlite(), closing(sqlite3.connect(part, isolation_level=None)) as target:
             # The file is synced as a whole at the end.
             target.execute("PRAGMA synchronous=OFF")
             source.backup(target, pages=_PAGES, progress=_progress(watch))
@@ -108,7 +108,7 @@ def restore(
     writer does not finish in time.
     """
     with (
-        named_errors(),
+        backup_errors(),
         forking.inside_sqlite(),
         closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as source,
         _writable(db, force) as target,
@@ -189,7 +189,7 @@ def refuse_rows(tables: list[str]) -> None:
 
 
 @contextmanager
-def named_errors() -> Iterator[None]:
+def backup_errors() -> Iterator[None]:
     """What SQLite raises in the block, as `errors.py` names it."""
     try:
         yield

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -30,7 +29,6 @@ from shared.db.repositories import PublicTradeRepository
 
 # A transaction of this size costs next to nothing beside its rows, and lets another SQLite writer in soon.
 LINES_A_COMMIT = 20_000
-_SWITCH_INTERVAL = 0.0005
 # Packed bytes that take about a second to unpack.
 _LONG_TO_CHECK = 50_000_000
 _TEXT = RowText(PublicTrade)
@@ -231,20 +229,12 @@ def _insert_blocks(
 
 
 def _read_ahead(blocks: Iterator[Block]) -> Iterator[Block]:
-    """The blocks, each read in a thread while the one before is stored, which is mostly waiting for the database.
-
-    Python lets a thread run for 5 ms before another one gets its turn. In that time the server would run out of rows.
-    """
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(_SWITCH_INTERVAL)
-    try:
-        with ThreadPoolExecutor(1) as reader:
+    """The blocks, each read in a thread while the one before is stored, which is mostly waiting for the database."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(next, blocks, None)
+        while (block := coming.result()) is not None:
             coming = reader.submit(next, blocks, None)
-            while (block := coming.result()) is not None:
-                coming = reader.submit(next, blocks, None)
-                yield block
-    finally:
-        sys.setswitchinterval(usual)
+            yield block
 
 
 def _stored(

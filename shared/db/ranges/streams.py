@@ -140,7 +140,7 @@ def _pages(
 ) -> Iterator[Sequence[Any]]:
     statement = statement.order_by(*rows.order(reverse=reverse))
     if not port_of(session).keeps_cursors:
-        # A later page must not bring what this session writes meanwhile: whoever writes ahead of where he reads
+        # A later page must not bring what this session writes meanwhile: whoever writes ahead of where they read
         # would never come to an end.
         number = rows.source.number
         if number is not None:

@@ -77,7 +77,7 @@ def candles(session: Session, trades: RowRange, interval: timedelta | str) -> li
     Trades of one millisecond follow each other by id, numbers as numbers: a shorter id comes before a longer one, and
     ids of one length are in the order of their characters.
 
-    Raises `InvalidValueError` for what is no interval, and `DatabaseCorruptError` for a time that is none.
+    Raises `InvalidValueError` for what is no interval, and `DatabaseCorruptError` for a stored value that is no time.
     """
     columns = trades.source.columns
     bucket = time_bucket(columns.exchange_ts, interval_of(interval))
@@ -127,7 +127,7 @@ def coverage(
 ) -> list[StreamCoverage]:
     """What is stored of each key of a stream that meets `owned`, by key.
 
-    Of a stream that is shared by all, first and last are looked up in the index, whatever the number of rows.
+    For a stream that is shared by all, first and last are looked up in the index, whatever the number of rows.
     """
     by, time = source.column(source.stream.by), source.time
     asked = [func.min(time), func.max(time), *([func.count()] if count else [])]

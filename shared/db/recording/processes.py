@@ -25,7 +25,7 @@ _open: set[Open] = set()
 
 
 def note_open(one: Open) -> None:
-    """From now on it is told."""
+    """From now on it is told about forks and the end of the program."""
     _open.add(one)
 
 

@@ -17,7 +17,7 @@ from uuid import UUID
 
 from sqlalchemy import Table
 
-from shared.db.bulk.rows import Row, batches, mapping_of
+from shared.db.bulk.rows import Row, mapping_of, row_batches
 from shared.db.column_types import Json
 from shared.db.errors import InputError, InvalidValueError
 from shared.db.value_forms.forms import Forms, forms_of
@@ -63,9 +63,10 @@ class RowText:
         self._decoders = {name: _decoder(one) for name, one in forms.items()}
 
     def taken(self, rows: Iterable[Any], size: int) -> list[list[Row]]:
-        """The rows as mappings of their own, in parts of at most `size`: what the caller does to his changes nothing.
+        """The rows as mappings of their own, in parts of at most `size`.
 
-        Takes what `bulk_create` takes. Raises `InvalidValueError` for what is no row.
+        Later changes to the caller's rows have no effect. Takes what `bulk_create` takes. Raises `InvalidValueError`
+        for what is no row.
         """
         if type(rows) is list:  # the usual way, and the shorter one
             return [
@@ -74,7 +75,7 @@ class RowText:
             ]
         return [
             [self._taken(batch.row(index), batch.position + index) for index in range(len(batch))]
-            for batch in batches(self.model, rows, size, fillable=frozenset(), by_shape=False)
+            for batch in row_batches(self.model, rows, size, fillable=frozenset(), by_shape=False)
         ]
 
     def encoded(self, rows: list[Row]) -> bytes:

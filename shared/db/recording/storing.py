@@ -32,7 +32,7 @@ _OTHER_FAULTS = (SQLAlchemyError, SharedDBError, OSError, MemoryError, Warning)
 class Stored:
     """What became of a batch; the position of a rejected row, and of a note, is its place in the batch.
 
-    Of the duplicates `filled` brought what a stored row lacked.
+    `filled` counts the duplicates that brought what a stored row lacked.
     """
 
     inserted: int = 0

@@ -121,12 +121,12 @@ class OwnRows(Confinement):
 
     @cached_property
     def to_load(self) -> OwnRows:
-        """The same for statements that SQLAlchemy makes itself to load attributes, in which tables stand unmapped."""
+        """A copy for SQLAlchemy's own attribute loads, which name tables without their mapped class."""
         return OwnRows(self.user_id, policed=self.policed, raw_sql=self.raw_sql, statement_of_caller=False)
 
     @cached_property
     def alone(self) -> OwnRows:
-        """The same without raw SQL, whatever the server may make of it."""
+        """A copy that refuses raw SQL even where PostgreSQL's policies would confine it."""
         return OwnRows(self.user_id, policed=self.policed, raw_sql=False)
 
     def condition(self, table: Any, source: Any) -> ColumnElement[bool] | None:
@@ -269,7 +269,7 @@ class ConfinedCompiler(_Untyped):  # type: ignore[misc] # SQLAlchemy's compilers
         return [name for bind, name in self.bind_names.items() if USER_PARAMETER in bind.key]
 
     def construct_params(self, params: Any = None, extracted_parameters: Any = None, *args: Any, **options: Any) -> Any:
-        """The values of one execution. Whatever the caller calls his parameters, the session's user is himself."""
+        """The values of one execution. No parameter of the caller can replace the session's user."""
         if self.isinsert and self._has_params_of_its_own(options):
             # They would take the place of values that the session has checked.
             self.refuse("params() of an INSERT")

@@ -168,7 +168,7 @@ def policed_tables(connection: Connection) -> set[str]:
     return secured_tables(connection) & set(live_policies(connection))
 
 
-def adopt(connection: Connection, role: str, user_id: str) -> bool:
+def adopt_role(connection: Connection, role: str, user_id: str) -> bool:
     """Confine the rest of the transaction to one user; False, and nothing is done, if the policies are gone by now.
 
     Raises `RowSecurityError` if the login may not adopt the role.
@@ -343,7 +343,7 @@ def _lock(connection: Connection, tables: Iterable[str]) -> None:
     while True:
         try:
             with connection.begin_nested():
-                # Whoever waits for a table makes every later reader of it wait behind him: only for a moment, then
+                # Whoever waits for a table makes every later reader wait too: only for a moment, then
                 # all is let go.
                 _run(
                     connection,

@@ -68,7 +68,7 @@ def _policies(connection: Connection, role: str) -> Iterator[str]:
             "PERMISSIVE",
             fingerprint_of(policy, live),
         ):
-            yield f"{table}: the policy {POLICY_NAME} is not the code's"
+            yield f"{table}: the policy {POLICY_NAME} differs from the models'"
         if live.roles != [role]:
             yield f"{table}: the policy {POLICY_NAME} is for {', '.join(live.roles)}, not for {role}"
     for table in outdated(connection):
@@ -84,7 +84,9 @@ def _other_policies(connection: Connection) -> list[str]:
         ),
         {"name": POLICY_NAME, "tables": [*expected_policies(connection)]},
     )
-    return [f"{table}: the policy {name} is not the code's, and may show other users' rows" for table, name in rows]
+    return [
+        f"{table}: the policy {name} is not of this library, and may show other users' rows" for table, name in rows
+    ]
 
 
 def _role(connection: Connection, role: str) -> Iterator[str]:

@@ -56,7 +56,7 @@ class UserSession(NamingSession):
             self._adopt_role(connection)
 
     def _adopt_role(self, connection: Connection) -> None:
-        if self._adopt is not None and not row_security.adopt(connection, *self._adopt):
+        if self._adopt is not None and not row_security.adopt_role(connection, *self._adopt):
             # The policies were taken away while this process ran: nothing confines raw SQL any more.
             self._rely_on(None)
 
@@ -149,7 +149,7 @@ def adoption_postponed(connection: Connection) -> tuple[str, str] | None:
 
 
 def adopt_now(connection: Connection) -> None:
-    """Make up for it, before anything but a question that stands alone is asked."""
+    """Adopt the postponed role now; called before every statement that is not a lone read."""
     session: UserSession | None = connection.get_execution_options().get(_POSTPONED)
     if session is not None:
         connection.execution_options(**{_POSTPONED: None})

@@ -318,7 +318,7 @@ columns_of_values = st.one_of(
 def test_the_shortcuts_give_what_the_column_types_give(column_and_values: Any, dialect: str) -> None:
     """Where a shortcut answers at all, it gives the cells that the types' own code gives, one value at a time."""
     name, values = column_and_values
-    layout = cells.layout_of(PrivateExecution.metadata.tables["private_executions"], dialect, False)
+    layout = cells.cell_layout_of(PrivateExecution.metadata.tables["private_executions"], dialect, False)
     column = layout.columns[layout.names.index(name)]
     present = [value for value in values if value is not None]
     assert column.shortcut is not None
@@ -358,9 +358,9 @@ def test_json_is_the_same_without_orjson(session: Session, parents: Any, monkeyp
 
     with_orjson = written()
     monkeypatch.setattr(text_forms, "orjson", None)
-    cells.layout_of.cache_clear()
+    cells.cell_layout_of.cache_clear()
     assert written() == with_orjson
-    cells.layout_of.cache_clear()
+    cells.cell_layout_of.cache_clear()
 
 
 # --- what is taken ------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ from shared.db.operations.export import export_executions, export_trades
 from shared.db.operations.progress import WHOLE
 from shared.db.operations.replay import replay
 from shared.db.operations.row_files import read_export, writing
-from shared.db.operations.row_layout import Layout, layout_of, pyarrow
+from shared.db.operations.row_layout import FileLayout, file_layout_of, pyarrow
 from shared.db.operations.trade_import import import_trades
 from shared.db.tests.bybit_samples import (
     DERIVATIVES_HEADER,
@@ -65,10 +65,10 @@ from shared.db.value_forms.files import FORMATS, Format
 Rows = list[dict[str, Any]]
 
 
-TRADES, EXECUTIONS = layout_of(PublicTrade), layout_of(PrivateExecution)
+TRADES, EXECUTIONS = file_layout_of(PublicTrade), file_layout_of(PrivateExecution)
 
 
-def rows_of(db: DatabaseFactory, layout: Layout = TRADES) -> Rows:
+def rows_of(db: DatabaseFactory, layout: FileLayout = TRADES) -> Rows:
     """Every stored row of a table without its number, by time and id."""
     model: Any = layout.model
     columns = [column for column in model.__table__.columns if column.name != "id"]

@@ -23,7 +23,7 @@ from shared.db.bulk.trade_sources import TradeSource, source_of
 from shared.db.commands.cli import main
 from shared.db.operations import trade_file, trade_import
 from shared.db.operations.export import export_trades
-from shared.db.operations.row_layout import layout_of, pyarrow
+from shared.db.operations.row_layout import file_layout_of, pyarrow
 from shared.db.operations.trade_file import ImportOptions
 from shared.db.operations.trade_import import ImportReport, import_trades
 from shared.db.tests.bybit_samples import (
@@ -279,7 +279,9 @@ def test_files_of_one_span_are_taken_by_all_workers(tmp_path: Path) -> None:
     """What cannot be told apart before it is read costs nobody a worker; rows that are no text neither."""
     days = [spot_archive(tmp_path / f"AUSDT_2025-03-{10 + day}.csv", 1, day) for day in range(3)]
     odd = tmp_path / "odd.jsonl"
-    odd.write_text(json.dumps(dict.fromkeys(layout_of(PublicTrade).columns) | {"symbol": [1], "trade_id": 5}) + "\n")
+    odd.write_text(
+        json.dumps(dict.fromkeys(file_layout_of(PublicTrade).columns) | {"symbol": [1], "trade_id": 5}) + "\n"
+    )
     assert trade_import._taken_together([*days, odd], ImportOptions()) == [[0], [1], [2], [3]]
 
 
@@ -318,7 +320,7 @@ def test_what_export_cannot_have_written_is_given_back(
 def test_parquet_that_python_cannot_hold_costs_itself_alone(db: DatabaseFactory, tmp_path: Path) -> None:
     """A time beyond all years, and text that is no UTF-8."""
     arrow = pyarrow()
-    row = {name: [None] for name in layout_of(PublicTrade).columns}
+    row = {name: [None] for name in file_layout_of(PublicTrade).columns}
     far = arrow.array([2**62], arrow.timestamp("us", "UTC"))
     text = arrow.Array.from_buffers(arrow.string(), 1, arrow.array([b"\xff\xfe"]).buffers())
     paths = []

@@ -287,7 +287,7 @@ def test_a_database_that_differs_is_not_adopted(empty_db: DatabaseFactory) -> No
         runner.adopt(empty_db)
     assert [str(difference) for difference in refused.value.differences] == [
         "index runs.ix_runs_status is missing",
-        "column users.nickname is not the code's",
+        "column users.nickname is in the database but not in the models",
     ]
     assert "ix_runs_status is missing; column users.nickname" in str(refused.value)
     assert runner.status(empty_db).state == "unversioned"

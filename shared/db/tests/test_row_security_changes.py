@@ -37,8 +37,8 @@ from shared.db.tests.roles import Roles, administrator, factory
 from shared.db.tests.support import run_on_server
 
 TAMPERING = [
-    ("ALTER POLICY shared_db_own_rows ON runs USING (true)", "runs: the policy .* is not the code's"),
-    ("ALTER POLICY shared_db_own_rows ON strategies WITH CHECK (true)", "strategies: .* is not the code's"),
+    ("ALTER POLICY shared_db_own_rows ON runs USING (true)", "runs: the policy .* differs from the models'"),
+    ("ALTER POLICY shared_db_own_rows ON strategies WITH CHECK (true)", "strategies: .* differs from the models'"),
     ("ALTER POLICY shared_db_own_rows ON users TO PUBLIC", "users: the policy .* is for public, not for"),
     ("DROP POLICY shared_db_own_rows ON private_executions", "private_executions: the policy .* is missing"),
     ("ALTER TABLE api_credentials DISABLE ROW LEVEL SECURITY", "api_credentials: row-level security is off"),
@@ -47,7 +47,7 @@ TAMPERING = [
     (
         "DROP POLICY shared_db_own_rows ON users; CREATE POLICY shared_db_own_rows ON users FOR SELECT TO {role} "
         "USING (true)",
-        "users: the policy .* is not the code's",
+        "users: the policy .* differs from the models'",
     ),
 ]
 

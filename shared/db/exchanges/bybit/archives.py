@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shared.db.bulk import RejectedRow
+from shared.db.bulk.rows import Row
 from shared.db.errors import InputError
 from shared.db.exchanges.bybit.values import (
     SYMBOL_LENGTH,
@@ -17,14 +18,14 @@ from shared.db.exchanges.bybit.values import (
     RefusedError,
     TradeFields,
     checked_ids,
-    checked_text,
+    fitting_text,
     instant_of,
     price_of,
     side_of,
     size_of,
 )
 from shared.db.exchanges.file_kinds import about_header
-from shared.db.exchanges.files import Block, BlockReader, Row, check_whole, open_text
+from shared.db.exchanges.files import Block, BlockReader, check_whole, open_text
 
 Category = Literal["linear", "inverse", "spot"]
 
@@ -201,14 +202,14 @@ class Archive(BlockReader):
                 "pass symbol= (--symbol), or name the file like BTCUSDT_2025-05-19.csv.gz"
             )
         try:
-            return checked_text(symbol, "symbol", SYMBOL_LENGTH)
+            return fitting_text(symbol, "symbol", SYMBOL_LENGTH)
         except RefusedError as error:
             raise InputError(f"{self.path}: {error}") from None
 
     def _checked_symbol(self, symbol: str) -> str:
         if self.symbol is not None and symbol != self.symbol:
             raise RefusedError(f"symbol is {symbol!r}, and only {self.symbol!r} was asked for")
-        return checked_text(symbol, "symbol", SYMBOL_LENGTH)
+        return fitting_text(symbol, "symbol", SYMBOL_LENGTH)
 
 
 def _if_it_can(convert: Callable[[str], Any], text: str) -> Any:

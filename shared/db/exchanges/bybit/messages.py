@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from shared.db.bulk import RejectedRow
+from shared.db.bulk.rows import Row
 from shared.db.column_types import Json
 from shared.db.errors import InputError, InvalidValueError
 from shared.db.exchanges.bybit.values import (
@@ -17,8 +18,8 @@ from shared.db.exchanges.bybit.values import (
     RefusedError,
     TradeFields,
     checked_id,
-    checked_text,
     fill_amount,
+    fitting_text,
     instant_of,
     price_of,
     side_of,
@@ -27,7 +28,6 @@ from shared.db.exchanges.bybit.values import (
     told_amount,
     written,
 )
-from shared.db.exchanges.files import Row
 from shared.db.models import PrivateExecution
 
 Message = Mapping[str, Any] | str | bytes | bytearray | memoryview
@@ -134,7 +134,7 @@ def parse_execution_list(response: Message, run_id: str, account_id: str) -> Par
 
 def _trade(entry: Mapping[str, Any], names: TradeFields, received: datetime) -> Row:
     return {
-        "symbol": checked_text(entry.get(names.symbol), "symbol", SYMBOL_LENGTH),
+        "symbol": fitting_text(entry.get(names.symbol), "symbol", SYMBOL_LENGTH),
         "trade_id": checked_id(entry.get(names.trade_id), "trade id", TRADE_ID_LENGTH),
         "exchange_ts": instant_of(written(entry, names.time)),
         "local_ts": received,
@@ -157,11 +157,11 @@ def _execution(entry: Mapping[str, Any], run_id: str, account_id: str) -> Row:
     return {
         "run_id": run_id,
         "account_id": account_id,
-        "symbol": checked_text(entry.get("symbol"), "symbol", SYMBOL_LENGTH),
+        "symbol": fitting_text(entry.get("symbol"), "symbol", SYMBOL_LENGTH),
         "exec_id": checked_id(entry.get("execId"), "execId", _EXEC_ID_LENGTH),
         # What the exchange does by itself, settling a delisted contract say, may have no order.
         "order_id": checked_id(order_id, "orderId", _ORDER_ID_LENGTH) if order_id or kind == "Trade" else "",
-        "order_link_id": checked_text(link_id, "orderLinkId", _LINK_ID_LENGTH) if link_id else None,
+        "order_link_id": fitting_text(link_id, "orderLinkId", _LINK_ID_LENGTH) if link_id else None,
         "exchange_ts": instant_of(written(entry, "execTime")),
         "side": side_of(written(entry, "side")),
         "exec_price": price,

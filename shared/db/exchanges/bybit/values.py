@@ -73,7 +73,7 @@ def _whole_text(number: int, name: str) -> str:
     return str(number)
 
 
-def checked_text(value: Any, name: str, length: int) -> str:
+def fitting_text(value: Any, name: str, length: int) -> str:
     """A text that is not empty and fits; a whole number counts as text."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = _whole_text(value, name)
@@ -88,7 +88,7 @@ def checked_text(value: Any, name: str, length: int) -> str:
 
 def checked_id(value: Any, name: str, length: int) -> str:
     """Such a text that identifies something, and has not lost digits on its way."""
-    text = checked_text(value, name, length)
+    text = fitting_text(value, name, length)
     if _SHORTENED.fullmatch(text):
         raise RefusedError(f"{name} {text} is what a spreadsheet leaves of a number; take it from where it came from")
     return text

@@ -34,7 +34,7 @@ class Difference:
         if self.found is None:
             return f"{self.entry} is missing"
         if self.expected is None:
-            return f"{self.entry} is not the code's"
+            return f"{self.entry} is in the database but not in the models"
         return f"{self.entry} is {self.found!r} and should be {self.expected!r}"
 
     def as_json(self) -> Mapping[str, Any]:
