@@ -31,6 +31,7 @@ from shared.db import (
 )
 from shared.db.commands.cli import COMMANDS
 from shared.db.settings import describe_settings
+from shared.db.tests import reference
 from shared.db.tests.forked import run_python
 from shared.db.tests.outside import imported_siblings
 from shared.db.tests.support import in_threads, run_on_server, trade_values
@@ -148,6 +149,12 @@ def test_every_public_name_is_in_the_reference() -> None:
     """docs/reference.md has one entry for every name that `shared.db` exports, and for nothing else."""
     documented = re.findall(r"^- `(\w+)`: ", (PACKAGE / "docs" / "reference.md").read_text(), re.MULTILINE)
     assert sorted(documented) == sorted(shared.db.__all__)
+
+
+def test_the_signatures_of_the_reference_are_the_code_s() -> None:
+    """docs/reference.md has the signatures, fields and columns of every public name as they are."""
+    document = reference.REFERENCE.read_text(encoding="utf-8")
+    assert document == reference.written(document), "run: uv run python -m shared.db.tests.reference"
 
 
 def test_every_method_of_the_repositories_exists() -> None:
