@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Table, inspect, text
+from sqlalchemy import Connection, Table, text
 from sqlalchemy.engine import ExceptionContext
 
 from shared.db.dialects import port_of
@@ -61,7 +61,7 @@ def lags(connection: Connection) -> list[Lag]:
     """The tables whose sequence lags behind, of those that are there."""
     if not port_of(connection).has_sequences:
         return []
-    there = set(inspect(connection).get_table_names())
+    there = port_of(connection).tables(connection)
     found = []
     for table in _numbered():
         if table.name in there:

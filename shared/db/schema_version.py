@@ -14,7 +14,6 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     String,
     Table,
-    inspect,
     select,
 )
 
@@ -61,7 +60,7 @@ def read_revision(connection: Connection, package: str = packages.OURS) -> str |
 
 def read_revisions(connection: Connection) -> dict[str, str]:
     """The revision of each package that the database carries, those of packages that are not here among them."""
-    there = set(inspect(connection).get_table_names())
+    there = port_of(connection).tables(connection)
     if VERSION_TABLE.name in there:
         return {row.package: row.revision for row in connection.execute(select(VERSION_TABLE))}
     former = _former_revision(connection, there)
@@ -70,7 +69,7 @@ def read_revisions(connection: Connection) -> dict[str, str]:
 
 def has_own_table(connection: Connection) -> bool:
     """Whether the revisions stand in a table of our own, or there are none."""
-    return VERSION_TABLE.name in inspect(connection).get_table_names() or not read_revisions(connection)
+    return VERSION_TABLE.name in port_of(connection).tables(connection) or not read_revisions(connection)
 
 
 def stamping(package: str, revision: str | None) -> list[Executable]:
@@ -90,7 +89,7 @@ def stamp(connection: Connection, revision: str, package: str = packages.OURS) -
 
 def take_over(connection: Connection) -> None:
     """Make the table that holds the revisions, and move the one there that an earlier release wrote down elsewhere."""
-    there = set(inspect(connection).get_table_names())
+    there = port_of(connection).tables(connection)
     if VERSION_TABLE.name in there:
         return
     VERSION_TABLE.create(connection, checkfirst=True)
@@ -152,7 +151,7 @@ def must_create(connection: Connection) -> bool:
         if problem is not None and problem.state != "empty":
             raise problem
         missing = missing or problem is not None
-    return missing or not {*Base.metadata.tables} <= set(inspect(connection).get_table_names())
+    return missing or not {*Base.metadata.tables} <= port_of(connection).tables(connection)
 
 
 def create(connection: Connection) -> None:
@@ -166,7 +165,7 @@ def create(connection: Connection) -> None:
 
 def drop(connection: Connection) -> None:
     """Drop the tables of all packages that are loaded, and what says at which revision they were."""
-    former = _former_revision(connection, set(inspect(connection).get_table_names()))
+    former = _former_revision(connection, port_of(connection).tables(connection))
     Base.metadata.drop_all(connection)
     VERSION_TABLE.drop(connection, checkfirst=True)
     if former is not None:
@@ -175,7 +174,7 @@ def drop(connection: Connection) -> None:
 
 def not_ours(connection: Connection) -> list[str]:
     """The tables that are in no package that is loaded: another program's, or of a package that is not here."""
-    return sorted(set(inspect(connection).get_table_names()) - known_tables() - bookkeeping(connection))
+    return sorted(port_of(connection).tables(connection) - known_tables() - bookkeeping(connection))
 
 
 def known_tables() -> set[str]:
@@ -185,7 +184,7 @@ def known_tables() -> set[str]:
 
 def bookkeeping(connection: Connection) -> set[str]:
     """The tables that hold revisions, ours alone: another program's are tables like any other."""
-    there = set(inspect(connection).get_table_names())
+    there = port_of(connection).tables(connection)
     former = _former_revision(connection, there) is not None and VERSION_TABLE.name not in there
     return {VERSION_TABLE.name, *([FORMER_TABLE.name] if former else ())}
 
@@ -202,4 +201,4 @@ def _own_tables(there: set[str]) -> set[str]:
 
 
 def _tables_there(connection: Connection, line: Line) -> bool:
-    return not {table.name for table in line.tables()}.isdisjoint(inspect(connection).get_table_names())
+    return not {table.name for table in line.tables()}.isdisjoint(port_of(connection).tables(connection))

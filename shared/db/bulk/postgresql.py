@@ -20,13 +20,13 @@ from typing import Any
 
 from sqlalchemy import Connection
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from shared.db.bulk.cells import CellColumn, CellLayout
 from shared.db.bulk.filling import Filling
 from shared.db.bulk.result import OnConflict
 from shared.db.bulk.writer import Source, Transaction, Writer, Written, conflict_key
-from shared.db.dialects.postgresql import UniqueViolation, has_copy
+from shared.db.dialects.postgresql import FeatureNotSupported, UniqueViolation, has_copy
 from shared.db.errors import NumberingError
 from shared.db.numbering import statement_that_mends
 from shared.db.value_forms.forms import Cells
@@ -36,10 +36,11 @@ from shared.db.value_forms.forms import Cells
 class _Memory:
     """What is known of one pooled connection: tables with collisions, and the transaction that filled each stage.
 
-    And those of which the last batch that was to fill was stored already, all of it.
+    And those of which the last batch that was to fill was stored already, all of it, and those in partitions.
     """
 
     colliding: set[str] = field(default_factory=set)
+    partitioned: set[str] = field(default_factory=set)
     stored: set[str] = field(default_factory=set)
     filled_in: dict[str, weakref.ref[Any]] = field(default_factory=dict)
 
@@ -61,8 +62,14 @@ class PostgreSQLWriter(Writer):
         try:
             return self._write(source, changing)
         except NumberingError:
-            self.run("ROLLBACK TO SAVEPOINT shared_db_copy", "RELEASE SAVEPOINT shared_db_copy")
+            self._undo()
             self.run(statement_that_mends(self.connection, self.layout.table))
+            return self._write(source, changing)
+        except DBAPIError as error:
+            if not isinstance(error.orig, FeatureNotSupported) or self.table in self._memory.partitioned:
+                raise
+            self._undo()
+            self._memory.partitioned.add(self.table)
             return self._write(source, changing)
 
     def _write(self, source: Source, changing: list[str]) -> Written:
@@ -74,11 +81,14 @@ class PostgreSQLWriter(Writer):
             except IntegrityError as error:
                 if self.on_conflict == "error" or not isinstance(error.orig, UniqueViolation):
                     raise
-                self.run("ROLLBACK TO SAVEPOINT shared_db_copy", "RELEASE SAVEPOINT shared_db_copy")
+                self._undo()
                 self._memory.colliding.add(self.table)
             else:
                 return Written(rows.count, rows.count)
         return self._write_staged(source, changing)
+
+    def _undo(self) -> None:
+        self.run("ROLLBACK TO SAVEPOINT shared_db_copy", "RELEASE SAVEPOINT shared_db_copy")
 
     def run(self, *statements: str) -> None:
         """Run what is still unsent and then `statements`, none of which gives rows, in one round trip."""
@@ -93,7 +103,7 @@ class PostgreSQLWriter(Writer):
         if self.on_conflict == "fill" and changing:
             written = self._fill(rows.count, changing)
         else:
-            new = self._ask(self._from_stage(changing))
+            new = self._from_stage(changing)
             written = Written(new, rows.count, rows.count - new if self.on_conflict == "update" else 0)
         self._unsent.append("RELEASE SAVEPOINT shared_db_copy")
         if written.new == rows.count:
@@ -125,7 +135,7 @@ class PostgreSQLWriter(Writer):
                 cursor.execute(compare)
                 met, fill, differ = cursor.fetchone()
             if met < count:
-                new = self._ask(self._from_stage(changing))
+                new = self._from_stage(changing)
                 if new == count:
                     self._memory.stored.discard(self.table)
                     return Written(new, count)
@@ -173,18 +183,27 @@ class PostgreSQLWriter(Writer):
             self._unsent.append(f"TRUNCATE {self._stage}")
         self._memory.filled_in[self._stage] = weakref.ref(transaction)
 
-    def _from_stage(self, changing: list[str]) -> str:
+    def _from_stage(self, changing: list[str]) -> int:
+        """Insert the staged rows, or change those that are there, as `on_conflict` says; how many are new."""
         insert = f"INSERT INTO {self.table} ({self.names})"
         if self.on_conflict == "error":
-            return f"{insert} SELECT {self.names} FROM {self._stage}"
+            return self._ask(f"{insert} SELECT {self.names} FROM {self._stage}")
+        skip = f"{insert} SELECT {self.names} FROM {self._stage} ON CONFLICT ({self.key}) DO NOTHING"
         if self.on_conflict in ("skip", "fill") or not changing:
-            return f"{insert} SELECT {self.names} FROM {self._stage} ON CONFLICT ({self.key}) DO NOTHING"
-        # One statement must not change a row twice: of those with the same key, the last one given. A row that
-        # was there before carries the lock of this transaction in xmax; a new one carries nothing.
-        return (
-            f"WITH written AS ({insert} SELECT DISTINCT ON ({self.key}) {self.names} FROM {self._stage} "
-            f"ORDER BY {self.key}, ctid DESC ON CONFLICT ({self.key}) DO UPDATE SET {self.assignments(changing)} "
-            "RETURNING (xmax = 0) AS is_new) SELECT count(*) FILTER (WHERE is_new) FROM written"
+            return self._ask(skip)
+        # One statement must not change a row twice: of those with the same key, the last one given.
+        upsert = (
+            f"{insert} SELECT DISTINCT ON ({self.key}) {self.names} FROM {self._stage} "
+            f"ORDER BY {self.key}, ctid DESC ON CONFLICT ({self.key}) DO UPDATE SET {self.assignments(changing)}"
+        )
+        if self.table in self._memory.partitioned:  # where no xmax can be read
+            new = self._ask(skip)
+            self._ask(upsert)
+            return new
+        # A row that was there before carries the lock of this transaction in xmax; a new one carries nothing.
+        return self._ask(
+            f"WITH written AS ({upsert} RETURNING (xmax = 0) AS is_new) "
+            "SELECT count(*) FILTER (WHERE is_new) FROM written"
         )
 
     def _copy(self, table: str, rows: CopyStream, *afterwards: str) -> None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from enum import Enum
 from typing import Any, ClassVar, Generic, TypeVar
 
-from sqlalchemy import URL, Connection, DateTime, Dialect, Engine, Text
+from sqlalchemy import URL, Connection, DateTime, Dialect, Engine, Text, inspect
 from sqlalchemy.orm import Session
 from sqlalchemy.types import TypeEngine
 
@@ -143,6 +143,11 @@ class Port(ABC):
     @abstractmethod
     def time_bucket(self, time: str, micros: str, shift: str) -> str:
         """The beginning of a time's interval of `micros`; `shift` is a multiple of those from before the year 1."""
+
+    # What is there.
+    def tables(self, connection: Connection) -> set[str]:
+        """The names of the tables in the current schema; parts of one table that is kept in parts are no tables."""
+        return {*inspect(connection).get_table_names()}
 
     # Triggers.
     @abstractmethod

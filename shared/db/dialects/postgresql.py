@@ -52,6 +52,7 @@ _PATIENCE = 5.0
 # What other rooms need of the driver, so that another driver is a change of this module.
 Cursor = extensions.cursor
 DuplicateObject = psycopg2.errors.DuplicateObject
+FeatureNotSupported = psycopg2.errors.FeatureNotSupported
 InsufficientPrivilege = psycopg2.errors.InsufficientPrivilege
 InvalidParameterValue = psycopg2.errors.InvalidParameterValue
 ReadOnlySqlTransaction = psycopg2.errors.ReadOnlySqlTransaction
@@ -192,6 +193,16 @@ class PostgreSQL(Port):
     def time_bucket(self, time: str, micros: str, shift: str) -> str:
         """Counted from 1970."""
         return f"date_bin({micros} * interval '1 microsecond', {time}, timestamptz '1970-01-01 00:00:00+00')"
+
+    def tables(self, connection: BoundConnection) -> set[str]:
+        """Those of the current schema, without partitions: their rows are the partitioned table's."""
+        found = connection.execute(
+            text(
+                "SELECT relname FROM pg_catalog.pg_class WHERE relkind IN ('r', 'p') AND NOT relispartition "
+                "AND relnamespace = to_regnamespace(quote_ident(current_schema()))"
+            )
+        )
+        return {*found.scalars()}
 
     def append_only(self, table: str, refusal: str) -> Sequence[str]:
         """By one trigger for each statement, TRUNCATE too."""

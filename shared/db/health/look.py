@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Column, Connection, Engine, Select, func, inspect, select, text
+from sqlalchemy import Column, Connection, Engine, Select, func, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
@@ -160,7 +160,7 @@ def _revision(connection: Connection, health: Health) -> Health:
 
 
 def _own_tables(connection: Connection) -> list[str]:
-    there = set(inspect(connection).get_table_names())
+    there = port_of(connection).tables(connection)
     return [name for name in Base.metadata.tables if name in there]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, text
 
 from shared.db.database import DatabaseFactory
 from shared.db.dialects import POSTGRESQL, SQLITE, PerDatabase, port_of
@@ -105,7 +105,7 @@ def _row_counts(connection: Connection) -> dict[str, int]:
     ignored = bookkeeping(connection)
     return {
         table: connection.execute(text(f"SELECT count(*) FROM {quoted(table)}")).scalar_one()
-        for table in inspect(connection).get_table_names()
+        for table in port_of(connection).tables(connection)
         if table not in ignored
     }
 

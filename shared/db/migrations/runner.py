@@ -13,12 +13,12 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
-from sqlalchemy import Connection, inspect
+from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
 from shared.db import audit, packages, schema_version
 from shared.db.database import DatabaseFactory
-from shared.db.dialects import SQLITE
+from shared.db.dialects import SQLITE, port_of
 from shared.db.errors import (
     DatabaseLockedError,
     DatabaseMissingError,
@@ -163,7 +163,7 @@ def downgrade(
         with _transaction(connection):
             if not target:
                 _refuse_what_hangs_on_it(connection, package)
-            there = set(inspect(connection).get_table_names())
+            there = port_of(connection).tables(connection)
         losses = [name for name in revisions.drops(start, target) if name.partition(".")[0] in there]
         if losses and not allow_data_loss:
             raise DataLossError(losses)

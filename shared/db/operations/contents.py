@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, text
 
+from shared.db.dialects import port_of
 from shared.db.schema_version import bookkeeping
 
 
@@ -29,7 +30,7 @@ def tables_with_rows(connection: Connection) -> list[str]:
 
 
 def _all(connection: Connection) -> list[str]:
-    return sorted(set(inspect(connection).get_table_names()) - bookkeeping(connection))
+    return sorted(port_of(connection).tables(connection) - bookkeeping(connection))
 
 
 def _quoted(connection: Connection, table: str) -> str:

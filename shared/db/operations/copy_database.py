@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import chain
 from typing import Any
 
-from sqlalchemy import Connection, Table, inspect, text
+from sqlalchemy import Connection, Table, text
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import Session
 
@@ -176,7 +176,7 @@ def _unknown(source: Connection, ignore_unknown: bool) -> dict[str, int]:
 
 def _tables(source: Connection) -> list[Table]:
     """Ours that are in the source, parents first: a package's own may be missing there, until it is first used."""
-    there = set(inspect(source).get_table_names())
+    there = port_of(source).tables(source)
     return [
         table for table in (*Base.metadata.sorted_tables, *OptionalBase.metadata.sorted_tables) if table.name in there
     ]

@@ -8,6 +8,7 @@ the rows, and any failure leaves the database as it was.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -16,10 +17,11 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, text
 from sqlalchemy.orm import Session
 
 from shared.db.database import DatabaseFactory
+from shared.db.dialects import port_of
 from shared.db.dialects.postgresql import lock_schema
 from shared.db.driver_errors import named_errors
 from shared.db.errors import BackupError, InputError, TenantViolation
@@ -105,6 +107,7 @@ def back_up(db: DatabaseFactory, part: Path, pg_bin: str | Path | None, watch: W
                 f"--schema={_pattern(schema)}",
                 f"--lock-wait-timeout={_LOCK_TIMEOUT_MS}",
                 "--encoding=UTF8",
+                "--load-via-partition-root",
                 "--verbose",
                 "--no-password",
                 f"--file={part}",
@@ -121,27 +124,28 @@ def back_up(db: DatabaseFactory, part: Path, pg_bin: str | Path | None, watch: W
 
 def read_dump(path: Path, tools: Tools, watch: Any = lambda rows: None) -> Dump:
     """What the archive holds, after reading all of it. Raises `InputError` for one that is damaged or cut short."""
-    rows: dict[str, int] = {}
+    rows: Counter[str] = Counter()
     stamped: dict[str, list[str]] = {VERSION_TABLE.name: [], FORMER_TABLE.name: []}
     try:
         with output_of(tools.restore, "--list", str(path)) as lines:
             listed = _TABLE_DATA.findall(lines.read().decode())
-        seen = 0
+        seen = parts = 0
         with output_of(tools.restore, "--data-only", "--file=-", str(path)) as lines:
             for part in _parts(lines):
                 if isinstance(part, str):
                     continue
+                parts += 1  # one for each partition, under the partitioned table's name
                 if part.table in stamped:
                     stamped[part.table] = part.read().decode().split()
                 while part.read():
                     watch(seen + part.count)
                 part.raise_failure()
-                rows[part.table] = part.count
+                rows[part.table] += part.count
                 seen += part.count
     except BackupError as error:
         raise InputError(f"{path} is damaged or no archive of pg_dump ({error}); use another backup") from error
     schemas = {schema for schema, _ in listed}
-    if {table for _, table in listed} != set(rows) or len(schemas) > 1:
+    if len(listed) != parts or len(schemas) > 1:
         raise InputError(f"{path} does not hold what it lists; use another backup")
     tables = frozenset(rows)
     if rows.pop(VERSION_TABLE.name, None) is not None:
@@ -215,14 +219,22 @@ def _clear_the_way(connection: Connection, archive: Dump, force: bool) -> None:
     connection.exec_driver_sql("SET LOCAL row_security = off")
     known = {*Base.metadata.tables, *OptionalBase.metadata.tables, *bookkeeping(connection), *archive.tables}
     quote = connection.dialect.identifier_preparer.quote
-    there = [table for table in inspect(connection).get_table_names() if table in known]
+    there = [table for table in port_of(connection).tables(connection) if table in known]
     if there:
         connection.exec_driver_sql(f"LOCK TABLE {', '.join(map(quote, there))} IN ACCESS EXCLUSIVE MODE")
     if not force:
         refuse_rows([table for table in tables_with_rows(connection) if table in known])
-    # What the archive has is dropped by its own script; what came later, or was never backed up, here.
+    # What the archive has is dropped by its own script; what came later, or was never backed up, here. And what lies in
+    # partitions, whose constraints that script would drop one by one, which the server refuses.
+    partitioned = connection.execute(
+        text(
+            "SELECT relname FROM pg_class WHERE relkind = 'p' AND relnamespace = to_regnamespace(quote_ident(:schema))"
+        ),
+        {"schema": schema},
+    )
+    by_itself = set(archive.tables).difference(partitioned.scalars())
     for table in there:
-        if table not in archive.tables:
+        if table not in by_itself:
             connection.exec_driver_sql(f"DROP TABLE {quote(table)}")
 
 

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, text
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 
+from shared.db.dialects import port_of
 from shared.db.dialects.postgresql import (
     DuplicateObject,
     InsufficientPrivilege,
@@ -70,7 +71,7 @@ def expected_policies(connection: Connection) -> Mapping[str, Policy]:
 
 def declared_tables(connection: Connection) -> list[type[Any]]:
     """The declared classes whose tables are there: a package's own may not be made yet, or never in this database."""
-    there = set(inspect(connection).get_table_names())
+    there = port_of(connection).tables(connection)
     return [model for model in OWNERSHIP if model.__tablename__ in there]
 
 

@@ -22,3 +22,6 @@ Catalog = Mapping[Entry, str]
 
 # The kinds that PostgreSQL's row-level security consists of.
 ROW_SECURITY = ("row-level security of", "policy")
+
+# The kind that says by which columns a table is partitioned.
+PARTITIONED = "partitioned by"

@@ -9,14 +9,14 @@ from typing import Any
 
 from sqlalchemy import Connection, event, text
 
-from shared.db.migrations.catalog.entry import Catalog, Entry
+from shared.db.migrations.catalog.entry import PARTITIONED, Catalog, Entry
 from shared.db.schema_version import bookkeeping
 
 _SCRATCH = "shared_db_scratch"
 # Ordinary and partitioned tables of the current schema; neither partitions nor what an extension brought along.
 _TABLES = """
     WITH tables AS (
-        SELECT c.oid, c.relname, c.relpersistence, c.relrowsecurity, c.relforcerowsecurity
+        SELECT c.oid, c.relname, c.relkind, c.relpersistence, c.relrowsecurity, c.relforcerowsecurity
         FROM pg_class c
         WHERE c.relnamespace = to_regnamespace(quote_ident(current_schema()))
           AND c.relkind IN ('r', 'p') AND NOT c.relispartition
@@ -28,6 +28,9 @@ _TABLES = """
 # Each gives table, name, definition. The pretty form of the pg_get_... functions leaves out the schema's name.
 _QUERIES = {
     "table": "SELECT relname, relname, CASE relpersistence WHEN 'u' THEN 'UNLOGGED' ELSE '' END FROM tables",
+    PARTITIONED: """
+        SELECT relname, relname, substring(pg_get_partkeydef(oid) FROM '\\((.*)\\)') FROM tables WHERE relkind = 'p'
+    """,
     "column": """
         SELECT relname, attname, concat_ws(' ',
             format_type(a.atttypid, a.atttypmod),
