@@ -157,7 +157,6 @@ class Money(CheckedType):
     impl = Numeric(MONEY_DIGITS, MONEY_PLACES)
     cache_ok = True
     escaped = False
-    bare_lines = True
 
     def __init__(self, *, never_to_zero: bool = False, kept_in: str | None = None) -> None:
         super().__init__()
@@ -273,13 +272,13 @@ class Money(CheckedType):
 
         return made
 
-    def to_line(self, value: Any) -> str | None:
-        """Its digits. A text stays one: money takes it as well, and makes the same of it."""
-        return str(value) if type(value) is Decimal else value if type(value) is str else None
+    def line_writer(self) -> Callable[[Any], str | None]:
+        """Decimal digits. A text stays one: money takes it as well, and makes the same of it."""
+        return lambda value: str(value) if type(value) is Decimal else value if type(value) is str else None
 
-    def from_line(self, text: str) -> Decimal:
+    def line_reader(self) -> Callable[[str], Decimal]:
         """A decimal."""
-        return Decimal(text)
+        return Decimal
 
     def written(self, file: files.Format, *, nullable: bool) -> files.Form:
         """Plain digits; in Parquet decimal128(20, 8)."""
@@ -383,7 +382,6 @@ class UTCDateTime(CheckedType):
     cache_ok = True
     escaped = False
     alike = True
-    bare_lines = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         """A time with its zone, where there are such."""
@@ -435,13 +433,13 @@ class UTCDateTime(CheckedType):
         """For plain datetimes."""
         return instants.stored_texts_with_zone if port_of(dialect).keeps_zone else instants.stored_texts
 
-    def to_line(self, value: Any) -> str | None:
+    def line_writer(self) -> Callable[[Any], str | None]:
         """ISO 8601, in the value's own zone."""
-        return instants.iso_text(value) if isinstance(value, datetime) else None
+        return instants.iso_text
 
-    def from_line(self, text: str) -> datetime:
+    def line_reader(self) -> Callable[[str], datetime]:
         """A datetime with the zone that stands there, if one does."""
-        return datetime.fromisoformat(text)
+        return datetime.fromisoformat
 
     def written(self, file: files.Format, *, nullable: bool) -> files.Form:
         """ISO 8601 in UTC to the microsecond; in Parquet timestamp[us, UTC]."""

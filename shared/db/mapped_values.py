@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Dialect, event, inspect
 from sqlalchemy.orm import InstanceState, Mapper, Session
 from sqlalchemy.sql.elements import ClauseElement
 
-from shared.db.column_types import CheckedType, Json
+from shared.db.column_types import CheckedType
 from shared.db.tracked_json import TrackedDict, TrackedList, track
 
 # Of each column its type, and Python's types of which a value needs no look.
@@ -30,7 +30,7 @@ def _watch(mapper: Mapper[Any], model: type[Any]) -> None:
     """Every mapped class with such columns, whichever base and package it is from."""
     kinds = _kinds(mapper)
     for name, (kind, _) in kinds.items():
-        if isinstance(kind, Json):
+        if kind.document:
             track(getattr(model, name), kind.refuse)
     if kinds:
         for name in ("before_insert", "before_update"):

@@ -114,12 +114,12 @@ class RowText:
 
 
 def _encoder(forms: Forms) -> Callable[[Any], Any]:
-    if not forms.bare_lines:
+    write = forms.line_writer()
+    if write is None:
         return _document if forms.document else _marked
-    to_line = forms.to_line
 
     def encode(value: Any) -> Any:
-        text = to_line(value)
+        text = write(value)
         if text is not None:
             return text
         return {"$text": value} if type(value) is str else _marked(value)
@@ -128,14 +128,14 @@ def _encoder(forms: Forms) -> Callable[[Any], Any]:
 
 
 def _decoder(forms: Forms) -> Callable[[Any], Any]:
-    if not forms.bare_lines:
+    if forms.line_writer() is None:
         return _unmarked
-    from_line = forms.from_line
+    read = forms.line_reader()
 
     def decode(value: Any) -> Any:
         if isinstance(value, str):
             try:
-                return from_line(value)
+                return read(value)
             except (ValueError, ArithmeticError):
                 return value  # somebody's correction; refused when it is written
         return _unmarked(value)

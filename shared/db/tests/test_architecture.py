@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy.types import TypeEngine
 
 import shared.db
-from shared.db import Base, BaseRepository
+from shared.db import Base, BaseRepository, column_types
 from shared.db.dialects import PORTS
 from shared.db.tables import OWNERSHIP
 from shared.db.tests.outside import imported_siblings
@@ -178,6 +179,22 @@ def test_each_exception_is_needed() -> None:
         assert all(re.search(rf"^\s*(from|import) {driver}", text, re.MULTILINE) for driver in drivers.split()), (
             f"take {name} out of KNOWS_ONE, or what it no longer imports"
         )
+
+
+# Rooms where values go by many, on ways on which each type has a form of its own; and who may name a type there all the
+# same: for the bounds of a range, which are times.
+_ROOMS_OF_FORMS = {"bulk", "ranges", "recording", "operations", "commands", "health", "audit"}
+_MAY_ASK_FOR_A_TYPE = {Path("ranges/bounds.py")}
+
+
+def test_a_column_type_owns_the_forms_of_its_values() -> None:
+    """Where a type is asked which one it is, the next type is forgotten."""
+    types = {name for name, one in vars(column_types).items() if isinstance(one, type) and issubclass(one, TypeEngine)}
+    for path, room, tree in modules():
+        for node in ast.walk(tree) if room in _ROOMS_OF_FORMS and path not in _MAY_ASK_FOR_A_TYPE else ():
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "isinstance":
+                named = types & {one.id for one in ast.walk(node.args[1]) if isinstance(one, ast.Name)}
+                assert not named, f"{path}:{node.lineno} asks for {named}; make it a form, in value_forms/forms.py"
 
 
 def test_no_module_shadows_the_standard_library() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -85,7 +85,6 @@ class Ratio(CheckedType):
 
     impl = String(40)
     cache_ok = True
-    bare_lines = True
 
     @property
     def value_type(self) -> type[Any]:
@@ -100,13 +99,13 @@ class Ratio(CheckedType):
         """The way back."""
         return None if value is None else Fraction(value)
 
-    def to_line(self, value: Any) -> str | None:
+    def line_writer(self) -> Callable[[Any], str | None]:
         """The text."""
-        return str(value) if isinstance(value, Fraction) else None
+        return lambda value: str(value) if isinstance(value, Fraction) else None
 
-    def from_line(self, text: str) -> Fraction:
+    def line_reader(self) -> Callable[[str], Fraction]:
         """The way back."""
-        return Fraction(text)
+        return Fraction
 
     def written(self, file: Format, *, nullable: bool) -> Form:
         """The text."""

@@ -67,8 +67,6 @@ class Forms:
     """Whether a cell may hold what COPY escapes."""
     alike: ClassVar[bool] = False
     """Whether every column of this type makes the same cells of the same values."""
-    bare_lines: ClassVar[bool] = False
-    """Whether a line of a recorder's file has a value as `to_line` writes it, without a mark of its type."""
     kept_in: str | None = None
     """The column that keeps all digits of a value that this one rounds."""
 
@@ -121,13 +119,16 @@ class Forms:
         """Whether a value can stand there."""
         return isinstance(self.sql_type, _LINE_TYPES) and not isinstance(self.sql_type, Enum)
 
-    def to_line(self, value: Any) -> str | None:
-        """The text for a value; None for one that the text could not tell from another."""
+    def line_writer(self) -> Callable[[Any], str | None] | None:
+        """What writes a value as text, and gives None for one that the text could not tell from another.
+
+        None where a line has values of this type as JSON has them, or with a mark of their type.
+        """
         return None
 
-    def from_line(self, text: str) -> Any:
-        """The way back; `ValueError` or `ArithmeticError` for what `to_line` has not written."""
-        return text
+    def line_reader(self) -> Callable[[str], Any]:
+        """The way back; `ValueError` or `ArithmeticError` for what has not been written so."""
+        return str
 
     # Files of rows.
     def written(self, file: files.Format, *, nullable: bool) -> files.Form:

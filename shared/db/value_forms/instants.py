@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import repeat
 from operator import add
+from typing import Any
 
 from shared.db.value_forms.forms import Cells, Values
 
@@ -74,8 +75,10 @@ def from_stored_texts(stored: Sequence[str | None]) -> list[datetime | None]:
     return list(map(datetime.fromisoformat, map(add, stored, repeat(_UTC_OFFSET))))
 
 
-def iso_text(value: datetime) -> str | None:
-    """A datetime as text that gives it back, in its own zone or without one; None where none does."""
+def iso_text(value: Any) -> str | None:
+    """A datetime as text that gives it back, in its own zone or without one; None for whatever has no such text."""
+    if not isinstance(value, datetime):
+        return None
     try:
         text = value.isoformat()
         # pandas has one with nanoseconds
