@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
@@ -19,6 +20,10 @@ MASK = "***"
 URL_FORMS = " or ".join(port.url_form for port in PORTS)
 
 _PORTS = {scheme: port for port in PORTS for scheme in port.schemes}
+_SEVERAL_HOSTS = re.compile(
+    r"(?P<before>postgres(?:ql)?(?:\+\w+)?://(?:[^@/?]*@)?)(?P<places>[^@/?]*,[^@/?]*)"
+    r"(?P<path>/[^?]*)?(?:\?(?P<query>.*))?\Z"
+)
 _PERCENT_ENCODE = (
     "percent-encode special characters in it (@ is %40, : is %3A, / is %2F, ? is %3F), or use GRIDBOT_DB_USER, "
     "GRIDBOT_DB_PASSWORD and the others, which take them as they are"
@@ -30,10 +35,11 @@ def parse_url(text: str) -> URL:
     """The URL with our driver filled in and credentials in their own fields, or `SettingsError`, which never quotes it.
 
     A scheme without a driver names the one that its dialect uses: `postgres://` and `postgresql://` psycopg2,
-    `sqlite://` pysqlite.
+    `sqlite://` pysqlite. Several hosts, as libpq writes them (`postgresql://bot@a:5432,b:5433/gridbot`), are taken too.
     """
+    one = _SEVERAL_HOSTS.sub(_hosts_in_query, text.strip())
     try:
-        url = make_url(text.strip())
+        url = make_url(one)
     except (ArgumentError, ValueError):
         # The driver's own message quotes the URL, or what it took for the port, which may be half a password.
         url = None
@@ -43,6 +49,19 @@ def parse_url(text: str) -> URL:
     if url.get_backend_name() not in SQLITE.dialects and text.count("@") != (url.username is not None):
         raise SettingsError(f"the URL can be read in two ways; {_PERCENT_ENCODE}")
     return _normalised(url)
+
+
+def _hosts_in_query(found: re.Match[str]) -> str:
+    """SQLAlchemy reads one host with one port; in the query libpq takes them all."""
+    hosts, ports = [], []
+    for place in found["places"].split(","):
+        host, port = re.fullmatch(r"(.*?)(?::(\d*))?", place).groups()  # type: ignore[union-attr] # it matches any text
+        hosts.append(host[1:-1] if host.startswith("[") and host.endswith("]") else host)
+        ports.append(port or "")
+        if not is_host(hosts[-1]) or not (port is None or port == "" or is_port(port)):
+            raise SettingsError(f"one of the URL's hosts is neither a host name nor an IP address; {_PERCENT_ENCODE}")
+    told = f"host={quote(','.join(hosts))}" + (f"&port={quote(','.join(ports))}" if any(ports) else "")
+    return f"{found['before']}{found['path'] or '/'}?{told}" + (f"&{found['query']}" if found["query"] else "")
 
 
 def _normalised(url: URL) -> URL:

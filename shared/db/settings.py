@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, NoReturn, Self, get_args
+from typing import Any, Literal, NoReturn, Self, get_args
 
 from pydantic import (
     AliasChoices,
@@ -38,7 +38,7 @@ from shared.db.database_url import (
     safe_text,
     url_text,
 )
-from shared.db.dialects import SQLITE, DatabaseType, Port, port_named
+from shared.db.dialects import POSTGRESQL, SQLITE, DatabaseType, Port, port_named
 from shared.db.errors import SettingsError
 from shared.db.hidden import HiddenText
 
@@ -47,6 +47,7 @@ _SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
 _SECRETS = ("db_password", "database_url", "encryption_keys")
 _TEXTS = (str, str | None)
 _TYPES = get_args(DatabaseType)
+TargetSession = Literal["any", "read-write", "read-only", "primary", "standby", "prefer-standby"]
 # What both drivers' timers can count, with room to spare.
 _LONGEST_WAIT = 86_400.0
 
@@ -94,12 +95,20 @@ class DatabaseSettings(BaseSettings):
     )
     db_type: DatabaseType = Field(default="sqlite", description="sqlite, postgresql, mysql or mariadb")
     db_host: str | None = Field(
-        default=None, description="Server's host, or PostgreSQL's folder of its Unix socket (starts with /)"
+        default=None,
+        description="Server's host, PostgreSQL's folder of its Unix socket (starts with /), or its hosts: a,b",
     )
-    db_port: str | None = Field(default=None, description="Server's port; 5432 or 3306 when left out")
+    db_port: str | None = Field(
+        default=None, description="Server's port, or one for each host: 5432,5433; 5432 or 3306 when left out"
+    )
     db_user: str | None = Field(default=None, description="Server's user")
     db_password: str | None = Field(
         default=None, repr=False, description="Server's password, as it is, with no encoding"
+    )
+    target_session_attrs: TargetSession | None = Field(
+        default=None,
+        description="Which of several PostgreSQL hosts: read-write (the default), primary, standby, "
+        "prefer-standby or any",
     )
     db_name: str = Field(default="grid_bot.db", description="Server's database, or SQLite file path or :memory:")
     pool_size: int = Field(default=5, ge=1, description="Connections kept open by one process")
@@ -230,9 +239,10 @@ class DatabaseSettings(BaseSettings):
         text = str(value).strip()
         if _SERVICE_LINK.match(text):
             return text  # see `_port_of_a_service`
-        if isinstance(value, bool) or not (text.isascii() and text.isdigit()) or not is_port(text):
+        ports = text.replace(" ", "").split(",")
+        if isinstance(value, bool) or not all(each.isascii() and each.isdigit() and is_port(each) for each in ports):
             raise ValueError("must be a port number from 1 to 65535, such as 5432; leave it out for 5432")
-        return text
+        return ",".join(ports)
 
     @field_validator("db_host")
     @classmethod
@@ -352,6 +362,16 @@ class DatabaseSettings(BaseSettings):
 
     @property
     def _url(self) -> URL:
+        url = self._address
+        # The first that answers may be a standby, on which every write would fail.
+        several = "," in str(url.query.get("host", "")) and not self.read_only
+        wanted = self.target_session_attrs or ("read-write" if several else None)
+        if wanted is None or port_of_url(url) is not POSTGRESQL:
+            return url
+        return url.update_query_dict({"target_session_attrs": wanted, **url.query})
+
+    @property
+    def _address(self) -> URL:
         if self.database_url is not None:
             return parse_url(self.database_url)
         port = port_named(self.db_type)
@@ -365,16 +385,23 @@ class DatabaseSettings(BaseSettings):
                 f"set {'it' if len(missing) == 1 else 'them'}, or give the whole address as database_url "
                 f"({environment_names('database_url')[0]})"
             )
-        # libpq takes a socket folder as host, a URL's host part does not: it goes into the query.
-        socket = self.db_host is not None and self.db_host.startswith("/")
+        hosts, ports = str(self.db_host), self.db_port or str(port.port_number or 0)
+        several = "," in hosts or "," in ports
+        if several and (port is not POSTGRESQL or ports.count(",") not in (0, hosts.count(","))):
+            raise SettingsError(
+                f"db_host names {hosts.count(',') + 1} hosts and db_port {ports.count(',') + 1} ports: PostgreSQL "
+                f"alone takes several, with one port for all or one for each ({environment_names('db_port')[0]})"
+            )
+        # libpq takes a socket folder or several hosts, a URL's host part does not: they go into the query.
+        in_query = several or hosts.startswith("/")
         return URL.create(
             port.driver,
             username=self.db_user,
             password=self.db_password,
-            host=None if socket else self.db_host,
-            port=int(self.db_port or port.port_number or 0),
+            host=None if in_query else hosts,
+            port=None if several else int(ports),
             database=self.db_name,
-            query={"host": str(self.db_host)} if socket else {},
+            query={"host": hosts} | ({"port": ports} if several else {}) if in_query else {},
         )
 
     def get_database_url(self) -> str:

@@ -926,3 +926,14 @@ def test_the_process_wide_factory_works_in_a_child(lasting: DatabaseFactory) -> 
     with db._lock, database._default_lock:
         (seen,) = in_children(1, work)
     assert seen == ["child-0"] == usernames(db)
+
+
+def test_of_several_hosts_the_one_that_answers_is_taken(postgresql_url: URL) -> None:
+    """A server that is not there costs nothing but the question."""
+    places = DatabaseSettings(database_url=postgresql_url.render_as_string(hide_password=False), _env_file=None).url
+    host = places.query.get("host") or places.host
+    port = places.query.get("port") or places.port or 5432
+    several = postgresql_url.set(host=None, port=None, query={"host": f"127.0.0.1,{host}", "port": f"1,{port}"})
+    with DatabaseFactory(several) as db:
+        assert db.create_tables() is False
+        assert db.health().problems == ()

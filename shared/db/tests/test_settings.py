@@ -34,6 +34,7 @@ _SAMPLES: dict[type, tuple[str, object]] = {
     str: ("abc", "abc"),
 }
 _SPECIAL = {
+    "target_session_attrs": ("standby", "standby"),
     "db_type": ("postgresql", "postgresql"),
     "db_port": ("6543", "6543"),
     "database_url": ("postgresql://u@h/d", "postgresql://u@h/d"),
@@ -355,6 +356,37 @@ def test_what_differs_only_in_form_is_accepted() -> None:
     assert settings_of(db_host="one.example,two.example").db_host == "one.example,two.example"
     assert settings_of(db_host=" ").db_host is None
     assert settings_of(db_user="", db_password="", database_url="", db_host="") == settings_of()
+
+
+@pytest.mark.parametrize(
+    ("text", "query"),
+    [
+        ("postgresql://bot:p%2Cw@a:1,b:2/gridbot", {"host": "a,b", "port": "1,2"}),
+        ("postgres://bot@a,b:2?sslmode=require", {"host": "a,b", "port": ",2", "sslmode": "require"}),
+        ("postgresql+psycopg2://[::1]:5432,10.0.0.1/gridbot", {"host": "::1,10.0.0.1", "port": "5432,"}),
+        ("postgresql://bot@a,b/gridbot?target_session_attrs=any", {"host": "a,b", "target_session_attrs": "any"}),
+    ],
+)
+def test_several_hosts_are_written_as_libpq_has_them(text: str, query: dict[str, str]) -> None:
+    """In the URL, and read back from it the same; a process looks for the one that may be written."""
+    settings = settings_of(database_url=text)
+    assert dict(settings.url.query) == {"target_session_attrs": "read-write"} | query
+    assert settings_of(database_url=settings.get_database_url()).url == settings.url
+    assert settings.url.database in ("gridbot", "", None)
+
+
+def test_hosts_and_ports_go_in_pairs() -> None:
+    """One port for all or one for each; another database takes no list."""
+    told = {"db_host": "a,b", "db_user": "bot", "db_name": "gridbot"}
+    assert dict(postgresql(**told, db_port=" 1, 2 ").url.query)["port"] == "1,2"
+    assert dict(postgresql(**told).url.query) == {"host": "a,b", "port": "5432", "target_session_attrs": "read-write"}
+    assert "target_session_attrs" not in postgresql(**told, read_only=True).url.query
+    assert postgresql(**told, target_session_attrs="standby").url.query["target_session_attrs"] == "standby"
+    for wrong in (postgresql(**told, db_port="1,2,3"), settings_of(**told, db_type="mysql", db_port="1,2")):
+        with pytest.raises(SettingsError, match="one for each"):
+            _ = wrong.url
+    with pytest.raises(SettingsError, match="one of the URL's hosts"):
+        settings_of(database_url="postgresql://bot@a:1,b:port/gridbot")
 
 
 # --- URLs ------------------------------------------------------------------------------------------------------
