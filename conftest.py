@@ -26,6 +26,13 @@ def _missing() -> dict[str, str]:
     return {package: what for package, what in wanted.items() if what}
 
 
+def _mariadb_is_missing() -> bool:
+    # Debian has it where only the administrator's PATH leads.
+    path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))
+    found = shutil.which("mariadbd", path=path) or shutil.which("mysqld", path=path)
+    return not (found or os.environ.get("GRIDBOT_TEST_MYSQL_URL"))
+
+
 def pytest_configure() -> None:
     """`GRIDBOT_TEST_SERVERS=required`, as CI has it, lets nothing be left out.
 
@@ -33,8 +40,9 @@ def pytest_configure() -> None:
     """
     if "TMPDIR" not in os.environ and _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _ROOM:
         os.environ["TMPDIR"] = tempfile.tempdir = str(_MEMORY)
-    if _missing() and os.environ.get("GRIDBOT_TEST_SERVERS") == "required":
-        raise pytest.UsageError(f"install {' and '.join(_missing().values())}: here no test may be left out")
+    missing = [*_missing().values(), *(["mariadb-server"] if _mariadb_is_missing() else [])]
+    if missing and os.environ.get("GRIDBOT_TEST_SERVERS") == "required":
+        raise pytest.UsageError(f"install {' and '.join(missing)}: here no test may be left out")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -43,6 +51,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     A package with tables of its own is collected only where it is named: whatever process imports it has its tables in
     every database, and the tests of shared.db are about ours. Its tests are run by one of them.
     """
+    if collection_path.name == "test_mariadb.py" and _mariadb_is_missing():
+        return True
     package = collection_path.parent
     if collection_path.name != "tests" or package.parent.name != "shared":
         return None
@@ -62,3 +72,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what was left out."""
     for package, what in _missing().items():
         terminalreporter.write_line(f"NOT RUN: the tests of shared.{package}, for want of {what}")
+    if _mariadb_is_missing():
+        terminalreporter.write_line("NOT RUN: the tests of MariaDB, for want of mariadbd or GRIDBOT_TEST_MYSQL_URL")

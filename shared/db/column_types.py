@@ -321,7 +321,7 @@ class Money(CheckedType):
     def copied(self, column: Column[Any], source: Dialect, target: Dialect) -> ColumnElement[Any]:
         """Floats from SQLite, text elsewhere."""
         stored = type_coerce(column, NullType())
-        return cast(stored, Text) if port_of(source).takes_texts else stored
+        return stored if port_of(source).money_is_float else cast(stored, Text)
 
     def converting(self, source: Dialect, target: Dialect) -> Convert:
         """The decimal that a stored float stands for, and back."""

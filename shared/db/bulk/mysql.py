@@ -51,6 +51,10 @@ class MySQLWriter(Writer):
         count, known = self._insert(self.table, source(), self._unless_known(changing if upserting else []))
         return Written(count - known, count, known if self.on_conflict == "update" else 0)
 
+    def insert_all(self, chunks: Iterable[list[Cells]]) -> None:
+        """Insert rows that come as cells."""
+        self._insert(self.table, chunks, "")
+
     def _unless_known(self, changing: list[str]) -> str:
         # INSERT IGNORE would swallow more than duplicates: a parent that is not there, a text that is too long.
         key = self.quote(next(iter(self.layout.table.primary_key.columns)).name)

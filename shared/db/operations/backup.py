@@ -15,9 +15,9 @@ from typing import Any
 
 from shared.db import schema_version
 from shared.db.database import DatabaseFactory
-from shared.db.dialects import POSTGRESQL, SQLITE, PerDatabase
+from shared.db.dialects import MYSQL, POSTGRESQL, SQLITE, Port
 from shared.db.errors import BackupError, InputError
-from shared.db.operations import postgresql_backup, sqlite_backup
+from shared.db.operations import mysql_backup, postgresql_backup, sqlite_backup
 from shared.db.operations.checksum import checksum, checksum_path, verify_checksum, write_checksum
 from shared.db.operations.interruption import check, finishing, interruptible
 from shared.db.operations.postgresql_tools import tools_for
@@ -77,7 +77,6 @@ def _back_up(db: DatabaseFactory, path: Path, force: bool, pg_bin: str | Path | 
         check()
         watch(int(WHOLE * share), 0)
 
-    _BACKUPS.named(db.settings.port.name)  # or says that there is none
     refuse_to_replace(path, force)
     _refuse_open_sessions(db)
     for file in (path, checksum_path(path)):
@@ -92,6 +91,8 @@ def _back_up(db: DatabaseFactory, path: Path, force: bool, pg_bin: str | Path | 
             contents = sqlite_backup.verified(part)
             if contents.rows != rows or contents.revision != revision:
                 raise BackupError("the backup does not hold what the database does; nothing was kept, try again")
+        elif db.settings.port is MYSQL:
+            rows = mysql_backup.back_up(db, part, pg_bin, told)
         else:
             rows = postgresql_backup.back_up(db, part, pg_bin, told)
         size = part.stat().st_size
@@ -123,8 +124,7 @@ def restore(
 
 def _restore(db: DatabaseFactory, path: Path, force: bool, pg_bin: str | Path | None, watch: Watch) -> BackupReport:
     started = time.monotonic()
-    _BACKUPS.named(db.settings.port.name)  # or says that there is none
-    _refuse_other_kind(path, db.settings.is_sqlite)
+    _refuse_other_kind(path, db.settings.port)
     verify_checksum(path)
     _refuse_open_sessions(db)
     refuse_database(db, path)
@@ -141,6 +141,11 @@ def _restore(db: DatabaseFactory, path: Path, force: bool, pg_bin: str | Path | 
         rows, revision = contents.rows, contents.revision
         _refuse_newer(path, revision, rows)
         sqlite_backup.restore(db, path, contents, force, told, restored)
+    elif db.settings.port is MYSQL:
+        script = mysql_backup.read_script(path)
+        rows, revision = script.rows, script.revision
+        _refuse_newer(path, revision, rows)
+        mysql_backup.restore(db, path, script, pg_bin, restored)
     else:
         with db.engine.connect() as connection:
             tools = tools_for(connection, pg_bin)
@@ -150,9 +155,6 @@ def _restore(db: DatabaseFactory, path: Path, force: bool, pg_bin: str | Path | 
         missing_roles = sorted(postgresql_backup.restore(db, archive, force, told, restored).missing_roles)
     seconds = time.monotonic() - started
     return BackupReport(str(path), db.settings.safe_url, revision, rows, path.stat().st_size, seconds, missing_roles)
-
-
-_BACKUPS = PerDatabase("backup of ours", {SQLITE: sqlite_backup, POSTGRESQL: postgresql_backup})
 
 
 @contextmanager
@@ -169,20 +171,27 @@ def _written_with_checksum(path: Path, force: bool) -> Iterator[Path]:
         write_checksum(path, found)
 
 
-def _refuse_other_kind(path: Path, is_sqlite: bool) -> None:
+def _refuse_other_kind(path: Path, wanted: Port) -> None:
     try:
         with path.open("rb") as file:
             begin = file.read(len(sqlite_backup.MAGIC))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}; check the name and its permissions") from error
-    of_sqlite, of_postgresql = begin == sqlite_backup.MAGIC, begin.startswith(postgresql_backup.MAGIC)
-    if not of_sqlite and not of_postgresql:
-        raise InputError(f"{path} is no backup: neither an SQLite database nor an archive of pg_dump; check the name")
-    if of_sqlite != is_sqlite:
-        kinds = [(SQLITE if sqlite else POSTGRESQL).title for sqlite in (of_sqlite, is_sqlite)]
+    magic: dict[Port, bytes | tuple[bytes, ...]] = {
+        SQLITE: sqlite_backup.MAGIC,
+        POSTGRESQL: postgresql_backup.MAGIC,
+        MYSQL: mysql_backup.MAGIC,
+    }
+    found = next((port for port, known in magic.items() if begin.startswith(known)), None)
+    if found is None:
         raise InputError(
-            f"{path} is a backup of {kinds[0]}, and the database is {kinds[1]}; restore it into its own kind, and "
-            "use copy to change the kind"
+            f"{path} is no backup: neither an SQLite database nor an archive of pg_dump, nor a script of mariadb-dump; "
+            "check the name"
+        )
+    if found is not wanted:
+        raise InputError(
+            f"{path} is a backup of {found.title}, and the database is {wanted.title}; restore it into its own kind, "
+            "and use copy to change the kind"
         )
 
 

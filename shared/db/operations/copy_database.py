@@ -20,9 +20,11 @@ from sqlalchemy.orm import Session
 
 from shared.db import audit, schema_version
 from shared.db.bulk.cells import cell_layout_of
+from shared.db.bulk.mysql import MySQLWriter
 from shared.db.bulk.postgresql import CopyStream
+from shared.db.bulk.writer import Transaction
 from shared.db.database import DatabaseFactory
-from shared.db.dialects import POSTGRESQL, SQLITE, PerDatabase, port_of
+from shared.db.dialects import MYSQL, POSTGRESQL, SQLITE, PerDatabase, port_of
 from shared.db.driver_errors import named_errors
 from shared.db.errors import CopyError, TargetNotEmptyError, TenantViolation
 from shared.db.models import AuditLog, Base, OptionalBase
@@ -89,8 +91,6 @@ def _copy_database(
     source_db: DatabaseFactory, target_db: DatabaseFactory, ignore_unknown: bool, watch: Watch
 ) -> CopyReport:
     started = time.monotonic()
-    for db in (source_db, target_db):
-        _COPIED.of(db.engine)  # or says that it cannot be
     source_db.check_schema()
     _refuse_open_sessions(source_db, target_db)
     with _snapshot(source_db) as source, _filling(target_db) as target:
@@ -132,9 +132,6 @@ def _copy_database(
     return CopyReport(*urls, schema_version.SCHEMA_REVISION, rows, seconds, left_behind)
 
 
-_COPIED = PerDatabase("copy", {SQLITE: True, POSTGRESQL: True})
-
-
 @contextmanager
 def _snapshot(db: DatabaseFactory) -> Iterator[Connection]:
     """A connection that sees the database as it is at one moment, and all rows of it."""
@@ -143,10 +140,11 @@ def _snapshot(db: DatabaseFactory) -> Iterator[Connection]:
             connection = Session.connection(session)
         else:
             connection = Session.connection(session, execution_options={"isolation_level": "REPEATABLE READ"})
-            # Rather fail than read no more than what a policy shows; and times as text that every server reads.
-            connection.exec_driver_sql(
-                "SET LOCAL row_security = off; SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = ISO"
-            )
+            if port_of(connection).has_row_security:
+                # Rather fail than read no more than what a policy shows; and times as text that every server reads.
+                connection.exec_driver_sql(
+                    "SET LOCAL row_security = off; SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = ISO"
+                )
         try:
             yield connection
         except TenantViolation as error:
@@ -194,9 +192,6 @@ def _prepare(target: Connection, tables: list[Table]) -> None:
 
 
 def _copy(source: Connection, target: Connection, table: Table, tell: Callable[[int], None]) -> None:
-    into = target.dialect.identifier_preparer.quote(table.name)
-    names = ", ".join(target.dialect.identifier_preparer.quote(column.name) for column in table.columns)
-    driver: Any = target.connection.dbapi_connection
     with (
         closing(stored_batches(source, table, port_of(target).name)) as pages,
         _refusal_named(table),
@@ -208,15 +203,39 @@ def _copy(source: Connection, target: Connection, table: Table, tell: Callable[[
             return
         chunks = chain([first], chunks)
         del first  # a traceback may be printed with its frames' variables
-        if port_of(target) is SQLITE:
-            into_all = f"INSERT INTO {into} ({names}) VALUES ({', '.join('?' * len(table.columns))})"
-            driver.executemany(into_all, chain.from_iterable(_rows(chunks)))
-            return
-        stream = CopyStream(chunks, cell_layout_of(table, POSTGRESQL.name, True))
-        with driver.cursor() as cursor:
-            cursor.copy_expert(f"COPY {into} ({names}) FROM STDIN WITH (ENCODING 'UTF8')", stream)
-        if stream.failure is not None:
-            raise stream.failure
+        _WAYS_IN.of(target)(target, table, chunks)
+
+
+def _into_sqlite(target: Connection, table: Table, chunks: Iterator[list[Cells]]) -> None:
+    into, names = _named(target, table)
+    driver: Any = target.connection.dbapi_connection
+    into_all = f"INSERT INTO {into} ({names}) VALUES ({', '.join('?' * len(table.columns))})"
+    driver.executemany(into_all, chain.from_iterable(_rows(chunks)))
+
+
+def _into_postgresql(target: Connection, table: Table, chunks: Iterator[list[Cells]]) -> None:
+    into, names = _named(target, table)
+    driver: Any = target.connection.dbapi_connection
+    stream = CopyStream(chunks, cell_layout_of(table, POSTGRESQL.name, True))
+    with driver.cursor() as cursor:
+        cursor.copy_expert(f"COPY {into} ({names}) FROM STDIN WITH (ENCODING 'UTF8')", stream)
+    if stream.failure is not None:
+        raise stream.failure
+
+
+def _into_mysql(target: Connection, table: Table, chunks: Iterator[list[Cells]]) -> None:
+    layout = cell_layout_of(table, MYSQL.name, True)
+    MySQLWriter(target, layout, "error", Transaction(False, False, False)).insert_all(chunks)
+
+
+def _named(target: Connection, table: Table) -> tuple[str, str]:
+    quote = target.dialect.identifier_preparer.quote
+    return quote(table.name), ", ".join(quote(column.name) for column in table.columns)
+
+
+_WAYS_IN: PerDatabase[Callable[[Connection, Table, Iterator[list[Cells]]], None]] = PerDatabase(
+    "copy", {SQLITE: _into_sqlite, POSTGRESQL: _into_postgresql, MYSQL: _into_mysql}
+)
 
 
 def _counted(chunks: Iterator[list[Cells]], tell: Callable[[int], None]) -> Iterator[list[Cells]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Column, Connection, Dialect, Select, Table, select
 
-from shared.db.dialects import POSTGRESQL, port_of
+from shared.db.dialects import MYSQL, POSTGRESQL, port_of
 from shared.db.driver_errors import named_errors
 from shared.db.errors import CopyError, InvalidValueError
 from shared.db.value_forms.forms import DIALECTS, Cells, Convert, forms_of
@@ -30,7 +30,7 @@ def stored_batches(source: Connection, table: Table, target: str) -> Generator[l
     of_source, of_target = source.dialect, DIALECTS[target]
     convert = [_converter(column, of_source, of_target) for column in table.columns]
     stored = select(*(forms_of(column.type).copied(column, of_source, of_target) for column in table.columns))
-    with closing(_pages(source, stored.order_by(*table.primary_key.columns))) as pages:
+    with closing(_pages(source, table, stored.order_by(*table.primary_key.columns))) as pages:
         for rows in pages:
             given: list[Cells] = list(zip(*rows, strict=True))
             try:
@@ -68,11 +68,19 @@ def _key_position(table: Table) -> int:
     return list(table.columns).index(key)
 
 
-def _pages(source: Connection, statement: Select[Any]) -> Generator[Sequence[Any]]:
+def _pages(source: Connection, table: Table, statement: Select[Any]) -> Generator[Sequence[Any]]:
     if port_of(source) is POSTGRESQL:
         # Through a server-side cursor.
         with source.execute(statement, execution_options={"yield_per": _BATCH}) as result:
             yield from result.partitions()
+        return
+    if port_of(source) is MYSQL:
+        # Its driver would fetch the whole table: page by page, each behind the last row of the one before.
+        (key,), place = table.primary_key.columns, _key_position(table)
+        rows = source.execute(statement.limit(_BATCH)).all()
+        while rows:
+            yield rows
+            rows = source.execute(statement.where(key > rows[-1][place]).limit(_BATCH)).all()
         return
     with source.execute(statement) as result:
         cursor: Any = result.cursor  # fetches no more than it is asked for

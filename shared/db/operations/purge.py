@@ -163,8 +163,9 @@ class _Purge:
         return session.scalar(select(func.count()).select_from(self._model).where(*criteria)) or 0
 
     def _delete(self, session: Session, criteria: tuple[Any, ...], size: int) -> int:
-        oldest = select(self._key).where(*criteria).order_by(*self._order).limit(size)
-        statement = delete(self._model).where(self._key.in_(oldest))
+        oldest = select(self._key).where(*criteria).order_by(*self._order).limit(size).subquery()
+        # In a subquery of its own: MariaDB takes no LIMIT right within IN.
+        statement = delete(self._model).where(self._key.in_(select(*oldest.c)))
         result: Any = session.execute(statement, execution_options={"synchronize_session": False})
         return int(result.rowcount)
 

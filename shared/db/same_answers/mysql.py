@@ -14,6 +14,7 @@ from shared.db.same_answers.rules import no_join_makes_nulls, nulls, time_kind
 
 _ORDER = {operators.lt, operators.le, operators.gt, operators.ge}
 _OR_EQUAL = {operators.lt: operators.le, operators.gt: operators.ge}
+_DIRECTIONS = (operators.asc_op, operators.desc_op)
 _NULLS = (operators.nulls_first_op, operators.nulls_last_op)
 
 
@@ -21,9 +22,9 @@ class Rules(rules.Rules):
     """What SQLAlchemy would write otherwise, or the servers take otherwise."""
 
     def document(self, side: Any, **options: Any) -> str:
-        """The same document, whatever the order of its keys."""
+        """The same document, whatever the order of its keys; one of more than 31 levels on MariaDB the same text."""
         text = self.process(side, **options)
-        return f"json_normalize({text})" if self.dialect.is_mariadb else f"CAST({text} AS JSON)"
+        return f"coalesce(json_normalize({text}), {text})" if self.dialect.is_mariadb else f"CAST({text} AS JSON)"
 
     def visit_binary(self, binary: Any, override_operator: Any = None, **options: Any) -> Any:
         """Several columns at once, (a, b) > (x, y), as conditions for which an index is used."""
@@ -62,6 +63,10 @@ class Rules(rules.Rules):
             raise InvalidValueError("times and durations are not calculated with on MySQL; do it in Python")
         text: str = self._generate_generic_binary(binary, sign, **options)
         return text
+
+    def visit_length_func(self, function: Any, **options: Any) -> str:
+        """In characters; the servers' own counts bytes."""
+        return f"char_length{self.function_argspec(function, **options)}"
 
     def visit_funcfilter(self, funcfilter: Any, **options: Any) -> str:
         """FILTER is unknown: of the other rows nothing is counted or summed up."""
@@ -103,10 +108,13 @@ def _without_nulls(clause: Any) -> tuple[Any, str]:
 
 
 def _ordered(clause: Any) -> Any:
-    """What a clause of ORDER BY orders by, without its direction."""
-    while isinstance(clause, UnaryExpression) and clause.modifier in (operators.asc_op, operators.desc_op):
+    """What a clause of ORDER BY orders by, without its direction.
+
+    Of an aggregate not by its alias, which the servers know by itself alone, and not within an expression.
+    """
+    while _is_label(clause) or (isinstance(clause, UnaryExpression) and clause.modifier in _DIRECTIONS):
         clause = clause.element
-    return getattr(clause, "element", clause) if isinstance(clause, ClauseElement) and _is_label(clause) else clause
+    return clause
 
 
 def _is_label(clause: ClauseElement) -> bool:

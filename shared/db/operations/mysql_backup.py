@@ -1,0 +1,173 @@
+"""Backup and restore of a database of MariaDB or MySQL, by the server's own programs: a script of SQL.
+
+The script makes tables, and that cannot be undone there: so it is run in a database without any, and what a failure has
+left of them is dropped.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, NamedTuple
+
+from sqlalchemy import inspect
+
+from shared.db import packages, schema_version
+from shared.db.database import DatabaseFactory
+from shared.db.errors import BackupError, TargetNotEmptyError
+from shared.db.operations.contents import row_counts
+from shared.db.operations.interruption import check, finishing, waiting
+
+MAGIC = (b"/*M!999999", b"-- MariaDB dump", b"-- MySQL dump")
+_END = b"-- Dump completed"
+_STRINGS = re.compile(rb"'(?:[^'\\]|\\.)*'", re.DOTALL)
+_CREATE = re.compile(rb"CREATE TABLE `([^`]+)`")
+# With the names of its columns, which a table with calculated ones has.
+_INSERT = re.compile(rb"INSERT INTO `([^`]+)`(?: \([^)]*\))? VALUES")
+_REVISION = re.compile(rb"'%s','([^']*)'" % re.escape(packages.OURS.encode()))
+_SECRET_OPTIONS = ("ssl_ca", "ssl_cert", "ssl_key")
+
+
+class Script(NamedTuple):
+    """What a backup holds: the rows of each table, and our schema's revision."""
+
+    rows: dict[str, int]
+    revision: str | None
+
+
+def back_up(
+    db: DatabaseFactory, part: Path, folder: str | Path | None, watch: Callable[[float], None]
+) -> dict[str, int]:
+    """Write the database as it is at one moment to the file `part`; the rows of each table in it."""
+    options = ("--single-transaction", "--skip-lock-tables", "--hex-blob", "--no-tablespaces", "--skip-dump-date")
+    program = _program(("mariadb-dump", "mysqldump"), folder)
+    arguments, name, password = _login(db)
+    with part.open("wb") as file:
+        _run([program, *arguments, *options, name], file, stdin=None, secret=password)
+    watch(0.5)
+    return read_script(part).rows
+
+
+def read_script(path: Path) -> Script:
+    """What the script inserts, read to its end. `BackupError` for one that is not whole."""
+    rows: dict[str, int] = {}
+    revision, last, inside = None, b"", None
+    with path.open("rb") as file:
+        for line in file:
+            check()
+            last = line if line.strip() else last
+            made = None if inside else _CREATE.match(line)
+            if made:
+                rows.setdefault(made[1].decode(), 0)
+            begun = None if inside else _INSERT.match(line)
+            if begun:
+                inside, line = begun[1].decode(), line[begun.end() :]
+            if inside is None:
+                continue
+            # A text's own line ends are written as \\n, so that none goes on in the next line.
+            bare = _STRINGS.sub(b"", line)
+            rows[inside] = rows.get(inside, 0) + bare.count(b"(")
+            if inside == schema_version.VERSION_TABLE.name and (found := _REVISION.search(line)):
+                revision = found[1].decode()
+            if bare.rstrip().endswith(b";"):
+                inside = None
+    if inside or not last.startswith(_END):
+        raise BackupError(f"{path} ends in the middle: what wrote it did not come to its end; back up again")
+    rows.pop(schema_version.VERSION_TABLE.name, None)
+    return Script(rows, revision)
+
+
+def restore(db: DatabaseFactory, path: Path, script: Script, folder: str | Path | None, done_state: str) -> None:
+    """Run the script in a database without tables; if it fails, none is left.
+
+    Raises `TargetNotEmptyError` for a database with tables: dropping those could not be undone.
+    """
+    with db.engine.connect() as connection:
+        there = sorted(inspect(connection).get_table_names())
+    if there:
+        raise TargetNotEmptyError(there, "on MariaDB and MySQL restore into a new database (CREATE DATABASE)")
+    program = _program(("mariadb", "mysql"), folder)
+    arguments, name, password = _login(db)
+    try:
+        with path.open("rb") as file:
+            _run([program, *arguments, name], None, stdin=file, secret=password)
+        with db.engine.connect() as connection:
+            if row_counts(connection) != script.rows:
+                raise BackupError("the restored rows are not the backup's; the tables were dropped again")
+        check()
+    except BaseException:
+        _drop_all(db)
+        raise
+    with finishing(done_state):
+        db.close()  # whether there is an audit log is found out anew
+
+
+def _drop_all(db: DatabaseFactory) -> None:
+    with closing(db.engine.raw_connection()) as connection, closing(connection.cursor()) as cursor:
+        cursor.execute("SET foreign_key_checks = 0")
+        cursor.execute("SELECT table_name FROM information_schema.tables WHERE table_schema = database()")
+        for (name,) in cursor.fetchall():
+            cursor.execute(f"DROP TABLE `{name.replace('`', '``')}`")
+        cursor.execute("SET foreign_key_checks = 1")
+
+
+def _program(names: tuple[str, ...], folder: str | Path | None) -> str:
+    for name in names:
+        found = shutil.which(name, path=None if folder is None else str(folder))
+        if found is not None:
+            return found
+    raise BackupError(
+        f"neither {' nor '.join(names)} is in {'the PATH' if folder is None else folder}; install the server's client "
+        "programs (Debian: mariadb-client), or name their folder with --pg-bin (pg_bin=)"
+    )
+
+
+def _login(db: DatabaseFactory) -> tuple[list[str], str, str | None]:
+    """The arguments that lead to the server, the database's name, and the password, which no argument shows."""
+    url = db.settings.url
+    socket = url.query.get("unix_socket")
+    arguments = ["--no-defaults", "--default-character-set=utf8mb4", f"--user={url.username or ''}"]
+    if socket:
+        arguments += ["--protocol=socket", f"--socket={socket if isinstance(socket, str) else socket[-1]}"]
+    else:
+        arguments += ["--protocol=tcp", f"--host={url.host or 'localhost'}", f"--port={url.port or 3306}"]
+    for name in _SECRET_OPTIONS:
+        if name in url.query:
+            arguments.append(f"--{name.replace('_', '-')}={url.query[name]}")
+    return arguments, str(url.database), None if url.password is None else str(url.password)
+
+
+def _run(command: list[str], output: IO[bytes] | None, *, stdin: IO[bytes] | None, secret: str | None) -> None:
+    passed = ("PATH", "HOME", "USER", "TMPDIR", "TZ", "LD_LIBRARY_PATH")
+    environment = {name: os.environ[name] for name in passed if name in os.environ} | {"LC_ALL": "C.UTF-8"}
+    if secret is not None:
+        environment["MYSQL_PWD"] = secret
+    with (
+        TemporaryFile() as words,
+        subprocess.Popen(  # noqa: S603 # a program of the server's own, and no shell
+            command,
+            stdin=stdin or subprocess.DEVNULL,
+            stdout=output or subprocess.DEVNULL,
+            stderr=words,
+            env=environment,
+        ) as process,
+    ):
+        try:
+            with waiting(process.kill):
+                process.wait()
+        except BaseException:
+            process.kill()
+            raise
+        if process.returncode:
+            check()
+            words.seek(0)
+            said = [line for line in words.read().decode(errors="replace").splitlines() if "rror" in line]
+            # What follows "near" is a part of the statement, which has values in it.
+            reason = re.sub(r" near .*", "", said[-1]) if said else "it does not say why"
+            raise BackupError(f"{Path(command[0]).name} failed: {reason}")
