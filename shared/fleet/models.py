@@ -1,1 +1,365 @@
 """The tables: each says whose rows it holds, and all else follows from that."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, false
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from shared.db import (
+    Base,
+    BoundedString,
+    CheckedBoolean,
+    CheckedInteger,
+    CheckedText,
+    Json,
+    Money,
+    Ownership,
+    Side,
+    Stream,
+    UTCDateTime,
+    Vocabulary,
+    new_uuid,
+    utc_now,
+)
+
+
+class BotType(StrEnum):
+    """Values of bots.bot_type."""
+
+    EXTERNAL = "external"
+    SHARED = "shared"
+    PLATFORM = "platform"
+
+
+class BotStatus(StrEnum):
+    """Values of bots.status."""
+
+    INACTIVE = "inactive"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    CONNECTED = "connected"
+    ERROR = "error"
+
+
+class Verdict(StrEnum):
+    """Values of signals.final_signal."""
+
+    BUY = "BUY"
+    SELL = "SELL"
+    HOLD = "HOLD"
+
+
+class TradeStatus(StrEnum):
+    """Values of bot_trades.status, of the order that was placed."""
+
+    NEW = "new"
+    PARTIALLY_FILLED = "partially_filled"
+    FILLED = "filled"
+    CANCELLED = "cancelled"
+    REJECTED = "rejected"
+
+
+class Severity(StrEnum):
+    """Values of alerts.severity."""
+
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+    CRITICAL = "critical"
+
+
+class EventLevel(StrEnum):
+    """Values of events.level."""
+
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _new_id() -> str:
+    return str(uuid.uuid4())
+
+
+def _one_of(column: str, words: type[StrEnum]) -> CheckConstraint:
+    return CheckConstraint(f"{column} IN ({', '.join(repr(word.value) for word in words)})", name=column)
+
+
+def _id() -> Mapped[str]:
+    return mapped_column(BoundedString(36), primary_key=True, default=_new_id, server_default=new_uuid())
+
+
+def _of(key: str, **options: Any) -> Mapped[Any]:
+    return mapped_column(BoundedString(36), ForeignKey(key, ondelete="CASCADE"), **options)
+
+
+def _created() -> Mapped[datetime]:
+    return mapped_column(UTCDateTime(), default=_now, server_default=utc_now(), comment="UTC")
+
+
+def _updated() -> Mapped[datetime]:
+    return mapped_column(UTCDateTime(), default=_now, onupdate=_now, server_default=utc_now(), comment="UTC")
+
+
+def _test_mode() -> Mapped[bool]:
+    return mapped_column(
+        CheckedBoolean(), default=False, server_default=false(), comment="Questions leave it out unless asked"
+    )
+
+
+def _word(words: type[StrEnum], default: StrEnum) -> Mapped[str]:
+    return mapped_column(Vocabulary(words, 20), default=default.value, server_default=default.value)
+
+
+class Bot(Base):
+    """A bot of a user: one of another system, one that several share, or one of this platform."""
+
+    __tablename__ = "bots"
+    __ownership__ = Ownership("user_id")
+    __table_args__ = (
+        UniqueConstraint("user_id", "name"),
+        # The address is of external bots alone, so that the key needs no condition, which not every database knows.
+        UniqueConstraint("user_id", "api_url"),
+        CheckConstraint("api_url IS NULL OR bot_type = 'external'", name="api_url"),
+        CheckConstraint("exposed_host_port BETWEEN 1 AND 65535", name="exposed_host_port"),
+        _one_of("bot_type", BotType),
+        _one_of("status", BotStatus),
+    )
+    _repr_names = ("name", "bot_type", "status")
+
+    bot_id: Mapped[str] = _id()
+    user_id: Mapped[str] = _of("users.user_id")
+    name: Mapped[str] = mapped_column(BoundedString(100), comment="Unique for its user")
+    description: Mapped[str | None] = mapped_column(CheckedText())
+    bot_type: Mapped[str] = _word(BotType, BotType.PLATFORM)
+    status: Mapped[str] = _word(BotStatus, BotStatus.INACTIVE)
+    strategy_type: Mapped[str | None] = mapped_column(BoundedString(50))
+    exchange: Mapped[str | None] = mapped_column(BoundedString(50))
+    config: Mapped[dict[str, Any]] = mapped_column(Json(), default=dict)
+    api_url: Mapped[str | None] = mapped_column(BoundedString(500), comment="Of an external bot; unique for its user")
+    exposed_host_port: Mapped[int | None] = mapped_column(CheckedInteger())
+    last_ping: Mapped[datetime | None] = mapped_column(UTCDateTime(), comment="When it last answered, UTC")
+    connection_error: Mapped[str | None] = mapped_column(CheckedText(), comment="Why it did not; NULL once it did")
+    last_active: Mapped[datetime | None] = mapped_column(UTCDateTime())
+    created_at: Mapped[datetime] = _created()
+    updated_at: Mapped[datetime] = _updated()
+
+
+class Signal(Base):
+    """What the strategies of a bot advised at a time, each of them and together."""
+
+    __tablename__ = "signals"
+    __ownership__ = Ownership("bot_id")
+    __stream__ = Stream(by="bot_id", time="ts", tie="signal_id")
+    __table_args__ = (
+        Index(None, "bot_id", "ts", "signal_id"),
+        CheckConstraint("final_confidence >= 0 AND final_confidence <= 1", name="final_confidence"),
+        _one_of("final_signal", Verdict),
+    )
+    _repr_names = ("symbol", "ts", "final_signal")
+
+    signal_id: Mapped[str] = _id()
+    bot_id: Mapped[str] = _of("bots.bot_id")
+    ts: Mapped[datetime] = mapped_column(UTCDateTime(), comment="UTC")
+    symbol: Mapped[str] = mapped_column(BoundedString(32))
+    price: Mapped[Decimal] = mapped_column(Money())
+    final_signal: Mapped[str] = mapped_column(Vocabulary(Verdict, 4))
+    final_confidence: Mapped[Decimal] = mapped_column(Money(), comment="0 to 1")
+    aggregation_method: Mapped[str | None] = mapped_column(BoundedString(50))
+    strategies: Mapped[dict[str, Any]] = mapped_column(Json(), default=dict, comment="What each strategy advised")
+    entry_price: Mapped[Decimal | None] = mapped_column(Money())
+    target_price: Mapped[Decimal | None] = mapped_column(Money())
+    stop_loss: Mapped[Decimal | None] = mapped_column(Money())
+    regime: Mapped[str | None] = mapped_column(BoundedString(50))
+    reasons: Mapped[str | None] = mapped_column(CheckedText())
+    strategy_version: Mapped[str | None] = mapped_column(BoundedString(64), comment="What strategy_hash() gives")
+    bot_version: Mapped[str | None] = mapped_column(BoundedString(50))
+    test_mode: Mapped[bool] = _test_mode()
+
+    trades: Mapped[list[Trade]] = relationship(
+        back_populates="signal", cascade="all", passive_deletes=True, order_by="(Trade.ts, Trade.trade_id)"
+    )
+
+
+class Trade(Base):
+    """An order that a bot placed, and what came of it."""
+
+    __tablename__ = "bot_trades"
+    __ownership__ = Ownership("bot_id", references=("signal_id",))
+    __stream__ = Stream(by="bot_id", time="ts", tie="trade_id")
+    __table_args__ = (
+        Index(None, "bot_id", "ts", "trade_id"),
+        Index(None, "signal_id"),
+        CheckConstraint("quantity >= 0", name="quantity"),
+        _one_of("side", Side),
+        _one_of("status", TradeStatus),
+    )
+    _repr_names = ("symbol", "ts", "side", "status")
+
+    trade_id: Mapped[str] = _id()
+    bot_id: Mapped[str] = _of("bots.bot_id")
+    signal_id: Mapped[str | None] = _of("signals.signal_id", nullable=True)
+    ts: Mapped[datetime] = mapped_column(UTCDateTime(), comment="UTC")
+    symbol: Mapped[str] = mapped_column(BoundedString(32))
+    side: Mapped[str] = mapped_column(Vocabulary(Side, 4))
+    order_type: Mapped[str | None] = mapped_column(BoundedString(20))
+    quantity: Mapped[Decimal] = mapped_column(Money())
+    price: Mapped[Decimal | None] = mapped_column(Money(), comment="Of the order; NULL at market")
+    executed_price: Mapped[Decimal | None] = mapped_column(Money(), comment="Mean price of what was filled")
+    fee: Mapped[Decimal] = mapped_column(Money(), default=Decimal(0), server_default="0")
+    pnl: Mapped[Decimal | None] = mapped_column(Money(), comment="Realised; NULL where it closed nothing")
+    status: Mapped[str] = _word(TradeStatus, TradeStatus.NEW)
+    bot_version: Mapped[str | None] = mapped_column(BoundedString(50))
+    test_mode: Mapped[bool] = _test_mode()
+
+    signal: Mapped[Signal | None] = relationship(back_populates="trades")
+
+
+class PortfolioPosition(Base):
+    """What a bot holds of a symbol, or held until it was closed."""
+
+    __tablename__ = "portfolio_positions"
+    __ownership__ = Ownership("bot_id")
+    __table_args__ = (
+        Index(None, "bot_id", "closed_at"),
+        CheckConstraint("quantity >= 0", name="quantity"),
+        _one_of("side", Side),
+    )
+    _repr_names = ("symbol", "side", "closed_at")
+
+    position_id: Mapped[str] = _id()
+    bot_id: Mapped[str] = _of("bots.bot_id")
+    symbol: Mapped[str] = mapped_column(BoundedString(32))
+    side: Mapped[str] = mapped_column(Vocabulary(Side, 4))
+    quantity: Mapped[Decimal] = mapped_column(Money())
+    entry_price: Mapped[Decimal] = mapped_column(Money())
+    current_price: Mapped[Decimal | None] = mapped_column(Money())
+    unrealized_pnl: Mapped[Decimal] = mapped_column(Money(), default=Decimal(0), server_default="0")
+    realized_pnl: Mapped[Decimal] = mapped_column(Money(), default=Decimal(0), server_default="0")
+    created_at: Mapped[datetime] = _created()
+    updated_at: Mapped[datetime] = _updated()
+    closed_at: Mapped[datetime | None] = mapped_column(UTCDateTime(), comment="NULL while it is open")
+
+
+class BalanceSnapshot(Base):
+    """What a user had of a currency at an exchange, at a time."""
+
+    __tablename__ = "balance_snapshots"
+    __ownership__ = Ownership("user_id")
+    __table_args__ = (
+        UniqueConstraint("user_id", "exchange", "currency", "ts"),
+        CheckConstraint("locked_balance >= 0", name="locked_balance"),
+    )
+    _repr_names = ("exchange", "currency", "ts")
+
+    snapshot_id: Mapped[str] = _id()
+    user_id: Mapped[str] = _of("users.user_id")
+    exchange: Mapped[str] = mapped_column(BoundedString(50))
+    currency: Mapped[str] = mapped_column(BoundedString(20))
+    ts: Mapped[datetime] = mapped_column(UTCDateTime(), comment="UTC")
+    total_balance: Mapped[Decimal] = mapped_column(Money())
+    available_balance: Mapped[Decimal] = mapped_column(Money())
+    locked_balance: Mapped[Decimal] = mapped_column(Money(), default=Decimal(0), server_default="0")
+
+
+class Performance(Base):
+    """How a bot did on a day. The win rate follows from the counts and is not stored."""
+
+    __tablename__ = "performance"
+    __ownership__ = Ownership("bot_id")
+    __table_args__ = (
+        UniqueConstraint("bot_id", "day_ts"),
+        CheckConstraint(
+            "winning_trades >= 0 AND losing_trades >= 0 AND winning_trades + losing_trades <= total_trades",
+            name="trades",
+        ),
+    )
+    _repr_names = ("bot_id", "day_ts")
+
+    performance_id: Mapped[str] = _id()
+    bot_id: Mapped[str] = _of("bots.bot_id")
+    day_ts: Mapped[datetime] = mapped_column(UTCDateTime(), comment="0:00 UTC of the day")
+    total_trades: Mapped[int] = mapped_column(CheckedInteger())
+    winning_trades: Mapped[int] = mapped_column(CheckedInteger())
+    losing_trades: Mapped[int] = mapped_column(CheckedInteger())
+    total_pnl: Mapped[Decimal] = mapped_column(Money())
+    portfolio_value: Mapped[Decimal | None] = mapped_column(Money())
+    volatility: Mapped[Decimal | None] = mapped_column(Money())
+    sharpe_ratio: Mapped[Decimal | None] = mapped_column(Money())
+    max_drawdown: Mapped[Decimal | None] = mapped_column(Money())
+    created_at: Mapped[datetime] = _created()
+
+
+class Alert(Base):
+    """What a user is to be told."""
+
+    __tablename__ = "alerts"
+    __ownership__ = Ownership("user_id")
+    __table_args__ = (Index(None, "user_id", "ts"), _one_of("severity", Severity))
+    _repr_names = ("severity", "title", "ts")
+
+    alert_id: Mapped[str] = _id()
+    user_id: Mapped[str] = _of("users.user_id")
+    alert_type: Mapped[str] = mapped_column(BoundedString(50))
+    severity: Mapped[str] = mapped_column(Vocabulary(Severity, 20))
+    title: Mapped[str] = mapped_column(BoundedString(200))
+    message: Mapped[str] = mapped_column(CheckedText())
+    details: Mapped[dict[str, Any]] = mapped_column(Json(), default=dict)
+    ts: Mapped[datetime] = _created()
+    read_at: Mapped[datetime | None] = mapped_column(UTCDateTime(), comment="NULL while it is unread")
+
+
+class Event(Base):
+    """What happened in the system of a user, errors among it."""
+
+    __tablename__ = "events"
+    __ownership__ = Ownership("user_id", references=("bot_id",))
+    __stream__ = Stream(by="user_id", time="ts", tie="event_id")
+    __table_args__ = (
+        Index(None, "user_id", "ts", "event_id"),
+        Index(None, "bot_id"),
+        _one_of("level", EventLevel),
+    )
+    _repr_names = ("level", "event_type", "ts")
+
+    event_id: Mapped[str] = _id()
+    user_id: Mapped[str] = _of("users.user_id")
+    bot_id: Mapped[str | None] = _of("bots.bot_id", nullable=True)
+    ts: Mapped[datetime] = _created()
+    level: Mapped[str] = mapped_column(Vocabulary(EventLevel, 20))
+    event_type: Mapped[str] = mapped_column(BoundedString(50))
+    description: Mapped[str] = mapped_column(CheckedText())
+    details: Mapped[dict[str, Any]] = mapped_column(Json(), default=dict)
+    bot_version: Mapped[str | None] = mapped_column(BoundedString(50))
+
+
+class MLModel(Base):
+    """A trained model of a user: where its file is, and how well it did."""
+
+    __tablename__ = "ml_models"
+    __ownership__ = Ownership("user_id")
+    __table_args__ = (UniqueConstraint("user_id", "name", "version"),)
+    _repr_names = ("name", "version", "is_active")
+
+    model_id: Mapped[str] = _id()
+    user_id: Mapped[str] = _of("users.user_id")
+    name: Mapped[str] = mapped_column(BoundedString(100))
+    model_type: Mapped[str] = mapped_column(BoundedString(50))
+    version: Mapped[str] = mapped_column(BoundedString(50))
+    file_path: Mapped[str] = mapped_column(CheckedText())
+    details: Mapped[dict[str, Any]] = mapped_column(Json(), default=dict)
+    performance_metrics: Mapped[dict[str, Any]] = mapped_column(Json(), default=dict)
+    is_active: Mapped[bool] = mapped_column(CheckedBoolean(), default=False, server_default=false())
+    created_at: Mapped[datetime] = _created()
+    updated_at: Mapped[datetime] = _updated()

@@ -12,6 +12,7 @@ from types import ModuleType
 
 import pytest
 from sqlalchemy import URL
+from sqlalchemy.orm import configure_mappers
 
 from shared.db import Base
 from shared.db.tables import OWNERSHIP, forget
@@ -39,7 +40,9 @@ def imported_siblings(*names: str) -> Iterator[list[ModuleType]]:
     before = {*sys.modules}
     try:
         with outside_tables():
-            yield [importlib.import_module(f"shared.{name}") for name in names]
+            modules = [importlib.import_module(f"shared.{name}") for name in names]
+            configure_mappers()  # else a class that is gone and names another in text fails every mapper
+            yield modules
     finally:
         for name in {*sys.modules} - before:
             if name.startswith(tuple(f"shared.{sibling}" for sibling in names)):

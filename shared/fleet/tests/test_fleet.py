@@ -1,9 +1,125 @@
-"""The tables behave as those of `shared.db` do, on every database."""
+"""The tables behave as those of `shared.db` do, on every database; what is asked of them is exact and a user's own."""
 
 from __future__ import annotations
 
-from shared.db import DatabaseFactory
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import event, func, select, update
+
+from shared.db import (
+    ConstraintError,
+    DatabaseFactory,
+    InvalidValueError,
+    Recorder,
+    TenantViolation,
+    User,
+)
+from shared.db.commands.cli import main
 from shared.db.migrations import runner
+from shared.fleet import (
+    Alert,
+    AlertRepository,
+    BalanceSnapshot,
+    BalanceSnapshotRepository,
+    Bot,
+    BotRepository,
+    BotStatus,
+    BotType,
+    Event,
+    EventRepository,
+    MLModel,
+    MLModelRepository,
+    Performance,
+    PerformanceRepository,
+    PortfolioPosition,
+    PortfolioPositionRepository,
+    Signal,
+    SignalRepository,
+    Trade,
+    TradeRepository,
+    TradeTotals,
+    strategy_hash,
+)
+
+NOW = datetime(2025, 5, 19, 12, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+
+
+def signal(bot: Bot, **values: Any) -> Signal:
+    """The signal of the SQLite bot's own example."""
+    return Signal(
+        **{
+            "bot_id": bot.bot_id,
+            "ts": NOW,
+            "symbol": "BTCUSD",
+            "price": Decimal("50000.00"),
+            "final_signal": "BUY",
+            "final_confidence": Decimal("0.85"),
+            "aggregation_method": "weighted_average",
+            "strategies": {"sentiment": {"signal": "BUY", "confidence": "0.9"}},
+            "bot_version": "1.0.0",
+        }
+        | values
+    )
+
+
+def trade(bot: Bot, pnl: str | None, **values: Any) -> Trade:
+    """A trade of a bot with this profit."""
+    row: dict[str, Any] = {"bot_id": bot.bot_id, "ts": NOW, "symbol": "BTCUSD", "side": "Buy"}
+    row["quantity"] = Decimal("0.1")
+    return Trade(**row | {"price": Decimal(50000), "pnl": None if pnl is None else Decimal(pnl)} | values)
+
+
+def two_bots(db: DatabaseFactory) -> tuple[Bot, Bot]:
+    """A bot of each of two users."""
+    with db.get_session() as session:
+        users = [User(username="alice"), User(username="bob")]
+        session.add_all(users)
+        session.flush()
+        bots = [Bot(user_id=user.user_id, name="grid", status=BotStatus.RUNNING) for user in users]
+        session.add_all(bots)
+        session.flush()
+        return bots[0], bots[1]
+
+
+def every_table(bot: Bot) -> list[Any]:
+    """A row of each table, of one bot."""
+    advice = signal(bot, signal_id=f"signal-{bot.bot_id}"[:36])
+    own: dict[str, Any] = {"user_id": bot.user_id}
+    return [
+        advice,
+        trade(bot, "1.5", signal_id=advice.signal_id),
+        PortfolioPosition(
+            bot_id=bot.bot_id, symbol="BTCUSD", side="Buy", quantity=Decimal(1), entry_price=Decimal(50000)
+        ),
+        BalanceSnapshot(
+            **own, exchange="kraken", currency="USD", ts=NOW, total_balance=Decimal(9), available_balance=Decimal(8)
+        ),
+        Performance(
+            bot_id=bot.bot_id, day_ts=NOW, total_trades=2, winning_trades=1, losing_trades=1, total_pnl=Decimal(1)
+        ),
+        Alert(**own, alert_type="drawdown", severity="high", title="Drawdown", message="5 %"),
+        Event(**own, bot_id=bot.bot_id, level="error", event_type="feed", description="lost"),
+        MLModel(**own, name="lstm", model_type="lstm", version="1", file_path="models/lstm", is_active=True),
+    ]
+
+
+@pytest.fixture(params=["memory", "file", "postgresql", "policies"])
+def either_db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DatabaseFactory]:
+    """Each database in turn, and PostgreSQL with its policies in force."""
+    if request.param == "policies":
+        made: DatabaseFactory = request.getfixturevalue("policed_db")
+    else:
+        url: Any = f"sqlite:///{tmp_path / 'fleet.db'}" if request.param == "file" else "sqlite://"
+        made = DatabaseFactory(request.getfixturevalue("postgresql_url") if request.param == "postgresql" else url)
+    with made:
+        made.create_tables()
+        yield made
 
 
 def test_revisions_make_what_the_models_say(db: DatabaseFactory) -> None:
@@ -15,3 +131,190 @@ def test_revisions_make_what_the_models_say(db: DatabaseFactory) -> None:
     runner.upgrade_all(db)
     assert runner.check(db) == []
     db.check_schema()
+
+
+def test_no_table_shows_a_user_the_rows_of_another(either_db: DatabaseFactory) -> None:
+    """Reads, updates of all rows, references and rows under another's bot: each of eight tables, both users."""
+    mine, others = two_bots(either_db)
+    for bot in (mine, others):
+        with either_db.get_session(user_id=bot.user_id) as session:
+            rows = every_table(bot)
+            session.add_all(rows[:1])
+            session.flush()
+            session.add_all(rows[1:])
+    for kind in map(type, every_table(mine)):
+        with either_db.get_session(user_id=mine.user_id) as session:
+            row: Any = session.scalars(select(kind)).one()
+            assert getattr(row, "user_id", mine.user_id) == mine.user_id
+            assert getattr(row, "bot_id", mine.bot_id) == mine.bot_id
+            assert session.scalar(select(func.count()).select_from(kind)) == 1
+    with either_db.get_session(user_id=mine.user_id) as session:
+        session.execute(update(Trade).values(pnl=Decimal(7)))
+    with either_db.get_session(user_id=others.user_id) as session:
+        assert session.scalars(select(Trade.pnl)).all() == [Decimal("1.5")]
+    for foreign in every_table(others):
+        with pytest.raises(TenantViolation), either_db.get_session(user_id=mine.user_id) as session:
+            session.add(foreign)
+    with pytest.raises(TenantViolation), either_db.get_session(user_id=mine.user_id) as session:
+        session.add(trade(mine, "1", signal_id=f"signal-{others.bot_id}"[:36]))
+    with pytest.raises(TenantViolation), either_db.get_session(user_id=mine.user_id) as session:
+        TradeRepository(session).bulk_create([{"bot_id": others.bot_id, "ts": NOW, "symbol": "X", "side": "Buy"}])
+
+
+def test_totals_are_exact_one_statement_and_without_test_rows(either_db: DatabaseFactory) -> None:
+    """Count, wins, losses, profit, fees and win rate by bot and time, also where floats would drift."""
+    bot, others = two_bots(either_db)
+    with either_db.get_session(user_id=bot.user_id) as session:
+        session.add_all(trade(bot, "0.1", ts=NOW + HOUR * hour, fee=Decimal("0.00000001")) for hour in range(10))
+        session.add_all([trade(bot, "-0.3"), trade(bot, None), trade(bot, "0"), trade(bot, "9", test_mode=True)])
+    with either_db.get_session(user_id=bot.user_id) as session:
+        asked: list[str] = []
+        event.listen(either_db.engine, "before_cursor_execute", lambda *args: asked.append(args[2]))
+        totals = TradeRepository(session).get_totals(bot.bot_id)
+        assert totals == TradeTotals(13, 10, 1, Decimal("0.7"), Decimal("0.0000001"))
+        assert len([one for one in asked if "bot_trades" in one]) == 1
+        trades = TradeRepository(session)
+        assert trades.get_win_rate(bot.bot_id) == Decimal(10) / 11
+        assert trades.get_trade_count(bot.bot_id, NOW + HOUR, NOW + 3 * HOUR) == 3
+        assert trades.get_total_pnl(bot.bot_id, NOW + HOUR) == Decimal("0.9")
+        assert trades.get_totals(bot.bot_id, test_mode=True).pnl == 9
+        assert trades.get_totals(bot.bot_id, test_mode=None).trades == 14
+        assert trades.get_totals(others.bot_id) == TradeTotals(0, 0, 0, Decimal(0), Decimal(0))
+        assert trades.get_win_rate(others.bot_id) is None
+        assert [one.ts for one in trades.get_by_bot(bot.bot_id, limit=2)] == [NOW + 9 * HOUR, NOW + 8 * HOUR]
+        assert len(trades.get_by_bot(bot.bot_id, offset=12)) == 1
+        assert len(trades.get_by_date_range(NOW + HOUR, NOW + 2 * HOUR)) == 2
+        assert len(trades.get_by_symbol("BTCUSD", test_mode=True)) == 1
+    with either_db.get_session() as session:
+        assert TradeRepository(session, user_id=bot.user_id).get_total_pnl(bot.bot_id) == Decimal("0.7")
+        assert TradeRepository(session, user_id=others.user_id).get_total_pnl(bot.bot_id) == 0
+        assert SignalRepository(session, user_id=others.user_id).with_trades() == []
+
+
+def test_the_examples_of_the_sqlite_bot_run(either_db: DatabaseFactory) -> None:
+    """A signal with its strategies, its trades, the last day's, the outer join; test rows apart."""
+    bot, _ = two_bots(either_db)
+    with either_db.get_session(user_id=bot.user_id) as session:
+        advice, ignored = signal(bot, strategy_version=strategy_hash({"b": 1, "a": Decimal("0.1")})), signal(bot)
+        ignored.ts = NOW + HOUR
+        session.add_all([advice, ignored, signal(bot, test_mode=True)])
+        session.flush()
+        session.add(trade(bot, "1", signal_id=advice.signal_id))
+    with either_db.get_session(user_id=bot.user_id) as session:
+        first = SignalRepository(session).get_signals("BTCUSD")[0]
+        assert [one.pnl for one in first.trades] == [Decimal(1)]
+        assert first.strategies["sentiment"]["signal"] == "BUY"
+        assert first.strategy_version == strategy_hash({"a": Decimal("0.1"), "b": 1})
+        joined = SignalRepository(session).with_trades()
+        assert [(one.final_signal, other.side if other else None) for one, other in joined] == [
+            ("BUY", "Buy"),
+            ("BUY", None),
+        ]
+        assert len(SignalRepository(session).get_signals(test_mode=None)) == 3
+    with pytest.raises(ConstraintError), either_db.get_session(user_id=bot.user_id) as session:
+        session.add(signal(bot, final_confidence=Decimal("1.7")))
+    with pytest.raises(InvalidValueError), either_db.get_session(user_id=bot.user_id) as session:
+        session.add(signal(bot, ts=NOW.replace(tzinfo=None)))
+
+
+def test_the_other_questions_of_the_async_module_find_what_they_name(either_db: DatabaseFactory) -> None:
+    """Bots, open positions, latest balance, days, unread alerts, errors and models."""
+    bot, _ = two_bots(either_db)
+    with either_db.get_session(user_id=bot.user_id) as session:
+        session.add_all(every_table(bot))
+        session.add(
+            PortfolioPosition(
+                bot_id=bot.bot_id,
+                symbol="ETHUSD",
+                side="Sell",
+                quantity=Decimal(1),
+                entry_price=Decimal(1),
+                closed_at=NOW,
+            )
+        )
+        later = {"ts": NOW + HOUR, "total_balance": Decimal(5), "available_balance": Decimal(5)}
+        session.add(BalanceSnapshot(user_id=bot.user_id, exchange="kraken", currency="USD", **later))
+    with either_db.get_session(user_id=bot.user_id) as session:
+        bots = BotRepository(session)
+        assert bots.get_running_bots() == bots.get_by_user_id(bot.user_id)
+        named = bots.get_by_name(bot.user_id, "grid")
+        assert named is not None
+        assert named.bot_id == bot.bot_id
+        assert bots.ping(bot.bot_id, "timeout").connection_error == "timeout"
+        assert bots.ping(bot.bot_id).connection_error is None
+        assert named.last_ping is not None
+        assert [one.symbol for one in PortfolioPositionRepository(session).get_open_positions()] == ["BTCUSD"]
+        assert len(PortfolioPositionRepository(session).get_by_bot(bot.bot_id)) == 2
+        newest = BalanceSnapshotRepository(session).get_latest(bot.user_id, "kraken", "USD")
+        assert newest is not None
+        assert newest.total_balance == 5
+        assert len(PerformanceRepository(session).get_by_bot(bot.bot_id, NOW, NOW)) == 1
+        assert PerformanceRepository(session).get_by_bot(bot.bot_id, NOW + HOUR) == []
+        alerts = AlertRepository(session)
+        (alert,) = alerts.get_unread_by_user(bot.user_id)
+        assert alerts.get_by_severity("high", limit=5) == [alert]
+        assert alerts.get_by_severity("low") == []
+        alerts.mark_read(alert)
+        assert alerts.get_unread_by_user(bot.user_id) == []
+        assert len(EventRepository(session).get_errors()) == 1
+        assert len(MLModelRepository(session).get_active("lstm")) == 1
+    with either_db.get_session() as session:
+        assert len(BotRepository.across_users(session).get_running_bots()) == 2
+
+
+def test_a_user_has_one_external_bot_at_an_address(db: DatabaseFactory) -> None:
+    """A second one is refused, as is an address of a bot that is not external; another user may have it."""
+    bot, others = two_bots(db)
+    url = "https://bot.example"
+    for user_id in (bot.user_id, others.user_id):
+        with db.get_session(user_id=user_id) as session:
+            session.add(Bot(user_id=user_id, name="away", bot_type=BotType.EXTERNAL, api_url=url))
+    for refused in ({"name": "again", "bot_type": BotType.EXTERNAL}, {"name": "ours", "bot_type": BotType.PLATFORM}):
+        with pytest.raises(ConstraintError), db.get_session(user_id=bot.user_id) as session:
+            session.add(Bot(user_id=bot.user_id, api_url=url if refused["name"] == "again" else url + "2", **refused))
+
+
+def test_the_recorder_and_the_commands_take_these_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], postgresql_url: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recorder, status, export, purge, import, backup and restore, here and in a copy on PostgreSQL."""
+    monkeypatch.chdir(tmp_path)
+    url, into = "sqlite:///fleet.db", postgresql_url.render_as_string(hide_password=False)
+    at, there = ["--db-url", url], ["--db-url", into]
+    assert main(["migrate", "up", *at]) == 0
+    with DatabaseFactory(url) as db:
+        bot, _ = two_bots(db)
+        with db.get_session(user_id=bot.user_id) as session:
+            session.add_all(every_table(bot))
+        with Recorder(db, Trade, user_id=bot.user_id) as recorder:
+            row = {"trade_id": "1", "bot_id": bot.bot_id, "ts": NOW, "symbol": "X", "side": "Buy", "quantity": 1}
+            recorder.add([row, row])
+        with db.get_session(user_id=bot.user_id) as session:
+            assert len(TradeRepository(session).get_by_bot(bot.bot_id)) == 2
+    owned = ["--user", bot.user_id, *at]
+    for command in (
+        ["migrate", "check", *at],
+        ["status", *at],
+        ["backup", "backup.db", *at],
+        ["export", "bot_trades", "--key", bot.bot_id, "-o", "trades.csv", *owned],
+        ["purge", "--table", "bot_trades", "--key", bot.bot_id, *owned],
+        ["import", "bot_trades", "trades.csv", *owned],
+        ["import", "bot_trades", "trades.csv", *owned],
+        ["restore", "backup.db", "--force", *at],
+        ["copy", url, into],
+        ["migrate", "check", *there],
+    ):
+        assert main(command) == 0, (command, capsys.readouterr().err)
+    printed = capsys.readouterr().out
+    told = [
+        "2 rows of bot_trades deleted",
+        "2 new rows of bot_trades, 0",
+        "0 new rows of bot_trades, 2",
+        "bot_trades 2",
+        "signals 1",
+    ]
+    assert [words for words in told if words not in printed] == []
+    assert "not ours" not in printed
+    with DatabaseFactory(into) as copied, copied.get_session(user_id=bot.user_id) as session:
+        assert TradeRepository(session).get_totals(bot.bot_id).pnl == Decimal("1.5")
+        assert [len(session.scalars(select(type(one))).all()) for one in every_table(bot)] == [1, 2] + [1] * 6
