@@ -89,6 +89,8 @@ class CheckedType(Forms, TypeDecorator[Any]):
     impl: Any = Text
     cache_ok = True
     column_name: str | None = None
+    frozen: ClassVar[str | None] = None
+    """How revisions write the type, with the SQL type behind it to be filled in; None for that type itself."""
     # Python's types of which every value that can be stored comes back as it is.
     kept_as_given: ClassVar[frozenset[type]] = frozenset()
 
@@ -156,6 +158,7 @@ class Money(CheckedType):
 
     impl = Numeric(MONEY_DIGITS, MONEY_PLACES)
     cache_ok = True
+    frozen = "frozen.money()"
     escaped = False
 
     def __init__(self, *, never_to_zero: bool = False, kept_in: str | None = None) -> None:
@@ -380,6 +383,7 @@ class UTCDateTime(CheckedType):
 
     impl = DateTime(timezone=True)
     cache_ok = True
+    frozen = "frozen.instant()"
     escaped = False
     alike = True
 
@@ -499,6 +503,7 @@ class BoundedString(CheckedType):
 
     impl = String
     cache_ok = True
+    frozen = "frozen.text({0.length})"
     kept_as_given = frozenset({str})
 
     def __init__(self, length: int) -> None:
@@ -530,6 +535,7 @@ class CheckedText(CheckedType):
 
     impl = Text
     cache_ok = True
+    frozen = "frozen.long_text()"
     kept_as_given = frozenset({str})
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
@@ -546,6 +552,7 @@ class Vocabulary(CheckedType):
 
     impl = String
     cache_ok = True
+    frozen = "frozen.word({0.length})"
     kept_as_given = frozenset({str})
 
     def __init__(self, words: type[StrEnum], length: int) -> None:
@@ -578,6 +585,7 @@ class CheckedInteger(CheckedType):
 
     impl = BigInteger
     cache_ok = True
+    frozen = "frozen.whole_number()"
     kept_as_given = frozenset({int})
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
@@ -600,6 +608,7 @@ class CheckedBoolean(CheckedType):
 
     impl = Boolean
     cache_ok = True
+    frozen = "frozen.flag()"
     kept_as_given = frozenset({bool})
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> bool | None:
@@ -623,6 +632,7 @@ class Json(CheckedType):
 
     impl = JSON
     cache_ok = True
+    frozen = "frozen.document()"
     document = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:

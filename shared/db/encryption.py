@@ -146,6 +146,7 @@ class SecretText(CheckedType):
     impl = Text
     cache_ok = True
     secret = True
+    frozen = "frozen.long_text()"
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         """As `CheckedText`."""

@@ -17,21 +17,9 @@ from sqlalchemy import Connection, false, true
 from sqlalchemy.orm import Session
 
 from shared.db import packages, schema_version
-from shared.db.column_types import (
-    BoundedString,
-    CheckedBoolean,
-    CheckedInteger,
-    CheckedText,
-    Json,
-    Money,
-    UTCDateTime,
-    Vocabulary,
-    new_uuid,
-    utc_now,
-)
+from shared.db.column_types import CheckedType, new_uuid, utc_now
 from shared.db.database import DatabaseFactory
 from shared.db.dialects import SQLITE
-from shared.db.encryption import SecretText
 from shared.db.errors import MigrationError
 from shared.db.migrations import catalog
 from shared.db.migrations.catalog import Difference
@@ -40,15 +28,6 @@ from shared.db.models import Base
 from shared.db.packages import Line
 
 _LONGEST = 27
-_FROZEN: dict[type[Any], str] = {
-    Money: "frozen.money()",
-    UTCDateTime: "frozen.instant()",
-    CheckedText: "frozen.long_text()",
-    SecretText: "frozen.long_text()",
-    CheckedBoolean: "frozen.flag()",
-    CheckedInteger: "frozen.whole_number()",
-    Json: "frozen.document()",
-}
 _DEFAULTS: dict[type[Any], str] = {
     utc_now: "frozen.now()",
     new_uuid: "frozen.new_uuid()",
@@ -133,10 +112,9 @@ def _code(what: ops.UpgradeOps | ops.DowngradeOps) -> str:
 
 def _frozen(kind: str, thing: Any, context: Any) -> Any:
     """A type or default of ours as revisions write it; False leaves it to Alembic."""
-    if kind == "type" and isinstance(thing, BoundedString | Vocabulary):
-        return f"frozen.{'text' if isinstance(thing, BoundedString) else 'word'}({thing.impl_instance.length})"  # type: ignore[attr-defined] # of strings, it is there
-    if kind == "type":
-        return next((code for known, code in _FROZEN.items() if isinstance(thing, known)), False)
+    if kind == "type" and isinstance(thing, CheckedType):
+        # One of another package as SQLAlchemy's type behind it.
+        return f"sa.{thing.impl_instance!r}" if thing.frozen is None else thing.frozen.format(thing.impl_instance)
     if kind == "server_default":
         return _DEFAULTS.get(type(getattr(thing, "arg", None)), False)
     return False

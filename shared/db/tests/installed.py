@@ -15,7 +15,12 @@ MODELS = """
     from sqlalchemy import Boolean, DateTime, ForeignKey, Integer, LargeBinary, String, true
     from sqlalchemy.orm import Mapped, mapped_column
 
-    from shared.db import SHARED_BY_ALL, Base, BoundedString, CheckedInteger, Money, Ownership, UTCDateTime
+    from shared.db import SHARED_BY_ALL, Base, BoundedString, CheckedInteger, CheckedType, Money, Ownership, UTCDateTime
+
+
+    class Odds(CheckedType):
+        impl = String(40)
+        cache_ok = True
 
 
     class Order(Base):
@@ -28,6 +33,7 @@ MODELS = """
         )
         price: Mapped[Decimal] = mapped_column(Money())
         placed_ts: Mapped[datetime | None] = mapped_column(UTCDateTime())
+        odds: Mapped[str | None] = mapped_column(Odds())
         #COLUMNS#
 
 

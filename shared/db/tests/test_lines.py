@@ -57,6 +57,7 @@ def test_a_packages_schema_moves_in_its_own_revisions(fleetbot: Installed, empty
     code = first.read_text()
     for form in ("frozen.money()", "frozen.text(36)", "frozen.whole_number()", "frozen.instant()", "op.create_table"):
         assert form in code
+    assert "sa.Column('odds', sa.String(length=40), nullable=True)" in code.replace('"', "'")  # of a type of its own
     assert "column_types" not in code
     up = fleetbot.done("migrate", "up", "--db-url", url)
     assert up.index("shared.db") < up.index("fleetbot:")
