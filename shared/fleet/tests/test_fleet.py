@@ -188,12 +188,15 @@ def test_totals_are_exact_one_statement_and_without_test_rows(either_db: Databas
     with either_db.get_session() as session:
         assert TradeRepository(session, user_id=bot.user_id).get_total_pnl(bot.bot_id) == Decimal("0.7")
         assert TradeRepository(session, user_id=others.user_id).get_total_pnl(bot.bot_id) == 0
-        assert SignalRepository(session, user_id=others.user_id).with_trades() == []
+        large = Decimal("9876543.21000001")
+        same = {"bot_id": others.bot_id, "ts": NOW, "symbol": "X", "side": "Buy", "quantity": 1, "pnl": large}
+        TradeRepository(session, user_id=others.user_id).bulk_create([same] * 200)
+        assert TradeRepository(session, user_id=others.user_id).get_total_pnl(others.bot_id) == large * 200
 
 
 def test_the_examples_of_the_sqlite_bot_run(either_db: DatabaseFactory) -> None:
     """A signal with its strategies, its trades, the last day's, the outer join; test rows apart."""
-    bot, _ = two_bots(either_db)
+    bot, others = two_bots(either_db)
     with either_db.get_session(user_id=bot.user_id) as session:
         advice, ignored = signal(bot, strategy_version=strategy_hash({"b": 1, "a": Decimal("0.1")})), signal(bot)
         ignored.ts = NOW + HOUR
@@ -211,6 +214,9 @@ def test_the_examples_of_the_sqlite_bot_run(either_db: DatabaseFactory) -> None:
             ("BUY", None),
         ]
         assert len(SignalRepository(session).get_signals(test_mode=None)) == 3
+    with either_db.get_session() as session:
+        assert len(SignalRepository(session, user_id=bot.user_id).with_trades()) == 2
+        assert SignalRepository(session, user_id=others.user_id).with_trades() == []
     with pytest.raises(ConstraintError), either_db.get_session(user_id=bot.user_id) as session:
         session.add(signal(bot, final_confidence=Decimal("1.7")))
     with pytest.raises(InvalidValueError), either_db.get_session(user_id=bot.user_id) as session:
