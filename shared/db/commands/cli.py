@@ -151,7 +151,7 @@ COMMANDS: dict[str, tuple[str, Command]] = {
     "replay": ("store what a recorder put into its dead letters, after it was corrected", replay.add_arguments),
     "backup": ("write the whole database to a file, verified, while bots go on writing", backup.backup_arguments),
     "restore": ("put the database into the state of a backup, all or nothing", backup.restore_arguments),
-    "copy": ("move a whole database to another one, SQLite or PostgreSQL, and compare", copy_database.copy_arguments),
+    "copy": ("move a whole database to another one, of whichever kind, and compare", copy_database.copy_arguments),
     "purge": ("delete old rows of a stream, in short batches", purge.purge_arguments),
     "coverage": (
         "say what is stored of each symbol, run or key, and what is missing",

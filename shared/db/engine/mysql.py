@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
@@ -21,6 +22,7 @@ _CONNECT_TIMEOUT = 10
 SQL_MODE = (
     "STRICT_ALL_TABLES,NO_ZERO_IN_DATE,NO_ZERO_DATE,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION,PIPES_AS_CONCAT"
 )
+_TEXTS = re.compile(r"('(?:[^']|'')*')")
 _SETTINGS = f"SET SESSION sql_mode = '{SQL_MODE}', time_zone = '+00:00'"
 
 
@@ -107,6 +109,18 @@ def _with_ddl(compiler: Any) -> Any:
         def post_create_table(self, table: Any) -> str:
             collation = "utf8mb4_nopad_bin" if self.dialect.is_mariadb else "utf8mb4_0900_bin"
             return f"{super().post_create_table(table)} DEFAULT CHARACTER SET utf8mb4 COLLATE {collation}"
+
+        def visit_check_constraint(self, constraint: Any, **options: Any) -> str:
+            # Written by hand, for other databases: names that are words of SQL here alone, such as `interval`.
+            text: str = super().visit_check_constraint(constraint, **options)
+            quoted = {name: self.preparer.quote(name) for name in (each.name for each in constraint.table.columns)}
+            reserved = [name for name, written in quoted.items() if written != name]
+            if not reserved:
+                return text
+            bare = re.compile(rf"(?<![`\w])({'|'.join(map(re.escape, reserved))})(?![`\w])")
+            parts = _TEXTS.split(text)  # every second one is a text
+            parts[::2] = [bare.sub(lambda found: quoted[found[1]], part) for part in parts[::2]]
+            return "".join(parts)
 
         def visit_create_index(self, create: Any, **options: Any) -> str:
             # There is no index of some rows alone; of NULLs a unique one has as many as it likes.

@@ -11,7 +11,21 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from sqlalchemy import URL, Column, Integer, MetaData, String, Table, insert, inspect, select, text, tuple_, update
+from sqlalchemy import (
+    URL,
+    CheckConstraint,
+    Column,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    insert,
+    inspect,
+    select,
+    text,
+    tuple_,
+    update,
+)
 from sqlalchemy.dialects.mysql import insert as mysql_insert
 
 from shared.db import (
@@ -179,8 +193,12 @@ def test_ddl_that_ends_a_transaction_is_told(maria: DatabaseFactory) -> None:
 
 
 def test_outside_tables_have_the_same_texts(maria: DatabaseFactory) -> None:
-    """Any table that is made by a factory's engine compares by code points, plain columns too."""
-    outside = Table("outside", MetaData(), Column("id", Integer, primary_key=True), Column("name", String(20)))
+    """Any table that is made by a factory's engine compares by code points, plain columns too.
+
+    And its CHECKs may name what is a word of SQL on MariaDB alone.
+    """
+    columns = Column("id", Integer, primary_key=True), Column("name", String(20)), Column("interval", String(8))
+    outside = Table("outside", MetaData(), *columns, CheckConstraint("interval IN ('interval', '1h')"))
     outside.create(maria.engine)
     collations = maria.engine.connect().execute(
         text("SELECT DISTINCT collation_name FROM information_schema.columns WHERE table_name = 'outside'")
