@@ -97,7 +97,15 @@ from shared.db.exchanges.bybit import (
     parse_recent_trades,
     read_archive,
 )
-from shared.db.health.report import Health, PoolHealth, ServerConnections, StreamHealth, TableHealth
+from shared.db.health.report import (
+    Health,
+    PoolHealth,
+    ServerConnections,
+    SlowStatement,
+    StoreHealth,
+    StreamHealth,
+    TableHealth,
+)
 from shared.db.models import (
     AccountStatus,
     ApiCredential,
@@ -235,12 +243,14 @@ __all__ = [
     "SettingsError",
     "SharedDBError",
     "Side",
+    "SlowStatement",
     "SpoolError",
     "SpoolFullError",
     "StaleDocumentError",
     "StaleRowError",
     "StatementCanceledError",
     "StatementRefusedError",
+    "StoreHealth",
     "StoredDifferentlyError",
     "Strategy",
     "StrategyRepository",

@@ -36,7 +36,7 @@ from shared.db.errors import (
     SettingsError,
     TransactionAbandonedError,
 )
-from shared.db.health.look import encoding_problem, look
+from shared.db.health.look import encoding_problem, look, with_stores
 from shared.db.health.report import Health
 from shared.db.sessions import NamingSession
 from shared.db.settings import DatabaseSettings, settings_from
@@ -77,6 +77,7 @@ class DatabaseFactory:
         self._open_sessions = 0
         self._policies_installed: bool | None = None
         self._on_commit: list[OnCommit] = []
+        self._stores: dict[str, Callable[[], bool]] = {}
         _factories.add(self)
 
     def __repr__(self) -> str:
@@ -400,13 +401,23 @@ class DatabaseFactory:
 
         A look on a connection of its own, which writes nothing, creates no file, and ends after `timeout` seconds. A
         database that cannot be reached is a report too, with `reachable=False`. With `check=True` everything is read to
-        find damage, which takes its time; without, `integrity` stays "not checked".
+        find damage, which takes its time; without, `integrity` stays "not checked". Stores beside the database that
+        `add_store()` named are asked after it, for `timeout` seconds at most.
         """
         engine = None if self._engines is None else self._engines.writing
         if self.settings.is_memory:
             # Its only connection is that of the sessions, and what ends there ends for all.
             engine = None if self._open_sessions else self._engine_for(read_only=True)
-        return look(self.settings, self._folder or os.getcwd(), engine, check=check, timeout=timeout)
+        health = look(self.settings, self._folder or os.getcwd(), engine, check=check, timeout=timeout)
+        return with_stores(health, self._stores, timeout)
+
+    def add_store(self, name: str, answers: Callable[[], bool]) -> None:
+        """Have `health()` ask a store beside the database too: a cache, metrics, a replica.
+
+        `answers` says whether the store can be used. It is called in a thread of its own; what it raises, or no answer
+        within the report's timeout, counts as no. A name that was added before is replaced.
+        """
+        self._stores[name] = answers
 
     def create_tables(self) -> bool:
         """Create what is missing of the schema; True if anything was. Any number of processes may call it at once.

@@ -131,6 +131,7 @@ def _metrics(health: Health) -> Iterator[str]:
         )
         for stream in health.streams
     )
+    found.extend(("store_up", "gauge", {"store": store.name}, int(store.reachable)) for store in health.stores)
     told = ""
     for name, kind, labels, value in found:
         if value is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from shared.db.dialects import MYSQL, POSTGRESQL, SQLITE, PerDatabase, port_of
 from shared.db.engine.make import make_probe
 from shared.db.errors import DatabaseCorruptError, DatabaseUnreachableError, NotADatabaseError, SharedDBError
 from shared.db.health import mysql, postgresql, sqlite
-from shared.db.health.report import Health, PoolHealth, StreamHealth
+from shared.db.health.report import Health, PoolHealth, StoreHealth, StreamHealth
 from shared.db.models import Base
 from shared.db.settings import DatabaseSettings
 from shared.db.tables import index_leads_to, streams
@@ -211,6 +211,35 @@ def _newest(key: Column[Any], when: Column[Any]) -> Select[Any]:
 def _check(connection: Connection, health: Health) -> Health:
     checked: Health = _ROOMS.of(connection).check(connection, health, _own_tables(connection))
     return checked
+
+
+def with_stores(health: Health, stores: Mapping[str, Callable[[], bool]], timeout: float) -> Health:
+    """The report with what each store answers, all asked at once; one that is silent for `timeout` seconds is away."""
+    answers: dict[str, bool] = {}
+    why: dict[str, str] = {}
+
+    def ask(name: str, answers_now: Callable[[], bool]) -> None:
+        try:
+            answers[name] = bool(answers_now())
+        except Exception as error:  # noqa: BLE001 # of any client's kind: only its type is told: it may name a password
+            why[name] = f" ({type(error).__name__})"
+
+    threads = [
+        threading.Thread(target=ask, args=store, name="shared.db health", daemon=True) for store in stores.items()
+    ]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + timeout
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    health = replace(health, stores=tuple(StoreHealth(name, answers.get(name, False)) for name in stores))
+    for store in health.stores:
+        if not store.reachable:
+            health = health.with_problem(
+                f"the store {store.name} does not answer{why.get(store.name, '')}; see whether its server runs and "
+                "can be reached from here"
+            )
+    return health
 
 
 def encoding_problem(connection: Connection) -> str | None:

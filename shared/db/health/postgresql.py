@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from sqlalchemy import Connection, text
 
-from shared.db.health.report import Health, ServerConnections, TableHealth
+from shared.db.health.report import Health, ServerConnections, SlowStatement, TableHealth
 from shared.db.settings import DatabaseSettings
 
 # What is counted within milliseconds.
@@ -31,6 +31,7 @@ def look(connection: Connection, health: Health, settings: DatabaseSettings) -> 
         version=f"PostgreSQL {connection.scalar(text('SHOW server_version'))}",
         size_bytes=connection.scalar(text("SELECT pg_database_size(current_database())")),
         connections=ServerConnections(used, limit, dict(by_application), processes, processes * each),
+        slow_statements=_slow_statements(connection),
     )
     remedy = "lower GRIDBOT_DB_POOL_SIZE and GRIDBOT_DB_MAX_OVERFLOW, or raise max_connections"
     if used >= limit * _NEARLY_ALL:
@@ -44,6 +45,34 @@ def look(connection: Connection, health: Health, settings: DatabaseSettings) -> 
             f"{what} allows {limit}; {remedy}"
         )
     return health
+
+
+def _slow_statements(connection: Connection) -> tuple[SlowStatement, ...]:
+    schema = connection.scalar(_STATEMENTS_SCHEMA)
+    if schema is None:
+        return ()
+    return tuple(SlowStatement(*row) for row in connection.execute(text(_SLOW_STATEMENTS.format(schema=schema))))
+
+
+# The setting is there only where the server has loaded the library; without it the view raises.
+_STATEMENTS_SCHEMA = text(
+    """
+    SELECT quote_ident(nspname) FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace
+    WHERE extname = 'pg_stat_statements' AND current_setting('pg_stat_statements.max', true) IS NOT NULL
+        AND has_schema_privilege(nspname, 'USAGE')
+    """
+)
+# The extension puts $1 for a value, but not in commands (ALTER ROLE ... PASSWORD), in comments, nor in a text that it
+# threw away while the statement ran. So questions and writes alone are told, and none with a quote, comment or number.
+# Another login's text is "<insufficient privilege>" to one without pg_read_all_stats.
+_SLOW_STATEMENTS = r"""
+    SELECT query, sum(calls)::bigint, sum(total_exec_time), sum(total_exec_time) / sum(calls), sum(rows)::bigint
+    FROM {schema}.pg_stat_statements
+    WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) AND calls > 0
+        AND query ~* '^\s*(select|insert|update|delete|merge|with)\M'
+        AND strpos(query, chr(39)) = 0 AND query !~ '/\*|--|\$[A-Za-z_]*\$|(^|[^$A-Za-z0-9_.])[0-9]'
+    GROUP BY query ORDER BY 3 DESC LIMIT 10
+"""
 
 
 def limit(connection: Connection, timeout: float) -> None:

@@ -25,6 +25,25 @@ class TableHealth:
 
 
 @dataclass(frozen=True)
+class SlowStatement:
+    """A statement, by its text without values, that took the server `total_ms` in `calls`, and gave `rows` in all."""
+
+    statement: str
+    calls: int
+    total_ms: float
+    mean_ms: float
+    rows: int
+
+
+@dataclass(frozen=True)
+class StoreHealth:
+    """A store beside the database that `db.add_store()` named, and whether it answered."""
+
+    name: str
+    reachable: bool
+
+
+@dataclass(frozen=True)
 class StreamHealth:
     """The newest time (UTC) of a stream: trades by symbol, executions by account (`key`), others likewise."""
 
@@ -65,6 +84,8 @@ class Health:
     `problems` are sentences with their remedy, none if all that was looked at is well; `warnings` may be meant so.
     `integrity` is "ok" only after a look at every page (`check=True`), else it says what was not looked at: of SQLite
     always the values, which have no checksum there.
+    `slow_statements` are the ten that took the longest in all, where PostgreSQL has the extension pg_stat_statements.
+    `stores` are those beside the database that `db.add_store()` named; one that does not answer is a problem.
     `not_ours` are tables of no package that is loaded: another program's, or of a package that is not here.
     What does not exist in this kind of database, or could not be read, is None.
     """
@@ -82,6 +103,8 @@ class Health:
     tables: tuple[TableHealth, ...] = ()
     not_ours: tuple[str, ...] = ()
     streams: tuple[StreamHealth, ...] = ()
+    slow_statements: tuple[SlowStatement, ...] = ()
+    stores: tuple[StoreHealth, ...] = ()
     size_bytes: int | None = None
     journal_mode: str | None = None
     wal_bytes: int | None = None

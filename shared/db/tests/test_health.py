@@ -19,7 +19,15 @@ from typing import Any
 import pytest
 from sqlalchemy import URL, event, text
 
-from shared.db import DatabaseFactory, DatabaseSettings, Health, PublicTradeRepository, TableHealth, database_file
+from shared.db import (
+    DatabaseFactory,
+    DatabaseSettings,
+    Health,
+    PublicTradeRepository,
+    SlowStatement,
+    TableHealth,
+    database_file,
+)
 from shared.db.commands import status
 from shared.db.commands.cli import main
 from shared.db.health import look, postgresql, sqlite
@@ -508,6 +516,56 @@ def test_the_command_gives_metrics(db_settings: DatabaseSettings, capsys: pytest
     assert any(line.startswith('shared_db_table_rows{table="public_trades"} ') for line in lines)
     assert main(["status", "--prometheus", "--db-name", "missing.db"]) == 0
     assert capsys.readouterr().out.splitlines()[1] == "shared_db_up 0"
+
+
+def test_no_value_of_a_statement_is_told(server: DatabaseFactory) -> None:
+    """Of a table with the extension's columns: the longest first, a text in which a value may be left never."""
+    told = ["SELECT price FROM public_trades WHERE symbol = $1 LIMIT $2", "  with a1 AS (SELECT $1) DELETE FROM runs"]
+    kept = [
+        *("ALTER ROLE a PASSWORD 'canary'", "SELECT 'canary'", "SELECT $$canary$$", "SELECT $a$canary$a$"),
+        *("SELECT /* canary */ a", "SELECT a -- canary", "SELECT a FROM b WHERE c=4711", "SELECT 4711", "canary"),
+    ]
+    with server.engine.begin() as connection:
+        assert postgresql._slow_statements(connection) == ()  # this server has no such extension
+        connection.execute(text("CREATE SCHEMA odd"))
+        connection.execute(
+            text(
+                "CREATE TABLE odd.pg_stat_statements AS SELECT oid AS dbid, query, 2::bigint AS calls,"
+                " 10 / place::float8 AS total_exec_time, 3::bigint AS rows FROM pg_database,"
+                " unnest(CAST(:texts AS text[])) WITH ORDINALITY AS t (query, place) WHERE datname = current_database()"
+            ),
+            {"texts": told + kept},
+        )
+        found = connection.execute(text(postgresql._SLOW_STATEMENTS.format(schema="odd"))).all()
+    assert [SlowStatement(*row) for row in found] == [
+        SlowStatement(told[0], 2, 10.0, 5.0, 3),
+        SlowStatement(told[1], 2, 5.0, 2.5, 3),
+    ]
+
+
+def test_the_stores_beside_the_database_are_asked_too(tmp_path: Path) -> None:
+    """One that says no, raises or hangs is a problem by its name, without the words of its client."""
+    released = threading.Event()
+
+    def broken() -> bool:
+        raise ConnectionError("redis://:canary@host")
+
+    with file_database(tmp_path / "a.db") as db:
+        db.create_tables()
+        stores = {"cache": lambda: True, "metrics": lambda: False, "replica": broken, "hung": released.wait}
+        for name, answers in stores.items():
+            db.add_store(name, answers)
+        health = db.health(timeout=2)
+        released.set()
+    assert {store.name: store.reachable for store in health.stores} == {name: name == "cache" for name in stores}
+    assert [problem.partition(";")[0] for problem in health.problems] == [
+        "the store metrics does not answer",
+        "the store replica does not answer (ConnectionError)",
+        "the store hung does not answer",
+    ]
+    assert health.reachable
+    assert "canary" not in repr(health)
+    assert 'shared_db_store_up{store="metrics"} 0' in list(status._metrics(health))
 
 
 def test_no_secret_is_in_a_report(server: DatabaseFactory, postgresql_url: URL) -> None:
