@@ -1,0 +1,97 @@
+"""`python -m shared.fleet import-json FILE ... --user USER_ID --bot NAME`: records of other systems' JSON files.
+
+Exit codes: 0 done, 1 failed or some records were not taken, 2 usage, 3 the schema is not at the newest revision, 130
+interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from shared.db import DatabaseFactory, SchemaVersionError, SharedDBError
+from shared.fleet.import_json import KINDS, RULES, TaggingRule, import_json
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m shared.fleet", description="Tools of shared.fleet. Settings come from GRIDBOT_DB_* variables."
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    text = "store signals and trades of JSON files; again it changes nothing"
+    command = commands.add_parser("import-json", help=text, description=text)
+    command.add_argument("--db-url", metavar="URL", help="whole database URL, in place of the settings")
+    command.add_argument(
+        "files", nargs="+", metavar="FILE", help="array, object of arrays, lines, or FILE.rejected.jsonl"
+    )
+    command.add_argument("--user", required=True, metavar="USER_ID", help="whose the records are, whatever they say")
+    command.add_argument("--bot", required=True, metavar="NAME", help="the user's bot whose they are")
+    command.add_argument(
+        "--as", dest="kind", choices=KINDS, help="what an array holds, if its file's name does not say"
+    )
+    command.add_argument("--leave-out", action="append", default=[], metavar="FIELD", help="a field that has no column")
+    command.add_argument(
+        "--test-rule",
+        action="append",
+        default=[],
+        type=_rule,
+        metavar="RULE",
+        help=f"tag as test what it fits: FIELD=VALUE, FIELD<VALUE, FIELD>VALUE, FIELD=BEGIN*, or {', '.join(RULES)}",
+    )
+
+    options = parser.parse_args(arguments)
+    if options.db_url == "":
+        command.error("argument --db-url: is empty; leave it out for the other settings")
+    try:
+        return _import(options)
+    except KeyboardInterrupt:
+        return _failed("interrupted; what was stored stays, run the same command again to go on", 130)
+    except (SharedDBError, SQLAlchemyError) as error:
+        return _failed(str(error), 3 if isinstance(error, SchemaVersionError) else 1)
+    except OSError as error:
+        return _failed(f"{error.filename or 'output'}: {error.strerror or error}", 1)
+
+
+def _import(options: argparse.Namespace) -> int:
+    left = 0
+    with DatabaseFactory(options.db_url) as db:
+        reports = import_json(
+            db,
+            options.files,
+            user_id=options.user,
+            bot=options.bot,
+            kind=options.kind,
+            rules=options.test_rule,
+            leave_out=options.leave_out,
+        )
+        for report in reports:
+            print(
+                f"{report.file}: {report.inserted:,} new, {report.skipped:,} already stored, "
+                f"{report.rejected:,} rejected; {report.tagged:,} tagged as test"
+            )
+            if report.rejected:
+                _failed(
+                    f"{report.rejected_file} tells what was not taken, and why; correct it there, and import that file"
+                )
+            left += report.rejected
+    return 1 if left else 0
+
+
+def _failed(why: str, code: int = 1) -> int:
+    print(f"shared.fleet: {why.strip().splitlines()[0]}", file=sys.stderr)
+    return code
+
+
+def _rule(text: str) -> TaggingRule:
+    try:
+        return TaggingRule.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
