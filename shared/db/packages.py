@@ -77,6 +77,8 @@ class Line:
         return tuple(line)
 
 
+_merely_installed: set[str] = set()
+
 OWN: Line = Line(OURS, Path(__file__).parent / "migrations" / "versions", "shared.db.models")
 
 
@@ -95,12 +97,19 @@ def load(settings: DatabaseSettings) -> None:
                 f"name some of {', '.join([OURS, *sorted(offered.values())])}"
             )
         offered = {module: name for module, name in offered.items() if name in wanted}
+    else:
+        _merely_installed.update(name for module, name in offered.items() if module not in sys.modules)
     modules = settings.models.split(",") if settings.models else []
     for module, name in (offered | {module: module for module in modules if module not in offered}).items():
         try:
             importlib.import_module(module)
         except (ImportError, InvalidRequestError) as error:
             raise PackageError(name, module, str(error)) from error
+
+
+def is_merely_installed(package: str) -> bool:
+    """Whether a package's tables were loaded because it is installed, and nobody asked for them."""
+    return package in _merely_installed
 
 
 def lines() -> list[Line]:

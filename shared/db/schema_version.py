@@ -136,8 +136,15 @@ def difference(
 
 
 def first_difference(connection: Connection) -> SchemaVersionError | None:
-    """The same of all packages that are loaded: ours, or the first other one's."""
-    return next(filter(None, (difference(connection, line=line) for line in packages.lines())), None)
+    """The same of all packages that are loaded: ours, or the first other one's.
+
+    One that was loaded because it is installed, and has no table here, is not used here.
+    """
+    for line in packages.lines():
+        problem = difference(connection, line=line)
+        if problem is not None and not (problem.state == "empty" and packages.is_merely_installed(line.package)):
+            return problem
+    return None
 
 
 def must_create(connection: Connection) -> bool:

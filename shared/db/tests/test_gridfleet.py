@@ -15,12 +15,43 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
+from shared.db.tests.forked import run_python
+
 _PACKAGE = Path(__file__).parents[1]
 _EXAMPLE = _PACKAGE.parents[1] / "examples" / "gridfleet"
 BESIDE = sorted(
     path.parent for path in _PACKAGE.parent.glob("*/pyproject.toml") if "entry-points" in path.read_text("utf-8")
 )
 """The packages of the workspace that have tables."""
+
+
+# How many orders the API tells each user of. A server of its own is in the tests of shared.db.web.
+ASKED = """
+import asyncio, json
+from decimal import Decimal
+from gridfleet.api import api
+from gridfleet.bot import Bot
+from shared.db import DatabaseFactory
+from tests.test_gridfleet import fleet
+
+async def asked(user):
+    sent = []
+    async def receive():
+        return {"type": "http.request"}
+    async def send(message):
+        sent.append(message)
+    headers = [(b"x-user", user)] if user else []
+    scope = {"type": "http", "method": "GET", "path": "/orders", "query_string": b"", "headers": headers}
+    await app(scope, receive, send)
+    print(sent[0]["status"], len(json.loads(sent[1]["body"])))
+
+with DatabaseFactory("sqlite://") as db:
+    db.create_tables()
+    app = api(fleet(db))
+    Bot(db, "ann", "run-ann").place_grid("BTCUSDT", 2, Decimal("0.01"), Decimal("0.1"))
+    for user in (b"ann", b"bob", b""):
+        asyncio.run(asked(user))
+"""
 
 
 @pytest.fixture
@@ -77,6 +108,12 @@ def test_a_package_beside_this_one_passes_its_own_tests(package: Path, postgresq
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "skipped" not in done.stdout
+
+
+def test_the_api_shows_each_user_their_own_orders(environment: dict[str, str]) -> None:
+    """One request after the other, each in a session of its own; without a user none."""
+    ended = run_python("-c", ASKED, environment=environment)
+    assert ended.stdout.splitlines() == ["200 2", "200 0", "401 1"], ended.stderr
 
 
 def test_the_example_stays_small() -> None:

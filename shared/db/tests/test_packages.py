@@ -94,6 +94,17 @@ def test_models_that_cannot_be_imported_are_told(installed: Installed, tmp_path:
     assert not (tmp_path / "grid.db").exists()
 
 
+def test_a_package_that_is_merely_installed_asks_for_nothing(installed: Installed) -> None:
+    """A database that was made without its tables serves every command; one that names the package is told."""
+    installed.done("init", "--db-url", "sqlite:///bots.db")
+    revisions = installed.package("outside_fleet") / "revisions"
+    (revisions / "0001_first.py").write_text('revision = "0001_first"\ndown_revision = None\n')
+    for command in (["export", "trades", "--symbol", "BTCUSDT", "-o", "trades.csv"], ["coverage"], ["status"]):
+        installed.done(*command, "--db-url", "sqlite:///bots.db", GRIDBOT_DB_PACKAGES="")
+    told = installed.run("coverage", "--db-url", "sqlite:///bots.db", GRIDBOT_DB_PACKAGES="outside_fleet")
+    assert (told.returncode, told.stderr.count("no tables of outside_fleet yet")) == (3, 1)
+
+
 def test_two_packages_with_one_table_are_told(installed: Installed) -> None:
     """Both cannot be right."""
     installed.package("first_fleet")
