@@ -247,8 +247,8 @@ def _records(path: Path, kind: str | None) -> list[_Record]:
                 f"{path} is broken at byte {at} ({error.msg}); mend it, nothing of it was stored"
             ) from None
         lines = [_line(line) for line in text.splitlines() if line.strip()]
-    except RecursionError:
-        raise InputError(f"{path} is nested too deep; nothing of it was stored") from None
+    except (ValueError, RecursionError):  # a number of thousands of digits, or brackets within brackets
+        raise InputError(f"{path} has a number too long or is nested too deep; nothing of it was stored") from None
     if lines is None and isinstance(told, dict):
         return [_Record(of, at, given) for of, those in told.items() for at, given in enumerate(those)]
     given_ones = lines if lines is not None else told
@@ -273,7 +273,12 @@ def _by_kind(told: dict[str, Any]) -> bool:
 
 
 def _parsed(text: str) -> Any:
-    return json.loads(text, parse_float=Decimal)
+    return json.loads(text, parse_float=_float)
+
+
+def _float(text: str) -> Decimal | str:
+    number = _number(text)
+    return text if number is None else number
 
 
 def _line(line: str) -> Any:
@@ -316,9 +321,10 @@ def _number(value: Any) -> Decimal | None:
     if isinstance(value, bool) or not isinstance(value, (int, str, Decimal)):
         return None
     try:
-        return Decimal(value)
+        number = Decimal(value)
     except InvalidOperation:
         return None
+    return number if number.is_finite() else None
 
 
 def _instant(field: str, text: str) -> datetime:
@@ -329,10 +335,12 @@ def _instant(field: str, text: str) -> datetime:
     return told if told.tzinfo is not None else told.replace(tzinfo=UTC)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, levels: int = 100) -> Any:
     """A document with floats where JSON has them, as long as they are the same number; other Decimals stay exact."""
+    if levels == 0:
+        raise ValueError("a document has at most 100 levels")
     if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items()}
+        return {name: _plain(one, levels - 1) for name, one in value.items()}
     if isinstance(value, list):
-        return [_plain(one) for one in value]
+        return [_plain(one, levels - 1) for one in value]
     return float(value) if isinstance(value, Decimal) and Decimal(repr(float(value))) == value else value

@@ -127,6 +127,12 @@ def test_records_come_in_once_and_bad_ones_are_corrected_and_replayed(
         ([FILL], ["--as", "trades", "--bot", "other"], 1, "no bot called 'other'"),
         ([FILL], ["--as", "trades", "--test-rule", "large"], 2, "is no rule"),
         ({"orders": 1}, ["--as", "trades"], 1, "rejected"),
+        ([FILL | {"amount": "NaN"}], ["--as", "trades", "--test-rule", "large-amount"], 1, "rejected"),
+        ([{"symbol": "X"}], ["--as", "trades"], 1, "rejected"),
+        ('[{"amount": 1e99999999999999999999}]', ["--as", "trades"], 1, "rejected"),
+        (f'[{{"amount": {"9" * 5000}}}]', ["--as", "trades"], 1, "a number too long"),
+        ("[" * 100_000, ["--as", "trades"], 1, "nested too deep"),
+        ([{"strategies": json.loads("[" * 400 + "]" * 400)}], ["--as", "signals"], 1, "rejected"),
     ],
 )
 def test_what_cannot_be_imported_is_one_line(
