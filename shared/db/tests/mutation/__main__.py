@@ -41,7 +41,7 @@ TESTS = {
     "tenancy/session_scope.py": ["test_tenancy_self_check.py", "test_round_trips.py", "test_streams.py"],
     "tenancy/guard.py": ["test_repositories.py"],
     "tenancy/entity_values.py": ["test_repositories.py"],
-    "tenancy/plain_writes.py": ["test_repositories.py"],
+    "tenancy/plain_writes.py": ["test_repositories.py", "test_natural_keys.py"],
     "tenancy/ownership.py": ["test_repositories.py"],
     "models.py": ["test_tenancy.py", "test_tenancy_guards.py"],
     "tenancy/leftovers.py": ["test_tenancy_leftovers.py"],
