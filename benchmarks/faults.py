@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import time
 
@@ -63,6 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"there is no scenario {', '.join(unknown)}; there are {', '.join(SCENARIOS)}")
     print(f"--seed {asked.seed}", flush=True)
     logging.disable(logging.WARNING)  # what the library tells of the faults that are wanted here
+    os.environ["GRIDBOT_DB_PACKAGES"] = "shared.db"  # and no tables of the packages beside it
     figures: list[Figure] = []
     with ground(short=asked.short, seed=asked.seed) as here:
         for name in asked.names or SCENARIOS:
