@@ -222,6 +222,20 @@ def test_an_object_made_by_hand_gives_all_that_is_set_on_it(db: DatabaseFactory,
     assert load(db, options).status == "failed"
 
 
+def test_an_object_made_by_hand_does_not_come_along_with_its_parent(
+    db: DatabaseFactory, options: dict[str, Any]
+) -> None:
+    """What was changed on it is written, and the parent that it names has the row and not the object."""
+    load(db, options)
+    with db.get_session(**options) as session:
+        account = session.scalars(select(BybitAccount)).one()
+        given = Run(run_id="run", account=account, host="here")
+        written = RunRepository(session, "ann").update(given)
+        account.account_name = "renamed"  # flushed, and with it whatever it believes to have
+        session.flush()
+        assert account.runs == [written] != [given]
+
+
 def test_an_object_of_another_session_keeps_its_changes(lasting: DatabaseFactory) -> None:
     """What it holds is copied; it stays where it is, and so does what is set on it."""
     load(lasting, {})

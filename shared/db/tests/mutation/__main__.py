@@ -52,7 +52,7 @@ TESTS = {
     "engine/round_trips.py": ["test_round_trips.py"],
     "database.py": ["test_tenancy.py", "test_tenancy_required.py"],
     "engine/make.py": ["test_tenancy.py", "test_tenancy_required.py"],
-    "repositories.py": ["test_repositories.py", "test_tenancy_guards.py"],
+    "repositories.py": ["test_repositories.py", "test_tenancy_guards.py", "test_merging.py"],
     "tables.py": ["test_tenancy.py", "test_tables.py", "test_bulk.py"],
     "bulk/create.py": ["test_bulk.py", "test_tenancy_adversarial.py"],
     "bulk/update.py": ["test_bulk.py"],
