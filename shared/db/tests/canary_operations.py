@@ -35,6 +35,10 @@ from shared.db.tests.support import execution_values, postgresql_programs, trade
 from shared.db.value_forms.files import FORMATS
 
 
+def _store_whose_error_shows_its_password() -> bool:
+    raise ConnectionError(f"redis://:{SECRET}@cache:6379")
+
+
 def use_everything(stage: Stage) -> None:
     """The public operations, with everything that they print, return or show."""
     with stage.open() as db:
@@ -90,6 +94,7 @@ def use_everything(stage: Stage) -> None:
             db.run_in_transaction(stored_credential),
             db.run_in_transaction(stored_credential, serializable=True),
         )
+        db.add_store("cache", _store_whose_error_shows_its_password)
         stage.see("health", db.health(check=True), db.health().as_dict())
         with db.get_session() as session:
             bulk_create(session, ApiCredential, [{"account_id": "ann-2", "api_key_id": "k", "api_secret": SECRET}])
