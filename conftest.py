@@ -62,6 +62,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if elsewhere or package.name in _missing() else None
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that no process is left alone with them while the others have ended."""
+    items.sort(key=lambda item: item.path.name not in ("test_migrations_docs.py", "test_gridfleet.py"))
+
+
 def pytest_collection_finish() -> None:
     """What the modules hold stays to the end: the collector need not walk it over and over."""
     gc.collect()
