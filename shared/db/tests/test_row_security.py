@@ -53,6 +53,17 @@ def runs_seen(url: URL, role: str | None, user: str | None) -> list[str] | str:
 # Whom it holds
 
 
+def test_neither_the_role_nor_the_user_outlives_the_transaction(policed_fleet: DatabaseFactory) -> None:
+    """Nor where no raw SQL ran, after which the connection would be swept."""
+    settings = policed_fleet.settings.model_copy(update={"pool_size": 1, "max_overflow": 0})
+    with DatabaseFactory(settings) as db:
+        with db.get_session(user_id="ann") as session:
+            assert session.scalars(select(Run.run_id)).all() == ["run-ann"]
+        with db.engine.connect() as connection:
+            left = "SELECT current_setting('role'), current_setting('shared_db.user_id', true)"
+            assert tuple(connection.exec_driver_sql(left).one()) == ("none", "")
+
+
 def test_only_the_tenant_role_is_held_and_unset_it_sees_nothing(owner: DatabaseFactory, roles: Roles) -> None:
     """Owner and superuser see all, as themselves; the role, whoever adopts it, the set user's rows; others nothing."""
     tenant, url = owner.settings.tenant_role, owner.settings.url
