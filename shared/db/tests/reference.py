@@ -81,7 +81,7 @@ def _members(public: type[Any]) -> Iterator[tuple[str, Any]]:
     public_bases = [base for base in public.__mro__[1:] if base.__name__ in shared.db.__all__]
     shown_there = {above for base in public_bases for above in base.__mro__}
     own = [base for base in public.__mro__ if base.__module__.startswith("shared.db") and base not in shown_there]
-    known = {name for base in public.__mro__ if base not in own for name in vars(base)}
+    known = {name for base in public.__mro__ if base not in own for name in vars(base)} | {"merge_all"}  # of 2.1
     for name, value in {name: value for base in reversed(own) for name, value in vars(base).items()}.items():
         plain = value.__func__ if isinstance(value, (classmethod, staticmethod)) else value
         documented = inspect.isfunction(plain) or isinstance(plain, property)

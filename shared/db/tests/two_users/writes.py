@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 import pytest
+import sqlalchemy
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
@@ -286,6 +287,8 @@ def _insert(session: Session, world: World, rng: Random) -> None:
     model = _one_more(world, rng)
     rows = [world.new(model, rng), world.new(model, rng)]
     way = rng.randrange(4)
+    if model is ApiCredential and sqlalchemy.__version__.startswith("2.0"):
+        way = 1 + way % 2  # a list beside the statement does not reach a hybrid there, and is refused for its NULL
     session.flush()
     if way == 0:
         session.execute(insert(model), rows)
