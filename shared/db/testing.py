@@ -32,6 +32,28 @@ from shared.db.database import DatabaseFactory
 from shared.db.models import BybitAccount, Environment, Run, Strategy, User
 from shared.db.settings import DatabaseSettings
 
+__all__ = [
+    "clean_environment",
+    "db",
+    "db_settings",
+    "empty_postgresql_url",
+    "mysql_server",
+    "mysql_url",
+    "policed_copies",
+    "policed_db",
+    "postgresql_copies",
+    "postgresql_server",
+    "postgresql_template",
+    "postgresql_url",
+    "sample_account",
+    "sample_run",
+    "sample_strategy",
+    "sample_user",
+    "session",
+    "sqlite_template",
+]
+"""The fixtures, for a conftest.py that cannot name a plugin: `from shared.db.testing import *`."""
+
 T = TypeVar("T")
 _numbers = itertools.count()
 
@@ -175,7 +197,7 @@ def _mysql_in(folder: Path, program: str) -> Iterator[URL]:
     try:
         # A connection that is refused meanwhile would be left open by its driver.
         while not socket.exists() and server.poll() is None:
-            time.sleep(0.05)
+            time.sleep(0.05)  # it is starting
         yield url
     finally:
         server.terminate()
@@ -308,7 +330,7 @@ class _Databases:
             *(f"SELECT count(*), max(xmin::text::bigint) FROM pg_catalog.pg_{name}" for name in _CATALOGS),
             "SELECT count(*), max(xmin::text::bigint) FROM pg_catalog.pg_db_role_setting",
             "SELECT 0, xmin::text::bigint FROM pg_catalog.pg_database WHERE datname = current_database()",
-            "SELECT 0, max(reltuples)::bigint FROM pg_catalog.pg_class WHERE oid >= 16384",
+            "SELECT count(*) FILTER (WHERE reltuples >= 0), sum(reltuples)::bigint FROM pg_catalog.pg_class",
             "SELECT count(*), max(xmin::text::bigint) FROM public.shared_db_version",
             "SELECT count(*), 0 FROM pg_catalog.pg_prepared_xacts WHERE database = current_database()",
         ]

@@ -10,26 +10,7 @@ import pytest
 from sqlalchemy import URL
 
 from shared.db import DatabaseFactory
-from shared.db.testing import (  # noqa: F401 # fixtures
-    clean_environment,
-    db,
-    db_settings,
-    empty_postgresql_url,
-    mysql_server,
-    mysql_url,
-    policed_copies,
-    policed_db,
-    postgresql_copies,
-    postgresql_server,
-    postgresql_template,
-    postgresql_url,
-    sample_account,
-    sample_run,
-    sample_strategy,
-    sample_user,
-    session,
-    sqlite_template,
-)
+from shared.db.testing import *  # noqa: F403 # its fixtures
 from shared.db.tests.fleet import (  # noqa: F401 # fixtures
     busy_fleet,
     fleet,
@@ -56,7 +37,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def _empty_folder(clean_environment: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # noqa: F811 # a fixture
+def _empty_folder(clean_environment: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # a fixture
     """No variable and no .env of the machine reaches a test; each starts in an empty folder, and our tables alone."""
     monkeypatch.setenv("GRIDBOT_DB_PACKAGES", "shared.db")
     monkeypatch.chdir(tmp_path)
