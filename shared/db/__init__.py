@@ -15,6 +15,7 @@ from shared.db.column_types import (
     Vocabulary,
     exact_sum,
     new_uuid,
+    one_of,
     utc_now,
 )
 from shared.db.database import DatabaseFactory, get_db, initialize_database
@@ -287,6 +288,7 @@ __all__ = [
     "get_db",
     "initialize_database",
     "new_uuid",
+    "one_of",
     "parse_answer",
     "parse_execution_list",
     "parse_executions",

@@ -21,6 +21,7 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     Boolean,
+    CheckConstraint,
     Column,
     DateTime,
     Dialect,
@@ -578,6 +579,11 @@ class Vocabulary(CheckedType):
     def shortcut(self, dialect: Dialect) -> Shortcut:
         """For plain strings."""
         return texts.words(frozenset(self._allowed))
+
+
+def one_of(column: str, words: type[StrEnum]) -> CheckConstraint:
+    """A CHECK, named after the column, with the words that a `Vocabulary` takes: for a model's `__table_args__`."""
+    return CheckConstraint(f"{column} IN ({', '.join(repr(word.value) for word in words)})", name=column)
 
 
 class CheckedInteger(CheckedType):

@@ -15,7 +15,6 @@ from enum import StrEnum
 from typing import Any, ClassVar, NamedTuple, Self
 
 from sqlalchemy import (
-    CheckConstraint,
     Connection,
     ForeignKey,
     ForeignKeyConstraint,
@@ -40,6 +39,7 @@ from shared.db.column_types import (
     UTCDateTime,
     Vocabulary,
     new_uuid,
+    one_of,
     utc_now,
 )
 from shared.db.encryption import PlainSecret, SecretText, StoredSecret, encryption_of, storable_plain
@@ -135,11 +135,6 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _one_of(column: str, words: type[StrEnum]) -> CheckConstraint:
-    """A named CHECK with the same words as the Python enumeration."""
-    return CheckConstraint(f"{column} IN ({', '.join(repr(word.value) for word in words)})", name=column)
-
-
 def _id_column() -> Mapped[str]:
     return mapped_column(BoundedString(ID_LENGTH), primary_key=True, default=_uuid4, server_default=new_uuid())
 
@@ -167,7 +162,7 @@ class User(Base):
 
     __tablename__ = "users"
     __ownership__ = Ownership("user_id")
-    __table_args__ = (_one_of("status", UserStatus),)
+    __table_args__ = (one_of("status", UserStatus),)
     _repr_names = ("username", "status")
 
     user_id: Mapped[str] = _id_column()
@@ -197,8 +192,8 @@ class BybitAccount(Base):
     __table_args__ = (
         UniqueConstraint("user_id", "account_name"),
         _named_by_runs("bybit_accounts", "account_id", "user_id"),
-        _one_of("environment", Environment),
-        _one_of("status", AccountStatus),
+        one_of("environment", Environment),
+        one_of("status", AccountStatus),
     )
     _repr_names = ("account_name", "environment", "status")
 
@@ -364,8 +359,8 @@ class Run(Base):
     __table_args__ = (
         _parent_agreeing("bybit_accounts", "account_id", "user_id"),
         _parent_agreeing("strategies", "strategy_id", "account_id"),
-        _one_of("run_type", RunType),
-        _one_of("status", RunStatus),
+        one_of("run_type", RunType),
+        one_of("status", RunStatus),
         # These two serve the specification's index on user_id by their leading column, and the newest runs of
         # a user and `get_running` besides. A third index on user_id alone would only slow down writes.
         Index(None, "user_id", "start_ts", "run_id"),
@@ -447,7 +442,7 @@ class PublicTrade(Base):
         row=TradeRow,
         exported=("exchange_ts", "symbol", "side", "price", "size", "trade_id", "local_ts"),
     )
-    __table_args__ = (UniqueConstraint("symbol", "exchange_ts", "trade_id"), _one_of("side", Side))
+    __table_args__ = (UniqueConstraint("symbol", "exchange_ts", "trade_id"), one_of("side", Side))
     _repr_names = ("symbol", "trade_id", "exchange_ts")
 
     id: Mapped[int] = mapped_column(CheckedInteger(), primary_key=True, autoincrement=True)
@@ -517,7 +512,7 @@ class PrivateExecution(Base):
     __table_args__ = (
         UniqueConstraint("run_id", "exec_id"),
         Index(None, "account_id", "exchange_ts"),
-        _one_of("side", Side),
+        one_of("side", Side),
     )
     _repr_names = ("run_id", "symbol", "exec_id", "exchange_ts")
 
@@ -563,7 +558,7 @@ class AuditLog(OptionalBase):
     __tablename__ = "audit_log"
     __ownership__ = Ownership("user_id")
     __table_args__ = (
-        _one_of("action", AuditAction),
+        one_of("action", AuditAction),
         Index(None, "user_id", "created_at", "id"),
         Index(None, "entity", "entity_id", "created_at"),
         Index(None, "action", "created_at"),

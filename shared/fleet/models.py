@@ -25,6 +25,7 @@ from shared.db import (
     UTCDateTime,
     Vocabulary,
     new_uuid,
+    one_of,
     utc_now,
 )
 
@@ -92,10 +93,6 @@ def _new_id() -> str:
     return str(uuid.uuid4())
 
 
-def _one_of(column: str, words: type[StrEnum]) -> CheckConstraint:
-    return CheckConstraint(f"{column} IN ({', '.join(repr(word.value) for word in words)})", name=column)
-
-
 def _id() -> Mapped[str]:
     return mapped_column(BoundedString(36), primary_key=True, default=_new_id, server_default=new_uuid())
 
@@ -133,8 +130,8 @@ class Bot(Base):
         UniqueConstraint("user_id", "api_url"),
         CheckConstraint("api_url IS NULL OR bot_type = 'external'", name="api_url"),
         CheckConstraint("exposed_host_port BETWEEN 1 AND 65535", name="exposed_host_port"),
-        _one_of("bot_type", BotType),
-        _one_of("status", BotStatus),
+        one_of("bot_type", BotType),
+        one_of("status", BotStatus),
     )
     _repr_names = ("name", "bot_type", "status")
 
@@ -165,7 +162,7 @@ class Signal(Base):
     __table_args__ = (
         Index(None, "bot_id", "ts", "signal_id"),
         CheckConstraint("final_confidence >= 0 AND final_confidence <= 1", name="final_confidence"),
-        _one_of("final_signal", Verdict),
+        one_of("final_signal", Verdict),
     )
     _repr_names = ("symbol", "ts", "final_signal")
 
@@ -202,8 +199,8 @@ class Trade(Base):
         Index(None, "bot_id", "ts", "trade_id"),
         Index(None, "signal_id"),
         CheckConstraint("quantity >= 0", name="quantity"),
-        _one_of("side", Side),
-        _one_of("status", TradeStatus),
+        one_of("side", Side),
+        one_of("status", TradeStatus),
     )
     _repr_names = ("symbol", "ts", "side", "status")
 
@@ -234,7 +231,7 @@ class PortfolioPosition(Base):
     __table_args__ = (
         Index(None, "bot_id", "closed_at"),
         CheckConstraint("quantity >= 0", name="quantity"),
-        _one_of("side", Side),
+        one_of("side", Side),
     )
     _repr_names = ("symbol", "side", "closed_at")
 
@@ -306,7 +303,7 @@ class Alert(Base):
 
     __tablename__ = "alerts"
     __ownership__ = Ownership("user_id")
-    __table_args__ = (Index(None, "user_id", "ts"), _one_of("severity", Severity))
+    __table_args__ = (Index(None, "user_id", "ts"), one_of("severity", Severity))
     _repr_names = ("severity", "title", "ts")
 
     alert_id: Mapped[str] = _id()
@@ -329,7 +326,7 @@ class Event(Base):
     __table_args__ = (
         Index(None, "user_id", "ts", "event_id"),
         Index(None, "bot_id"),
-        _one_of("level", EventLevel),
+        one_of("level", EventLevel),
     )
     _repr_names = ("level", "event_type", "ts")
 

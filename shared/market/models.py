@@ -23,6 +23,7 @@ from shared.db import (
     UTCDateTime,
     Vocabulary,
     new_uuid,
+    one_of,
     utc_now,
 )
 
@@ -71,16 +72,12 @@ def _new_id() -> str:
     return str(uuid.uuid4())
 
 
-def _one_of(column: str, words: type[StrEnum]) -> CheckConstraint:
-    return CheckConstraint(f"{column} IN ({', '.join(repr(word.value) for word in words)})", name=column)
-
-
 class Instrument(Base):
     """What is traded: a coin, a contract, a share."""
 
     __tablename__ = "instruments"
     __ownership__ = SHARED_BY_ALL
-    __table_args__ = (Index(None, "sector"), _one_of("status", InstrumentStatus))
+    __table_args__ = (Index(None, "sector"), one_of("status", InstrumentStatus))
     _repr_names = ("symbol", "status")
 
     symbol: Mapped[str] = mapped_column(BoundedString(32), primary_key=True)
@@ -110,7 +107,7 @@ class StoredCandle(Base):
     __table_args__ = (
         UniqueConstraint("symbol", "interval", "open_ts"),
         Index(None, "symbol", "open_ts", "interval"),
-        _one_of("interval", Interval),
+        one_of("interval", Interval),
         CheckConstraint("low <= open AND low <= close AND high >= open AND high >= close", name="low_to_high"),
         CheckConstraint("volume >= 0", name="volume"),
     )

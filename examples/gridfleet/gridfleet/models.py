@@ -7,7 +7,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
+from sqlalchemy import ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.db import (
@@ -21,6 +21,7 @@ from shared.db import (
     Stream,
     UTCDateTime,
     Vocabulary,
+    one_of,
 )
 
 
@@ -49,7 +50,7 @@ class Order(Base):
     __table_args__ = (
         UniqueConstraint("run_id", "order_id"),
         Index(None, "run_id", "placed_ts"),
-        CheckConstraint("status IN ('open', 'filled', 'cancelled')", name="status"),
+        one_of("status", OrderStatus),
     )
 
     id: Mapped[int] = _numbered()

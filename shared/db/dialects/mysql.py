@@ -101,11 +101,8 @@ class MySQL(Port):
         **dict.fromkeys(("database", "db"), "database"),
     }
     error: ClassVar[type[Exception]] = _NoDriver if pymysql is None else pymysql.MySQLError
-    transactional_ddl: ClassVar[bool] = False
     # A second statement on the connection ends the reading of the first one, without a word.
     keeps_cursors: ClassVar[bool] = False
-    # MariaDB reads every row for it, and a page gets the slower the later it is.
-    seeks_rows: ClassVar[bool] = False
 
     def money(self, digits: int, places: int) -> TypeEngine[Any]:
         """Exact, under the strict mode that each connection sets."""

@@ -58,8 +58,6 @@ class Port(ABC):
     """Whether the server confines a user's session by policies of its own."""
     has_sequences: ClassVar[bool] = False
     """Whether numbers of new rows come from a sequence that knows nothing of the rows there are."""
-    transactional_ddl: ClassVar[bool] = True
-    """Whether a change of the schema can be rolled back."""
     rolls_back_statements: ClassVar[bool] = True
     """Whether a statement that fails is undone alone, and the transaction goes on."""
     runs_several: ClassVar[bool] = True
@@ -78,8 +76,6 @@ class Port(ABC):
     """Whether a column holds nothing but its type's values."""
     takes_texts: ClassVar[bool] = False
     """Whether many rows go to it as text, whatever their columns hold."""
-    seeks_rows: ClassVar[bool] = True
-    """Whether a comparison of several columns at once, (a, b) > (x, y), is looked up in an index."""
 
     def dialect(self) -> Dialect:
         """SQLAlchemy's dialect, of no engine."""

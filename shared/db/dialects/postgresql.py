@@ -277,7 +277,7 @@ def lock_schema(connection: BoundConnection, function: str = "pg_try_advisory_xa
         if not told and time.monotonic() - started > _PATIENCE:
             _log.warning("waiting for %s, which is changing the schema", _lock_holder(connection))
             told = True
-        time.sleep(_PAUSE)
+        time.sleep(_PAUSE)  # a blocking call would hold a snapshot, see above
     look_past_temporary_tables(connection, transaction="xact" in function)
 
 

@@ -81,7 +81,7 @@ def _switch_to_wal(connection: sqlite3.Connection) -> None:
                 break
             if not error.sqlite_errorname.startswith("SQLITE_BUSY") or time.monotonic() > deadline:
                 raise
-            time.sleep(0.01)
+            time.sleep(0.01)  # the busy timeout does not hold for a change of the journal's mode
 
 
 def _read_schema(connection: sqlite3.Connection) -> None:

@@ -70,7 +70,7 @@ def _server(_process: int) -> str:
     atexit.register(end)
     while not Path(address).exists():
         assert server.poll() is None
-        time.sleep(0.01)
+        time.sleep(0.01)  # it is loading the library
     return address
 
 

@@ -448,8 +448,7 @@ def test_a_queue_that_moves_is_waited_for(lasting: DatabaseFactory) -> None:
     async def main() -> int:
         with DatabaseFactory(settings) as small:
             sessions = [
-                # Work that holds its thread for a while: the queue has to form.
-                _in_session(small, lambda session: session.run_sync(lambda s: time.sleep(0.02)))
+                _in_session(small, lambda session: session.run_sync(lambda s: time.sleep(0.02)))  # for a queue to form
                 for _ in range(40)
             ]
             return len(await asyncio.gather(*sessions))
