@@ -16,10 +16,9 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, NamedTuple
 
-from sqlalchemy import inspect
-
 from shared.db import packages, schema_version
 from shared.db.database import DatabaseFactory
+from shared.db.dialects import port_of
 from shared.db.errors import BackupError, TargetNotEmptyError
 from shared.db.operations.contents import row_counts
 from shared.db.operations.interruption import check, finishing, waiting
@@ -89,7 +88,7 @@ def restore(db: DatabaseFactory, path: Path, script: Script, folder: str | Path 
     Raises `TargetNotEmptyError` for a database with tables: dropping those could not be undone.
     """
     with db.engine.connect() as connection:
-        there = sorted(inspect(connection).get_table_names())
+        there = sorted(port_of(connection).tables(connection))
     if there:
         raise TargetNotEmptyError(there, "on MariaDB and MySQL restore into a new database (CREATE DATABASE)")
     program = _program(("mariadb", "mysql"), folder)
