@@ -18,10 +18,10 @@ from enum import Enum
 from functools import cached_property
 from typing import Any, Final, Literal
 
-from sqlalchemy import Column, Table, UniqueConstraint
+from sqlalchemy import Boolean, Column, Table, UniqueConstraint
 from sqlalchemy.exc import NoReferenceError
 
-from shared.db.column_types import UTCDateTime
+from shared.db.column_types import CheckedBoolean, UTCDateTime
 from shared.db.errors import DeclarationError, InvalidValueError, UndeclaredTableError
 from shared.db.value_forms.forms import forms_of, secrets_of
 
@@ -63,11 +63,16 @@ class Ownership:
     parent is read off the column's foreign key; name it where there is none. `references` are columns that name
     further rows, which must belong to the same user: those with a foreign key are found by themselves and may be
     named for the reader, the others are given as `Reference`.
+
+    `public` names a column of the table, True or False and never NULL: a row where it is True can be read, and named
+    by a reference, by every user, and is written by its owner alone. It opens the row itself: rows that hang on it
+    have a column of their own, or stay private.
     """
 
     column: str
     parent: type[Any] | None = None
     references: tuple[Reference | str, ...] = ()
+    public: str | None = None
 
     @cached_property
     def further(self) -> tuple[Reference, ...]:
@@ -311,7 +316,24 @@ def _read(model: type[Any], declared: Ownership | Literal[_Shared.SHARED_BY_ALL]
                 model.__name__,
                 f"{reference} has no foreign key to a table of users' rows; give Reference({reference!r}, THE_MODEL)",
             )
-    return Ownership(declared.column, parent, tuple(references.values()))
+    _check_public(model, declared)
+    return Ownership(declared.column, parent, tuple(references.values()), declared.public)
+
+
+def _check_public(model: type[Any], declared: Ownership) -> None:
+    """Refuse a column that cannot say which rows everybody may read."""
+    if declared.public is None:
+        return
+    column = _column(model, declared.public)
+    if not isinstance(column.type, (Boolean, CheckedBoolean)) or column.nullable:
+        raise DeclarationError(
+            model.__name__,
+            f"{declared.public} cannot say what is public; make it a CheckedBoolean() that is never NULL",
+        )
+    if declared.column == primary_key(model) and declared.parent is None:
+        raise DeclarationError(
+            model.__name__, "its rows are the users themselves; keep what all may read in a table of its own"
+        )
 
 
 def _column(model: type[Any], name: str) -> Column[Any]:

@@ -16,6 +16,7 @@ from shared.db import (
     Base,
     BoundedString,
     BybitAccount,
+    CheckedBoolean,
     CheckedInteger,
     DatabaseFactory,
     DeclarationError,
@@ -110,8 +111,27 @@ def opened(house: DatabaseFactory, request: pytest.FixtureRequest) -> DatabaseFa
         (None, (), "neither an Ownership nor SHARED_BY_ALL"),
         ("user_id", (), "neither an Ownership nor SHARED_BY_ALL"),
         (SHARED_BY_ALL, (("other", mapped_column(CheckedInteger(), primary_key=True)),), "several columns"),
+        (Ownership("user_id", public="open"), (("user_id", text_column()),), "no column open"),
+        (
+            Ownership("user_id", public="open"),
+            (("user_id", text_column()), ("open", mapped_column(CheckedInteger()))),
+            "CheckedBoolean",
+        ),
+        (
+            Ownership("user_id", public="open"),
+            (("user_id", text_column()), ("open", mapped_column(CheckedBoolean(), nullable=True))),
+            "never NULL",
+        ),
+        (
+            Ownership("id", public="open"),
+            (
+                ("open", mapped_column(CheckedBoolean(), nullable=False)),
+                ("id", mapped_column(ForeignKey("users.user_id"), primary_key=True)),
+            ),
+            "users themselves",
+        ),
     ],
-    ids=range(11),
+    ids=range(15),
 )
 def test_what_cannot_be_declared_is_refused_when_the_class_is_made(
     ownership: Any, columns: tuple[tuple[str, Any], ...], told: str
