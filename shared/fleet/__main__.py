@@ -23,31 +23,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     text = "store signals and trades of JSON files; again it changes nothing"
-    command = commands.add_parser("import-json", help=text, description=text)
-    command.add_argument("--db-url", metavar="URL", help="whole database URL, in place of the settings")
-    command.add_argument(
-        "files", nargs="+", metavar="FILE", help="array, object of arrays, lines, or FILE.rejected.jsonl"
-    )
-    command.add_argument("--user", required=True, metavar="USER_ID", help="whose the records are, whatever they say")
-    command.add_argument("--bot", required=True, metavar="NAME", help="the user's bot whose they are")
-    command.add_argument(
-        "--as", dest="kind", choices=KINDS, help="what an array holds, if its file's name does not say"
-    )
-    command.add_argument("--leave-out", action="append", default=[], metavar="FIELD", help="a field that has no column")
-    command.add_argument(
-        "--test-rule",
-        action="append",
-        default=[],
-        type=_rule,
-        metavar="RULE",
-        help=f"tag as test what it fits: FIELD=VALUE, FIELD<VALUE, FIELD>VALUE, FIELD=BEGIN*, or {', '.join(RULES)}",
-    )
-
-    options = parser.parse_args(arguments)
-    if options.db_url == "":
-        command.error("argument --db-url: is empty; leave it out for the other settings")
+    add = commands.add_parser("import-json", help=text, description=text).add_argument
+    add("--db-url", type=_url, metavar="URL", help="whole database URL, in place of the settings")
+    add("files", nargs="+", metavar="FILE", help="array, object of arrays, or lines of JSON")
+    add("--user", required=True, metavar="USER_ID", help="whose the records are, whatever they say")
+    add("--bot", required=True, metavar="NAME", help="the user's bot whose they are")
+    add("--as", dest="kind", choices=KINDS, help="what an array holds, if its file's name does not say")
+    add("--leave-out", action="append", default=[], metavar="FIELD", help="a field that has no column")
+    tags = f"tag as test what it fits: FIELD=VALUE, FIELD<NUMBER, FIELD>NUMBER, FIELD=BEGIN*, or {', '.join(RULES)}"
+    add("--test-rule", action="append", default=[], type=_rule, metavar="RULE", help=tags)
     try:
-        return _import(options)
+        return _import(parser.parse_args(arguments))
     except KeyboardInterrupt:
         return _failed("interrupted; what was stored stays, run the same command again to go on", 130)
     except (SharedDBError, SQLAlchemyError) as error:
@@ -57,28 +43,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _import(options: argparse.Namespace) -> int:
+    how = {name: getattr(options, name) for name in ("bot", "kind", "leave_out")}
     left = 0
     with DatabaseFactory(options.db_url) as db:
-        reports = import_json(
-            db,
-            options.files,
-            user_id=options.user,
-            bot=options.bot,
-            kind=options.kind,
-            rules=options.test_rule,
-            leave_out=options.leave_out,
-        )
-        for report in reports:
+        for report in import_json(db, options.files, user_id=options.user, rules=options.test_rule, **how):
             print(
                 f"{report.file}: {report.inserted:,} new, {report.skipped:,} already stored, "
                 f"{report.rejected:,} rejected; {report.tagged:,} tagged as test"
             )
             if report.rejected:
-                _failed(
-                    f"{report.rejected_file} tells what was not taken, and why; correct it there, and import that file"
+                left = _failed(
+                    f"{report.rejected_file} tells what was not taken, and why; correct it there, and store it by "
+                    f"python -m shared.db replay"
                 )
-            left += report.rejected
-    return 1 if left else 0
+    return left
 
 
 def _failed(why: str, code: int = 1) -> int:
@@ -91,6 +69,12 @@ def _rule(text: str) -> TaggingRule:
         return TaggingRule.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _url(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; leave it out for the other settings")
+    return text
 
 
 if __name__ == "__main__":
