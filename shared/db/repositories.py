@@ -533,6 +533,15 @@ class Repository(BaseRepository[T], StreamReading[T]):
             guard=self._guard(user_id),
         )
 
+    def _some(self, statement: Select[tuple[T]], limit: int | None, offset: int = 0) -> list[T]:
+        """`limit` rows (None: all) after the first `offset`."""
+        return self._all(_page(statement, limit, offset))
+
+    @staticmethod
+    def _bounds(time: Any, start: datetime | None, end: datetime | None) -> list[ColumnElement[bool]]:
+        """That a time lies from `start` to `end`, both included; None leaves a side open."""
+        return [*(() if start is None else (time >= start,)), *(() if end is None else (time <= end,))]
+
 
 class PublicTradeRepository(TradeReading, Repository[PublicTrade]):
     """Trades on the exchange, shared by all users."""

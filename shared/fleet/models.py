@@ -254,6 +254,7 @@ class BalanceSnapshot(Base):
 
     __tablename__ = "balance_snapshots"
     __ownership__ = Ownership("user_id")
+    __stream__ = Stream(by="user_id", time="ts", tie="snapshot_id")
     __table_args__ = (
         UniqueConstraint("user_id", "exchange", "currency", "ts"),
         CheckConstraint("locked_balance >= 0", name="locked_balance"),
@@ -275,6 +276,7 @@ class Performance(Base):
 
     __tablename__ = "performance"
     __ownership__ = Ownership("bot_id")
+    __stream__ = Stream(by="bot_id", time="day_ts")
     __table_args__ = (
         UniqueConstraint("bot_id", "day_ts"),
         CheckConstraint(
@@ -303,6 +305,7 @@ class Alert(Base):
 
     __tablename__ = "alerts"
     __ownership__ = Ownership("user_id")
+    __stream__ = Stream(by="user_id", time="ts", tie="alert_id")
     __table_args__ = (Index(None, "user_id", "ts"), one_of("severity", Severity))
     _repr_names = ("severity", "title", "ts")
 

@@ -11,9 +11,9 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import func, select
+from sqlalchemy import case, func, select
 
 from shared.db import Repository, RowNotFoundError, exact_sum
 from shared.fleet.models import (
@@ -29,6 +29,10 @@ from shared.fleet.models import (
     Signal,
     Trade,
 )
+
+_Time = datetime | None
+_Tests = bool | None
+_T = TypeVar("_T", Signal, Trade)
 
 
 class TradeTotals(NamedTuple):
@@ -75,92 +79,76 @@ class BotRepository(Repository[Bot]):
         return self.update(bot)
 
 
-class SignalRepository(Repository[Signal]):
+class _TestedRepository(Repository[_T]):
+    def _asked(self, statement: Any, start: _Time, end: _Time, test_mode: _Tests) -> Any:
+        found = statement.where(*self._bounds(self.model.ts, start, end))
+        return found if test_mode is None else found.where(self.model.test_mode.is_(test_mode))
+
+
+class SignalRepository(_TestedRepository[Signal]):
     """What the strategies of a user's bots advised."""
 
     model = Signal
 
     def get_signals(
-        self,
-        symbol: str | None = None,
-        start: datetime | None = None,
-        end: datetime | None = None,
-        *,
-        test_mode: bool | None = False,
+        self, symbol: str | None = None, start: _Time = None, end: _Time = None, *, test_mode: _Tests = False
     ) -> list[Signal]:
         """Those of a symbol (None: of all) from `start` to `end`, oldest first."""
-        found = _within(self._mine(), Signal, start, end, test_mode)
-        found = found if symbol is None else found.where(Signal.symbol == symbol)
-        return self._all(found.order_by(Signal.ts, Signal.signal_id))
+        mine = self._mine() if symbol is None else self._mine().where(Signal.symbol == symbol)
+        return self._all(self._asked(mine, start, end, test_mode).order_by(Signal.ts, Signal.signal_id))
 
     def with_trades(
-        self, start: datetime | None = None, end: datetime | None = None, *, test_mode: bool | None = False
+        self, start: _Time = None, end: _Time = None, *, test_mode: _Tests = False
     ) -> list[tuple[Signal, Trade | None]]:
         """Each signal with each trade that it led to, or with None if it led to none; one outer join."""
-        joined = select(Signal, Trade).outerjoin(Trade, Signal.signal_id == Trade.signal_id)
-        found = _within(self._confined(joined, self._user_id), Signal, start, end, test_mode)
-        rows = self.session.execute(found.order_by(Signal.ts, Signal.signal_id, Trade.ts, Trade.trade_id))
+        joined = self._confined(select(Signal, Trade).outerjoin(Signal.trades), self._user_id)
+        order = (Signal.ts, Signal.signal_id, Trade.ts, Trade.trade_id)
+        rows = self.session.execute(self._asked(joined, start, end, test_mode).order_by(*order))
         return [(signal, trade) for signal, trade in rows]
 
 
-class TradeRepository(Repository[Trade]):
+class TradeRepository(_TestedRepository[Trade]):
     """What a user's bots traded; a large range is gone through by `iter_range(bot_id, ...)`, which needs no offset."""
 
     model = Trade
 
     def get_by_bot(
-        self, bot_id: str, limit: int | None = None, offset: int = 0, *, test_mode: bool | None = False
+        self, bot_id: str, limit: int | None = None, offset: int = 0, *, test_mode: _Tests = False
     ) -> list[Trade]:
         """The trades of a bot, newest first."""
-        found = _within(self._mine().where(Trade.bot_id == bot_id), Trade, None, None, test_mode)
-        return self._all(found.order_by(Trade.ts.desc(), Trade.trade_id).limit(limit).offset(offset))
+        found = self._asked(self._mine().where(Trade.bot_id == bot_id), None, None, test_mode)
+        return self._some(found.order_by(Trade.ts.desc(), Trade.trade_id), limit, offset)
 
     def get_by_symbol(
-        self,
-        symbol: str,
-        start: datetime | None = None,
-        end: datetime | None = None,
-        *,
-        test_mode: bool | None = False,
+        self, symbol: str, start: _Time = None, end: _Time = None, *, test_mode: _Tests = False
     ) -> list[Trade]:
         """The trades of a symbol, of all bots, oldest first."""
-        found = _within(self._mine().where(Trade.symbol == symbol), Trade, start, end, test_mode)
+        found = self._asked(self._mine().where(Trade.symbol == symbol), start, end, test_mode)
         return self._all(found.order_by(Trade.ts, Trade.trade_id))
 
-    def get_by_date_range(self, start: datetime, end: datetime, *, test_mode: bool | None = False) -> list[Trade]:
+    def get_by_date_range(self, start: datetime, end: datetime, *, test_mode: _Tests = False) -> list[Trade]:
         """The trades of all bots and symbols from `start` to `end`, oldest first."""
-        found = _within(self._mine(), Trade, start, end, test_mode)
-        return self._all(found.order_by(Trade.ts, Trade.trade_id))
+        return self._all(self._asked(self._mine(), start, end, test_mode).order_by(Trade.ts, Trade.trade_id))
 
     def get_totals(
-        self,
-        bot_id: str,
-        start: datetime | None = None,
-        end: datetime | None = None,
-        *,
-        test_mode: bool | None = False,
+        self, bot_id: str, start: _Time = None, end: _Time = None, *, test_mode: _Tests = False
     ) -> TradeTotals:
         """How many trades, wins and losses, profit and fees of a bot, by one statement; zeros without trades."""
-        counted = select(
-            func.count(),
-            func.count().filter(Trade.pnl > 0),
-            func.count().filter(Trade.pnl < 0),
-            exact_sum(Trade.pnl),
-            exact_sum(Trade.fee),
-        ).where(Trade.bot_id == bot_id)
-        found = _within(self._confined(counted, self._user_id), Trade, start, end, test_mode)
-        trades, wins, losses, pnl, fees = self.session.execute(found).one()
+        won, lost = (func.count(case((those, 1))) for those in (Trade.pnl > 0, Trade.pnl < 0))
+        totals = select(func.count(), won, lost, exact_sum(Trade.pnl), exact_sum(Trade.fee))
+        mine = self._confined(totals.where(Trade.bot_id == bot_id), self._user_id)
+        trades, wins, losses, pnl, fees = self.session.execute(self._asked(mine, start, end, test_mode)).one()
         return TradeTotals(trades, wins, losses, pnl or Decimal(0), fees or Decimal(0))
 
-    def get_total_pnl(self, bot_id: str, start: datetime | None = None, end: datetime | None = None) -> Decimal:
+    def get_total_pnl(self, bot_id: str, start: _Time = None, end: _Time = None) -> Decimal:
         """The realised profit of a bot, exact."""
         return self.get_totals(bot_id, start, end).pnl
 
-    def get_trade_count(self, bot_id: str, start: datetime | None = None, end: datetime | None = None) -> int:
+    def get_trade_count(self, bot_id: str, start: _Time = None, end: _Time = None) -> int:
         """How many trades a bot made."""
         return self.get_totals(bot_id, start, end).trades
 
-    def get_win_rate(self, bot_id: str, start: datetime | None = None, end: datetime | None = None) -> Decimal | None:
+    def get_win_rate(self, bot_id: str, start: _Time = None, end: _Time = None) -> Decimal | None:
         """The part of winning trades, 0 to 1; None while nothing was won or lost."""
         return self.get_totals(bot_id, start, end).win_rate
 
@@ -186,8 +174,7 @@ class BalanceSnapshotRepository(Repository[BalanceSnapshot]):
 
     def get_latest(self, user_id: str, exchange: str, currency: str) -> BalanceSnapshot | None:
         """The newest of a currency at an exchange, None if there is none."""
-        found = self._mine(user_id).where(BalanceSnapshot.exchange == exchange, BalanceSnapshot.currency == currency)
-        return self._first(found.order_by(BalanceSnapshot.ts.desc()).limit(1))
+        return self.latest(user_id, user_id=user_id, exchange=exchange, currency=currency)
 
 
 class PerformanceRepository(Repository[Performance]):
@@ -195,12 +182,9 @@ class PerformanceRepository(Repository[Performance]):
 
     model = Performance
 
-    def get_by_bot(self, bot_id: str, start: datetime | None = None, end: datetime | None = None) -> list[Performance]:
+    def get_by_bot(self, bot_id: str, start: _Time = None, end: _Time = None) -> list[Performance]:
         """The days of a bot from `start` to `end`, in order."""
-        found = self._mine().where(Performance.bot_id == bot_id)
-        found = found if start is None else found.where(Performance.day_ts >= start)
-        found = found if end is None else found.where(Performance.day_ts <= end)
-        return self._all(found.order_by(Performance.day_ts))
+        return list(self.iter_range(bot_id, start, end, as_objects=True))
 
 
 class AlertRepository(Repository[Alert]):
@@ -215,7 +199,7 @@ class AlertRepository(Repository[Alert]):
     def get_by_severity(self, severity: str, limit: int | None = None) -> list[Alert]:
         """Those of a severity, newest first."""
         found = self._mine().where(Alert.severity == severity)
-        return self._all(found.order_by(Alert.ts.desc(), Alert.alert_id).limit(limit))
+        return self._some(found.order_by(Alert.ts.desc(), Alert.alert_id), limit)
 
     def mark_read(self, alert: Alert) -> Alert:
         """Note that it was read now; when it first was, stays."""
@@ -228,11 +212,9 @@ class EventRepository(Repository[Event]):
 
     model = Event
 
-    def get_errors(self, start: datetime | None = None, end: datetime | None = None) -> list[Event]:
+    def get_errors(self, start: _Time = None, end: _Time = None) -> list[Event]:
         """The errors from `start` to `end`, newest first."""
-        found = self._mine().where(Event.level == EventLevel.ERROR)
-        found = found if start is None else found.where(Event.ts >= start)
-        found = found if end is None else found.where(Event.ts <= end)
+        found = self._mine().where(Event.level == EventLevel.ERROR, *self._bounds(Event.ts, start, end))
         return self._all(found.order_by(Event.ts.desc(), Event.event_id))
 
 
@@ -250,14 +232,6 @@ def strategy_hash(config: Mapping[str, Any]) -> str:
     """What a configuration is known by: the SHA-256 of its JSON with sorted keys, of Decimals as they are written."""
     written = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False, default=str)
     return hashlib.sha256(written.encode()).hexdigest()
-
-
-def _within(
-    statement: Any, model: type[Signal | Trade], start: datetime | None, end: datetime | None, test_mode: bool | None
-) -> Any:
-    statement = statement if start is None else statement.where(model.ts >= start)
-    statement = statement if end is None else statement.where(model.ts <= end)
-    return statement if test_mode is None else statement.where(model.test_mode.is_(test_mode))
 
 
 _P = PortfolioPosition

@@ -68,7 +68,7 @@ class CandleRepository(Repository[StoredCandle]):
         limit: int | None = None,
     ) -> list[StoredCandle]:
         """The candles that begin from `start` to `end`, in order of time; None leaves a side open."""
-        return self._all(self._between(self._mine(), symbol, interval, start, end).order_by(_C.open_ts).limit(limit))
+        return self._some(self._between(self._mine(), symbol, interval, start, end).order_by(_C.open_ts), limit)
 
     def get_daily(self, symbol: str, start: datetime | None = None, end: datetime | None = None) -> list[StoredCandle]:
         """The candles of days."""
@@ -125,9 +125,7 @@ class CandleRepository(Repository[StoredCandle]):
     def _between(
         self, statement: Any, symbol: str, interval: str, start: datetime | None = None, end: datetime | None = None
     ) -> Any:
-        statement = statement.where(_C.symbol == symbol, _C.interval == interval)
-        statement = statement if start is None else statement.where(_C.open_ts >= start)
-        return statement if end is None else statement.where(_C.open_ts <= end)
+        return statement.where(_C.symbol == symbol, _C.interval == interval, *self._bounds(_C.open_ts, start, end))
 
 
 class FeedRepository(Repository[Feed]):
