@@ -18,6 +18,7 @@ from shared.db.column_types import (
     one_of,
     utc_now,
 )
+from shared.db.columns import created_column, id_column, parent_column, updated_column, word_column
 from shared.db.database import DatabaseFactory, get_db, initialize_database
 from shared.db.errors import (
     AsyncSessionError,
@@ -283,12 +284,15 @@ __all__ = [
     "ValueRefusedError",
     "Vocabulary",
     "allow_functions",
+    "created_column",
     "cursor_of",
     "exact_sum",
     "get_db",
+    "id_column",
     "initialize_database",
     "new_uuid",
     "one_of",
+    "parent_column",
     "parse_answer",
     "parse_execution_list",
     "parse_executions",
@@ -297,5 +301,7 @@ __all__ = [
     "parse_public_trades",
     "parse_recent_trades",
     "read_archive",
+    "updated_column",
     "utc_now",
+    "word_column",
 ]

@@ -7,16 +7,14 @@ first: deleting a user must not read 50,000 executions.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import MutableMapping
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any, ClassVar, NamedTuple, Self
 
 from sqlalchemy import (
     Connection,
-    ForeignKey,
     ForeignKeyConstraint,
     Index,
     MetaData,
@@ -38,15 +36,12 @@ from shared.db.column_types import (
     Money,
     UTCDateTime,
     Vocabulary,
-    new_uuid,
     one_of,
-    utc_now,
 )
+from shared.db.columns import ID_LENGTH, created_column, id_column, new_id, parent_column, updated_column, word_column
 from shared.db.encryption import PlainSecret, SecretText, StoredSecret, encryption_of, storable_plain
 from shared.db.tables import SHARED_BY_ALL, Ownership, Reference, Stream, cursor_text, declare
 
-# UUIDs as text, since the two databases share no UUID type.
-ID_LENGTH = 36
 # The specification's 20 is a minimum: options have up to 25 characters, such as BTC-25JUN27-106000-C-USDT.
 SYMBOL_LENGTH = 32
 
@@ -127,26 +122,6 @@ class Base(DeclarativeBase):
         return f"<{type(self).__name__} {shown}>"
 
 
-def _uuid4() -> str:
-    return str(uuid.uuid4())
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
-def _id_column() -> Mapped[str]:
-    return mapped_column(BoundedString(ID_LENGTH), primary_key=True, default=_uuid4, server_default=new_uuid())
-
-
-def _created_column(comment: str) -> Mapped[datetime]:
-    return mapped_column(UTCDateTime(), default=_now, server_default=utc_now(), comment=comment)
-
-
-def _parent(column: str) -> ForeignKey:
-    return ForeignKey(column, ondelete="CASCADE")
-
-
 def _parent_agreeing(table: str, *columns: str) -> ForeignKeyConstraint:
     """A foreign key to a row by its primary key and by what must be the same in both rows."""
     return ForeignKeyConstraint(columns, [f"{table}.{column}" for column in columns], ondelete="CASCADE")
@@ -165,16 +140,12 @@ class User(Base):
     __table_args__ = (one_of("status", UserStatus),)
     _repr_names = ("username", "status")
 
-    user_id: Mapped[str] = _id_column()
+    user_id: Mapped[str] = id_column()
     username: Mapped[str] = mapped_column(BoundedString(100), unique=True, comment="Login username")
     email: Mapped[str | None] = mapped_column(BoundedString(255), unique=True, comment="Contact email")
-    status: Mapped[str] = mapped_column(
-        Vocabulary(UserStatus, 20), default=UserStatus.ACTIVE.value, server_default=UserStatus.ACTIVE.value
-    )
-    created_at: Mapped[datetime] = _created_column("Account creation, UTC")
-    updated_at: Mapped[datetime] = mapped_column(
-        UTCDateTime(), default=_now, onupdate=_now, server_default=utc_now(), comment="Last modification, UTC"
-    )
+    status: Mapped[str] = word_column(UserStatus, 20, UserStatus.ACTIVE)
+    created_at: Mapped[datetime] = created_column("Account creation, UTC")
+    updated_at: Mapped[datetime] = updated_column()
 
     accounts: Mapped[list[BybitAccount]] = relationship(
         back_populates="user", cascade="all", passive_deletes=True, order_by="BybitAccount.account_name"
@@ -197,16 +168,12 @@ class BybitAccount(Base):
     )
     _repr_names = ("account_name", "environment", "status")
 
-    account_id: Mapped[str] = _id_column()
-    user_id: Mapped[str] = mapped_column(BoundedString(ID_LENGTH), _parent("users.user_id"), comment="Owner")
+    account_id: Mapped[str] = id_column()
+    user_id: Mapped[str] = parent_column("users.user_id", comment="Owner")
     account_name: Mapped[str] = mapped_column(BoundedString(100), comment="Label, unique for its user")
     environment: Mapped[str] = mapped_column(Vocabulary(Environment, 10))
-    status: Mapped[str] = mapped_column(
-        Vocabulary(AccountStatus, 20),
-        default=AccountStatus.ENABLED.value,
-        server_default=AccountStatus.ENABLED.value,
-    )
-    created_at: Mapped[datetime] = _created_column("Creation, UTC")
+    status: Mapped[str] = word_column(AccountStatus, 20, AccountStatus.ENABLED)
+    created_at: Mapped[datetime] = created_column()
 
     user: Mapped[User] = relationship(back_populates="accounts")
     credentials: Mapped[list[ApiCredential]] = relationship(
@@ -242,13 +209,13 @@ class ApiCredential(Base):
     )
     _repr_names = ("account_id", "is_active")
 
-    credential_id: Mapped[str] = _id_column()
-    account_id: Mapped[str] = mapped_column(BoundedString(ID_LENGTH), _parent("bybit_accounts.account_id"))
+    credential_id: Mapped[str] = id_column()
+    account_id: Mapped[str] = parent_column("bybit_accounts.account_id")
     api_key_id: Mapped[str] = mapped_column(BoundedString(100), comment="Bybit API key (public part)")
     # What is stored, sealed or plain. Read and written through `api_secret`, which knows the row.
     _api_secret: Mapped[Any] = mapped_column("api_secret", SecretText(), comment="Bybit API secret")
     is_active: Mapped[bool] = mapped_column(CheckedBoolean(), default=True, server_default=true())
-    created_at: Mapped[datetime] = _created_column("Creation, UTC")
+    created_at: Mapped[datetime] = created_column()
     rotated_at: Mapped[datetime | None] = mapped_column(UTCDateTime(), comment="Last rotation at the exchange, UTC")
 
     account: Mapped[BybitAccount] = relationship(back_populates="credentials")
@@ -305,7 +272,7 @@ def _load_secret_again(credential: ApiCredential, state: dict[str, Any]) -> None
 def _seal_secret(mapper: Mapper[ApiCredential], connection: Connection, credential: ApiCredential) -> None:
     """Seal a secret that was set, now that the row's id is certain and the connection tells the key ring."""
     if credential.credential_id is None:
-        credential.credential_id = _uuid4()
+        credential.credential_id = new_id()
     encryption = encryption_of(connection)
     secret = credential.__dict__.get("_api_secret")
     if encryption is None or not isinstance(secret, str) or not inspect(credential).attrs._api_secret.history.added:
@@ -327,13 +294,13 @@ class Strategy(Base):
     )
     _repr_names = ("strategy_type", "symbol", "is_enabled")
 
-    strategy_id: Mapped[str] = _id_column()
-    account_id: Mapped[str] = mapped_column(BoundedString(ID_LENGTH), _parent("bybit_accounts.account_id"))
+    strategy_id: Mapped[str] = id_column()
+    account_id: Mapped[str] = parent_column("bybit_accounts.account_id")
     strategy_type: Mapped[str] = mapped_column(BoundedString(50), comment="Such as GridStrategy")
     symbol: Mapped[str] = mapped_column(BoundedString(SYMBOL_LENGTH), comment="Trading pair, such as BTCUSDT")
     config_json: Mapped[dict[str, Any]] = mapped_column(Json(), comment="GridConfig")
     is_enabled: Mapped[bool] = mapped_column(CheckedBoolean(), default=True, server_default=true())
-    created_at: Mapped[datetime] = _created_column("Creation, UTC")
+    created_at: Mapped[datetime] = created_column()
 
     account: Mapped[BybitAccount] = relationship(back_populates="strategies")
     runs: Mapped[list[Run]] = relationship(
@@ -381,18 +348,16 @@ class Run(Base):
     )
     _repr_names = ("run_type", "status", "start_ts")
 
-    run_id: Mapped[str] = _id_column()
-    user_id: Mapped[str] = mapped_column(BoundedString(ID_LENGTH), _parent("users.user_id"), comment="Owner")
+    run_id: Mapped[str] = id_column()
+    user_id: Mapped[str] = parent_column("users.user_id", comment="Owner")
     account_id: Mapped[str] = mapped_column(BoundedString(ID_LENGTH))
     strategy_id: Mapped[str] = mapped_column(BoundedString(ID_LENGTH))
     run_type: Mapped[str] = mapped_column(Vocabulary(RunType, 20))
     gridcore_version: Mapped[str | None] = mapped_column(BoundedString(50), comment="For reproducing the run")
     config_snapshot: Mapped[dict[str, Any] | None] = mapped_column(Json(), comment="GridConfig when the run started")
-    start_ts: Mapped[datetime] = _created_column("Start, UTC")
+    start_ts: Mapped[datetime] = created_column("Start, UTC")
     end_ts: Mapped[datetime | None] = mapped_column(UTCDateTime(), comment="End, UTC")
-    status: Mapped[str] = mapped_column(
-        Vocabulary(RunStatus, 20), default=RunStatus.RUNNING.value, server_default=RunStatus.RUNNING.value
-    )
+    status: Mapped[str] = word_column(RunStatus, 20, RunStatus.RUNNING)
     heartbeat_ts: Mapped[datetime | None] = mapped_column(UTCDateTime(), comment="Last sign of life, UTC")
     host: Mapped[str | None] = mapped_column(BoundedString(255), comment="Machine that runs it")
 
@@ -517,7 +482,7 @@ class PrivateExecution(Base):
     _repr_names = ("run_id", "symbol", "exec_id", "exchange_ts")
 
     id: Mapped[int] = mapped_column(CheckedInteger(), primary_key=True, autoincrement=True)
-    run_id: Mapped[str] = mapped_column(BoundedString(ID_LENGTH), _parent("runs.run_id"))
+    run_id: Mapped[str] = parent_column("runs.run_id")
     account_id: Mapped[str] = mapped_column(BoundedString(ID_LENGTH), comment="Account that traded")
     symbol: Mapped[str] = mapped_column(BoundedString(SYMBOL_LENGTH))
     exec_id: Mapped[str] = mapped_column(BoundedString(50), comment="Exchange execution ID")
@@ -566,7 +531,7 @@ class AuditLog(OptionalBase):
     _repr_names = ("created_at", "action", "entity", "entity_id")
 
     id: Mapped[int] = mapped_column(CheckedInteger(), primary_key=True, autoincrement=True)
-    created_at: Mapped[datetime] = _created_column("When, UTC")
+    created_at: Mapped[datetime] = created_column("When, UTC")
     user_id: Mapped[str | None] = mapped_column(BoundedString(ID_LENGTH), comment="Whose data it is")
     actor: Mapped[str | None] = mapped_column(BoundedString(255), comment="Who did it")
     action: Mapped[str] = mapped_column(Vocabulary(AuditAction, 10))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import uuid
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, false
+from sqlalchemy import CheckConstraint, Index, UniqueConstraint, false
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from shared.db import (
@@ -24,9 +23,12 @@ from shared.db import (
     Stream,
     UTCDateTime,
     Vocabulary,
-    new_uuid,
+    created_column,
+    id_column,
     one_of,
-    utc_now,
+    parent_column,
+    updated_column,
+    word_column,
 )
 
 
@@ -85,38 +87,10 @@ class EventLevel(StrEnum):
     ERROR = "error"
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
-def _new_id() -> str:
-    return str(uuid.uuid4())
-
-
-def _id() -> Mapped[str]:
-    return mapped_column(BoundedString(36), primary_key=True, default=_new_id, server_default=new_uuid())
-
-
-def _of(key: str, **options: Any) -> Mapped[Any]:
-    return mapped_column(BoundedString(36), ForeignKey(key, ondelete="CASCADE"), **options)
-
-
-def _created() -> Mapped[datetime]:
-    return mapped_column(UTCDateTime(), default=_now, server_default=utc_now(), comment="UTC")
-
-
-def _updated() -> Mapped[datetime]:
-    return mapped_column(UTCDateTime(), default=_now, onupdate=_now, server_default=utc_now(), comment="UTC")
-
-
 def _test_mode() -> Mapped[bool]:
     return mapped_column(
         CheckedBoolean(), default=False, server_default=false(), comment="Questions leave it out unless asked"
     )
-
-
-def _word(words: type[StrEnum], default: StrEnum) -> Mapped[str]:
-    return mapped_column(Vocabulary(words, 20), default=default.value, server_default=default.value)
 
 
 class Bot(Base):
@@ -135,12 +109,12 @@ class Bot(Base):
     )
     _repr_names = ("name", "bot_type", "status")
 
-    bot_id: Mapped[str] = _id()
-    user_id: Mapped[str] = _of("users.user_id")
+    bot_id: Mapped[str] = id_column()
+    user_id: Mapped[str] = parent_column("users.user_id")
     name: Mapped[str] = mapped_column(BoundedString(100), comment="Unique for its user")
     description: Mapped[str | None] = mapped_column(CheckedText())
-    bot_type: Mapped[str] = _word(BotType, BotType.PLATFORM)
-    status: Mapped[str] = _word(BotStatus, BotStatus.INACTIVE)
+    bot_type: Mapped[str] = word_column(BotType, 20, BotType.PLATFORM)
+    status: Mapped[str] = word_column(BotStatus, 20, BotStatus.INACTIVE)
     strategy_type: Mapped[str | None] = mapped_column(BoundedString(50))
     exchange: Mapped[str | None] = mapped_column(BoundedString(50))
     config: Mapped[dict[str, Any]] = mapped_column(Json(), default=dict)
@@ -149,8 +123,8 @@ class Bot(Base):
     last_ping: Mapped[datetime | None] = mapped_column(UTCDateTime(), comment="When it last answered, UTC")
     connection_error: Mapped[str | None] = mapped_column(CheckedText(), comment="Why it did not; NULL once it did")
     last_active: Mapped[datetime | None] = mapped_column(UTCDateTime())
-    created_at: Mapped[datetime] = _created()
-    updated_at: Mapped[datetime] = _updated()
+    created_at: Mapped[datetime] = created_column("UTC")
+    updated_at: Mapped[datetime] = updated_column("UTC")
 
 
 class Signal(Base):
@@ -166,8 +140,8 @@ class Signal(Base):
     )
     _repr_names = ("symbol", "ts", "final_signal")
 
-    signal_id: Mapped[str] = _id()
-    bot_id: Mapped[str] = _of("bots.bot_id")
+    signal_id: Mapped[str] = id_column()
+    bot_id: Mapped[str] = parent_column("bots.bot_id")
     ts: Mapped[datetime] = mapped_column(UTCDateTime(), comment="UTC")
     symbol: Mapped[str] = mapped_column(BoundedString(32))
     price: Mapped[Decimal] = mapped_column(Money())
@@ -204,9 +178,9 @@ class Trade(Base):
     )
     _repr_names = ("symbol", "ts", "side", "status")
 
-    trade_id: Mapped[str] = _id()
-    bot_id: Mapped[str] = _of("bots.bot_id")
-    signal_id: Mapped[str | None] = _of("signals.signal_id", nullable=True)
+    trade_id: Mapped[str] = id_column()
+    bot_id: Mapped[str] = parent_column("bots.bot_id")
+    signal_id: Mapped[str | None] = parent_column("signals.signal_id", nullable=True)
     ts: Mapped[datetime] = mapped_column(UTCDateTime(), comment="UTC")
     symbol: Mapped[str] = mapped_column(BoundedString(32))
     side: Mapped[str] = mapped_column(Vocabulary(Side, 4))
@@ -216,7 +190,7 @@ class Trade(Base):
     executed_price: Mapped[Decimal | None] = mapped_column(Money(), comment="Mean price of what was filled")
     fee: Mapped[Decimal] = mapped_column(Money(), default=Decimal(0), server_default="0")
     pnl: Mapped[Decimal | None] = mapped_column(Money(), comment="Realised; NULL where it closed nothing")
-    status: Mapped[str] = _word(TradeStatus, TradeStatus.NEW)
+    status: Mapped[str] = word_column(TradeStatus, 20, TradeStatus.NEW)
     bot_version: Mapped[str | None] = mapped_column(BoundedString(50))
     test_mode: Mapped[bool] = _test_mode()
 
@@ -235,8 +209,8 @@ class PortfolioPosition(Base):
     )
     _repr_names = ("symbol", "side", "closed_at")
 
-    position_id: Mapped[str] = _id()
-    bot_id: Mapped[str] = _of("bots.bot_id")
+    position_id: Mapped[str] = id_column()
+    bot_id: Mapped[str] = parent_column("bots.bot_id")
     symbol: Mapped[str] = mapped_column(BoundedString(32))
     side: Mapped[str] = mapped_column(Vocabulary(Side, 4))
     quantity: Mapped[Decimal] = mapped_column(Money())
@@ -244,8 +218,8 @@ class PortfolioPosition(Base):
     current_price: Mapped[Decimal | None] = mapped_column(Money())
     unrealized_pnl: Mapped[Decimal] = mapped_column(Money(), default=Decimal(0), server_default="0")
     realized_pnl: Mapped[Decimal] = mapped_column(Money(), default=Decimal(0), server_default="0")
-    created_at: Mapped[datetime] = _created()
-    updated_at: Mapped[datetime] = _updated()
+    created_at: Mapped[datetime] = created_column("UTC")
+    updated_at: Mapped[datetime] = updated_column("UTC")
     closed_at: Mapped[datetime | None] = mapped_column(UTCDateTime(), comment="NULL while it is open")
 
 
@@ -261,8 +235,8 @@ class BalanceSnapshot(Base):
     )
     _repr_names = ("exchange", "currency", "ts")
 
-    snapshot_id: Mapped[str] = _id()
-    user_id: Mapped[str] = _of("users.user_id")
+    snapshot_id: Mapped[str] = id_column()
+    user_id: Mapped[str] = parent_column("users.user_id")
     exchange: Mapped[str] = mapped_column(BoundedString(50))
     currency: Mapped[str] = mapped_column(BoundedString(20))
     ts: Mapped[datetime] = mapped_column(UTCDateTime(), comment="UTC")
@@ -286,8 +260,8 @@ class Performance(Base):
     )
     _repr_names = ("bot_id", "day_ts")
 
-    performance_id: Mapped[str] = _id()
-    bot_id: Mapped[str] = _of("bots.bot_id")
+    performance_id: Mapped[str] = id_column()
+    bot_id: Mapped[str] = parent_column("bots.bot_id")
     day_ts: Mapped[datetime] = mapped_column(UTCDateTime(), comment="0:00 UTC of the day")
     total_trades: Mapped[int] = mapped_column(CheckedInteger())
     winning_trades: Mapped[int] = mapped_column(CheckedInteger())
@@ -297,7 +271,7 @@ class Performance(Base):
     volatility: Mapped[Decimal | None] = mapped_column(Money())
     sharpe_ratio: Mapped[Decimal | None] = mapped_column(Money())
     max_drawdown: Mapped[Decimal | None] = mapped_column(Money())
-    created_at: Mapped[datetime] = _created()
+    created_at: Mapped[datetime] = created_column("UTC")
 
 
 class Alert(Base):
@@ -309,14 +283,14 @@ class Alert(Base):
     __table_args__ = (Index(None, "user_id", "ts"), one_of("severity", Severity))
     _repr_names = ("severity", "title", "ts")
 
-    alert_id: Mapped[str] = _id()
-    user_id: Mapped[str] = _of("users.user_id")
+    alert_id: Mapped[str] = id_column()
+    user_id: Mapped[str] = parent_column("users.user_id")
     alert_type: Mapped[str] = mapped_column(BoundedString(50))
     severity: Mapped[str] = mapped_column(Vocabulary(Severity, 20))
     title: Mapped[str] = mapped_column(BoundedString(200))
     message: Mapped[str] = mapped_column(CheckedText())
     details: Mapped[dict[str, Any]] = mapped_column(Json(), default=dict)
-    ts: Mapped[datetime] = _created()
+    ts: Mapped[datetime] = created_column("UTC")
     read_at: Mapped[datetime | None] = mapped_column(UTCDateTime(), comment="NULL while it is unread")
 
 
@@ -333,10 +307,10 @@ class Event(Base):
     )
     _repr_names = ("level", "event_type", "ts")
 
-    event_id: Mapped[str] = _id()
-    user_id: Mapped[str] = _of("users.user_id")
-    bot_id: Mapped[str | None] = _of("bots.bot_id", nullable=True)
-    ts: Mapped[datetime] = _created()
+    event_id: Mapped[str] = id_column()
+    user_id: Mapped[str] = parent_column("users.user_id")
+    bot_id: Mapped[str | None] = parent_column("bots.bot_id", nullable=True)
+    ts: Mapped[datetime] = created_column("UTC")
     level: Mapped[str] = mapped_column(Vocabulary(EventLevel, 20))
     event_type: Mapped[str] = mapped_column(BoundedString(50))
     description: Mapped[str] = mapped_column(CheckedText())
@@ -352,8 +326,8 @@ class MLModel(Base):
     __table_args__ = (UniqueConstraint("user_id", "name", "version"),)
     _repr_names = ("name", "version", "is_active")
 
-    model_id: Mapped[str] = _id()
-    user_id: Mapped[str] = _of("users.user_id")
+    model_id: Mapped[str] = id_column()
+    user_id: Mapped[str] = parent_column("users.user_id")
     name: Mapped[str] = mapped_column(BoundedString(100))
     model_type: Mapped[str] = mapped_column(BoundedString(50))
     version: Mapped[str] = mapped_column(BoundedString(50))
@@ -361,5 +335,5 @@ class MLModel(Base):
     details: Mapped[dict[str, Any]] = mapped_column(Json(), default=dict)
     performance_metrics: Mapped[dict[str, Any]] = mapped_column(Json(), default=dict)
     is_active: Mapped[bool] = mapped_column(CheckedBoolean(), default=False, server_default=false())
-    created_at: Mapped[datetime] = _created()
-    updated_at: Mapped[datetime] = _updated()
+    created_at: Mapped[datetime] = created_column("UTC")
+    updated_at: Mapped[datetime] = updated_column("UTC")

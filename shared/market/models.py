@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import uuid
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, true
+from sqlalchemy import CheckConstraint, Index, UniqueConstraint, true
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.db import (
@@ -22,9 +21,12 @@ from shared.db import (
     Stream,
     UTCDateTime,
     Vocabulary,
-    new_uuid,
+    created_column,
+    id_column,
     one_of,
-    utc_now,
+    parent_column,
+    updated_column,
+    word_column,
 )
 
 
@@ -64,14 +66,6 @@ class InstrumentStatus(StrEnum):
     DELISTED = "delisted"
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
-def _new_id() -> str:
-    return str(uuid.uuid4())
-
-
 class Instrument(Base):
     """What is traded: a coin, a contract, a share."""
 
@@ -88,14 +82,8 @@ class Instrument(Base):
     market_cap: Mapped[int | None] = mapped_column(CheckedInteger(), comment="Whole units of its currency")
     tick_size: Mapped[Decimal | None] = mapped_column(Money(never_to_zero=True), comment="Smallest step of the price")
     lot_size: Mapped[Decimal | None] = mapped_column(Money(never_to_zero=True), comment="Smallest step of the quantity")
-    status: Mapped[str] = mapped_column(
-        Vocabulary(InstrumentStatus, 10),
-        default=InstrumentStatus.TRADING.value,
-        server_default=InstrumentStatus.TRADING.value,
-    )
-    updated_at: Mapped[datetime] = mapped_column(
-        UTCDateTime(), default=_now, onupdate=_now, server_default=utc_now(), comment="Last modification, UTC"
-    )
+    status: Mapped[str] = word_column(InstrumentStatus, 10, InstrumentStatus.TRADING)
+    updated_at: Mapped[datetime] = updated_column()
 
 
 class StoredCandle(Base):
@@ -136,14 +124,12 @@ class Feed(Base):
     __table_args__ = (UniqueConstraint("url"),)
     _repr_names = ("name", "is_active")
 
-    feed_id: Mapped[str] = mapped_column(
-        BoundedString(36), primary_key=True, default=_new_id, server_default=new_uuid()
-    )
+    feed_id: Mapped[str] = id_column()
     url: Mapped[str] = mapped_column(BoundedString(500))
     name: Mapped[str] = mapped_column(BoundedString(100))
     is_active: Mapped[bool] = mapped_column(CheckedBoolean(), default=True, server_default=true())
     fetched_ts: Mapped[datetime | None] = mapped_column(UTCDateTime(), comment="When it was last read, UTC")
-    created_at: Mapped[datetime] = mapped_column(UTCDateTime(), default=_now, server_default=utc_now())
+    created_at: Mapped[datetime] = created_column(None)
 
 
 class SeenNews(Base):
@@ -156,8 +142,8 @@ class SeenNews(Base):
     _repr_names = ("url_hash",)
 
     url_hash: Mapped[str] = mapped_column(BoundedString(64), primary_key=True, comment="SHA-256 of the address")
-    feed_id: Mapped[str] = mapped_column(BoundedString(36), ForeignKey("feeds.feed_id", ondelete="CASCADE"))
+    feed_id: Mapped[str] = parent_column("feeds.feed_id")
     title: Mapped[str] = mapped_column(CheckedText())
     url: Mapped[str] = mapped_column(CheckedText())
     published_ts: Mapped[datetime | None] = mapped_column(UTCDateTime(), comment="As the feed says, UTC")
-    seen_ts: Mapped[datetime] = mapped_column(UTCDateTime(), default=_now, server_default=utc_now())
+    seen_ts: Mapped[datetime] = created_column(None)

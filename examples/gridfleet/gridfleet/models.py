@@ -7,7 +7,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, UniqueConstraint
+from sqlalchemy import Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.db import (
@@ -20,8 +20,9 @@ from shared.db import (
     Ownership,
     Stream,
     UTCDateTime,
-    Vocabulary,
     one_of,
+    parent_column,
+    word_column,
 )
 
 
@@ -37,10 +38,6 @@ def _numbered() -> Mapped[int]:
     return mapped_column(CheckedInteger(), primary_key=True, autoincrement=True)
 
 
-def _of(key: str, **options: Any) -> Mapped[str]:
-    return mapped_column(BoundedString(36), ForeignKey(key, ondelete="CASCADE"), **options)
-
-
 class Order(Base):
     """An order of a run, on an account of the same user."""
 
@@ -54,16 +51,14 @@ class Order(Base):
     )
 
     id: Mapped[int] = _numbered()
-    run_id: Mapped[str] = _of("runs.run_id")
-    account_id: Mapped[str] = _of("bybit_accounts.account_id", index=True)
+    run_id: Mapped[str] = parent_column("runs.run_id")
+    account_id: Mapped[str] = parent_column("bybit_accounts.account_id", index=True)
     order_id: Mapped[str] = mapped_column(BoundedString(50), comment="Exchange order ID")
     symbol: Mapped[str] = mapped_column(BoundedString(32))
     price: Mapped[Decimal] = mapped_column(Money(never_to_zero=True))
     qty: Mapped[Decimal] = mapped_column(Money(never_to_zero=True))
     placed_ts: Mapped[datetime] = mapped_column(UTCDateTime(), comment="Placing, UTC")
-    status: Mapped[str] = mapped_column(
-        Vocabulary(OrderStatus, 10), default=OrderStatus.OPEN.value, server_default=OrderStatus.OPEN.value
-    )
+    status: Mapped[str] = word_column(OrderStatus, 10, OrderStatus.OPEN)
 
 
 class Position(Base):
@@ -74,7 +69,7 @@ class Position(Base):
     __table_args__ = (UniqueConstraint("run_id", "symbol"),)
 
     id: Mapped[int] = _numbered()
-    run_id: Mapped[str] = _of("runs.run_id")
+    run_id: Mapped[str] = parent_column("runs.run_id")
     symbol: Mapped[str] = mapped_column(BoundedString(32))
     size: Mapped[Decimal] = mapped_column(Money())
     cost: Mapped[Decimal] = mapped_column(Money(), comment="Paid for it so far")
@@ -89,7 +84,7 @@ class Wallet(Base):
     __table_args__ = (UniqueConstraint("account_id", "coin", "exchange_ts"),)
 
     id: Mapped[int] = _numbered()
-    account_id: Mapped[str] = _of("bybit_accounts.account_id")
+    account_id: Mapped[str] = parent_column("bybit_accounts.account_id")
     coin: Mapped[str] = mapped_column(BoundedString(10))
     exchange_ts: Mapped[datetime] = mapped_column(UTCDateTime())
     balance: Mapped[Decimal] = mapped_column(Money())
@@ -101,7 +96,7 @@ class GridState(Base):
     __tablename__ = "grid_states"
     __ownership__ = Ownership("run_id")
 
-    run_id: Mapped[str] = _of("runs.run_id", primary_key=True)
+    run_id: Mapped[str] = parent_column("runs.run_id", primary_key=True)
     levels: Mapped[dict[str, Any]] = mapped_column(Json())
     saved_ts: Mapped[datetime] = mapped_column(UTCDateTime())
 

@@ -6,8 +6,8 @@ from contextlib import suppress
 from enum import Enum
 from typing import Final, Literal
 
+from shared.db.columns import ID_LENGTH
 from shared.db.errors import TenantScopeError
-from shared.db.models import ID_LENGTH
 
 
 class Unset(Enum):

@@ -33,6 +33,7 @@ ROOMS = (
     "tracked_json",
     "value_forms",
     "column_types",
+    "columns",
     "sqlite_functions",
     "mapped_values",
     "encryption",
