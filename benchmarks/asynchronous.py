@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Awaitable, Callable
 
@@ -56,6 +57,8 @@ def _rounds(read: _Read, at_once: int, lags: list[float]) -> Callable[[range], N
             async with places:
                 await read(number)
 
+        gc.collect()
+        gc.freeze()  # as servers do once they have started: a collection of all there is takes 50 ms and more
         watch = asyncio.create_task(_watch(lags))
         await asyncio.gather(*map(one, numbers))
         watch.cancel()

@@ -18,7 +18,7 @@ import time
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, asynccontextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from itertools import islice
 from types import MappingProxyType
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
@@ -43,9 +43,63 @@ P = ParamSpec("P")
 # What a healthy transaction rarely takes, and a caller who wants to end can bear.
 _CANCELLED_WAITS = 10.0
 _ROWS_AT_ONCE = 1000
+# Threads at work where the interpreter is what all wait for; how often it is looked whether it is, in seconds; and the
+# share of a processor below which it is not.
+_AT_ONCE, _LOOKS, _IDLE = 2, 0.02, 0.7
+_LATELY = 5 * _LOOKS
 _NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 _log = logging.getLogger("shared.db")
+
+
+class _Turns:
+    """Has few threads at work at once, since each that wants the interpreter keeps the event loop from it.
+
+    As many more as it takes where they wait for the database: where the process has been idle, or none has ended.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._changed = threading.Condition()
+        self._at_once = min(most, _AT_ONCE)
+        self._taken = 0
+        self._ended = False
+        self._looked, self._used = 0.0, 0.0
+
+    def __enter__(self) -> None:
+        with self._changed:
+            while self._taken >= self._at_once:
+                self._changed.wait(_LOOKS)
+                self._look()
+            self._taken += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._changed:
+            self._taken -= 1
+            self._ended = True
+            self._changed.notify()
+
+    @contextmanager
+    def left(self) -> Iterator[None]:
+        """For a block that waits: another may take its turn meanwhile."""
+        self.__exit__()
+        try:
+            yield
+        finally:
+            self.__enter__()
+
+    def _look(self) -> None:
+        now, used = time.monotonic(), time.process_time()
+        passed = now - self._looked
+        if passed < _LOOKS:
+            return
+        is_idle = passed < _LATELY and used - self._used < _IDLE * passed
+        if is_idle or not self._ended:
+            self._at_once = min(self._at_once + 1, self._most)
+            self._changed.notify()
+        elif passed < _LATELY:
+            self._at_once = max(self._at_once - 1, min(self._most, _AT_ONCE))
+        self._looked, self._used, self._ended = now, used, False
 
 
 class AsyncDoor:
@@ -56,13 +110,14 @@ class AsyncDoor:
 
     def __init__(self, settings: DatabaseSettings) -> None:
         self._settings = settings
-        self._lock = threading.Lock()
-        self._executor: ThreadPoolExecutor | None = None
+        self._connections = 1 if settings.is_memory else settings.pool_size + settings.max_overflow
+        self.renew()
         self._last_end = 0.0
 
     def renew(self) -> None:
-        """In a forked child: the threads, and who held the lock, are the parent's."""
-        self._lock, self._executor = threading.Lock(), None
+        """In a forked child: the threads, and who held the locks, are the parent's."""
+        self._lock, self._turns = threading.Lock(), _Turns(self._connections)
+        self._executor: ThreadPoolExecutor | None = None
 
     def close(self) -> None:
         """Let the threads end when they have done what they were given."""
@@ -85,7 +140,7 @@ class AsyncDoor:
     @asynccontextmanager
     async def session(self, opened: Callable[[], AbstractContextManager[Session]]) -> AsyncGenerator[AsyncSession]:
         """The session of `opened()`, which is entered, used and left in one thread; left as the block is left."""
-        worker = _Worker()
+        worker = _Worker(self._turns)
         running = self._submit(worker.work, opened)
         session = None
         try:
@@ -145,13 +200,21 @@ class AsyncDoor:
         )
 
     def _submit(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
+        running: Future[T] = Future()
+
+        def begin() -> None:
+            with self._turns:
+                if running.set_running_or_notify_cancel():
+                    try:
+                        running.set_result(work(*arguments))
+                    except BaseException as error:  # noqa: BLE001 # whoever waits for it raises it
+                        running.set_exception(error)
+
+        running.add_done_callback(self._note_end)
         with self._lock:
             if self._executor is None:
-                settings = self._settings
-                connections = 1 if settings.is_memory else settings.pool_size + settings.max_overflow
-                self._executor = ThreadPoolExecutor(connections, "shared.db transaction")
-            running = self._executor.submit(contextvars.copy_context().run, work, *arguments)
-        running.add_done_callback(self._note_end)
+                self._executor = ThreadPoolExecutor(self._connections, "shared.db transaction")
+            self._executor.submit(contextvars.copy_context().run, begin)
         return running
 
     def _note_end(self, ended: Future[Any]) -> None:
@@ -328,8 +391,9 @@ class _Undone(TransactionAbandonedError):
 class _Worker:
     """A thread for as long as a session lasts: it does what it is given, one after the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, turns: _Turns) -> None:
         self.opened: Future[Session] = Future()
+        self._turns = turns
         self._process = os.getpid()
         self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[Session], Any]] | bool] = queue.SimpleQueue()
         self._iterators: list[Any] = []
@@ -357,7 +421,8 @@ class _Worker:
             raise
 
     def _do_one(self, session: Session) -> bool:
-        job = self._jobs.get()
+        with self._turns.left():
+            job = self._jobs.get()
         if isinstance(job, bool):
             if job:
                 raise _Undone("the block of this session was left by an error")

@@ -179,7 +179,9 @@ class DatabaseFactory:
                     stacklevel=3,
                 )
             yield session
-            session.commit()
+            # A transaction begun for nothing would have all that was loaded looked at again.
+            if session.in_transaction():
+                session.commit()
         except BaseException as error:
             session.rollback()
             if isinstance(error, CommitUnknownError):

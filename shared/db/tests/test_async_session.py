@@ -456,6 +456,17 @@ def test_a_queue_that_moves_is_waited_for(lasting: DatabaseFactory) -> None:
     assert asyncio.run(main()) == 40
 
 
+def test_transactions_that_wait_do_not_keep_others_from_beginning(lasting: DatabaseFactory) -> None:
+    """As many as there may be connections are under way at once where none of them can go on before the last."""
+    most = lasting.settings.pool_size + lasting.settings.max_overflow
+    barrier = threading.Barrier(most)
+
+    async def main() -> list[int]:
+        return await asyncio.gather(*(lasting.arun_in_transaction(lambda _: barrier.wait(60)) for _ in range(most)))
+
+    assert sorted(asyncio.run(main())) == list(range(most))
+
+
 def test_a_forked_child_opens_sessions_of_its_own(postgresql_url: Any) -> None:
     """Its parent's is refused by name, and the parent's goes on."""
     with DatabaseFactory(postgresql_url) as db:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, insert, select, text
-from sqlalchemy.orm import Session
+from sqlalchemy import Connection, event, insert, select, text
+from sqlalchemy.orm import Session, SessionTransaction
 
 from shared.db import (
     BybitAccount,
@@ -172,3 +172,36 @@ def test_a_transaction_that_sqlite_gave_up_by_itself_is_refused(place: str, tmp_
         with db.get_session() as session:
             session.add(User(username="carol"))
         assert usernames(db) == ["carol"]
+
+
+def test_a_transaction_that_is_over_is_not_followed_by_an_empty_one(db: DatabaseFactory) -> None:
+    """Nothing is begun after the last COMMIT, which would have all that was loaded looked at again."""
+    begun: list[SessionTransaction] = []
+    event.listen(db.session_factory, "after_transaction_create", lambda _, transaction: begun.append(transaction))
+    with db.get_session() as session:
+        session.add(User(username="alice"))
+        session.commit()
+    assert sum(transaction.parent is None for transaction in begun) == 1
+    begun.clear()
+    assert db.run_in_transaction(lambda session: len(session.scalars(select(User)).all()), read_only=True) == 1
+    assert sum(transaction.parent is None for transaction in begun) == 1
+
+
+def test_what_was_changed_without_a_transaction_is_stored_at_the_block_s_end(db: DatabaseFactory) -> None:
+    """After a COMMIT in its midst, whatever was added, changed or deleted since."""
+    with db.get_session() as session:
+        alice, bob = User(username="alice"), User(username="bob")
+        session.add_all([alice, bob])
+        session.commit()
+        session.add(User(username="carol"))
+        session.commit()
+        alice.username = "alicia"
+    with db.get_session() as session:
+        session.commit()
+        bob.username = "robert"
+        session.add(bob)
+    with db.get_session() as session:
+        session.add(bob)
+        session.commit()
+        session.delete(bob)
+    assert usernames(db) == ["alicia", "carol"]
