@@ -5,23 +5,19 @@ import http.client
 import json
 import logging
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Annotated, Any
 
 import pytest
-import uvicorn
 from fastapi import Depends, FastAPI, Header
 from fastapi.responses import StreamingResponse
 from flask import Flask
 from flask import request as flask_request
 from sqlalchemy import URL, event, select
 from sqlalchemy.orm import Session
-from werkzeug.serving import make_server
 
 from shared.db import (
     AsyncSession,
@@ -38,60 +34,13 @@ from shared.db import (
     User,
 )
 from shared.db.tests.cutting_proxy import CuttingProxy
+from shared.db.tests.serving import Ask, uvicorn_serving, werkzeug_serving
 from shared.db.tests.support import two_runs
 from shared.db.tests.test_documents import PACKAGE, blocks
 from shared.db.tests.test_retry import proxy  # noqa: F401 # a fixture
 from shared.db.web import FastAPIDoor, FlaskDoor, status_of
 
 SECRET = "hunter2-secret"
-
-
-@dataclass(frozen=True)
-class Ask:
-    """A client of the server at a port."""
-
-    port: int
-
-    def __call__(self, method: str, path: str, user: str | None = None) -> tuple[int, Any]:
-        """Status and document of the answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
-            connection.request(method, path, headers={} if user is None else {"X-User": user})
-            answer = connection.getresponse()
-            text = answer.read().decode()
-            return answer.status, json.loads(text) if text.startswith(("{", "[", '"')) else text
-        finally:
-            connection.close()
-
-
-@contextmanager
-def uvicorn_serving(app: FastAPI) -> Iterator[Ask]:
-    """A uvicorn with the application."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off", ws="none"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)  # it is starting
-    try:
-        yield Ask(server.servers[0].sockets[0].getsockname()[1])
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
-@contextmanager
-def werkzeug_serving(app: Flask) -> Iterator[Ask]:
-    """A werkzeug with the application, a thread for each request."""
-    server = make_server("127.0.0.1", 0, app, threaded=True)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield Ask(server.server_port)
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def current_user(x_user: Annotated[str | None, Header()] = None) -> str | None:

@@ -218,6 +218,18 @@ def test_what_is_deleted_is_of_the_range_alone(client: InfluxDBClientWrapper, se
     assert client.query_data(f'SELECT * FROM "{name}"') == []
 
 
+def test_health_asks_the_server_and_notices_that_it_has_gone(own_server: Server, db: DatabaseFactory) -> None:
+    """It is one report over the database and the store beside it."""
+    with InfluxDBClientWrapper(own_server.url, bucket=DATABASE) as client:
+        db.add_store("metrics", client.health_check)
+        assert [(store.name, store.reachable) for store in db.health().stores] == [("metrics", True)]
+        own_server.kill()
+        health = db.health()
+    assert health.reachable
+    assert [(store.name, store.reachable) for store in health.stores] == [("metrics", False)]
+    assert [problem.partition(";")[0] for problem in health.problems] == ["the store metrics does not answer"]
+
+
 def test_a_server_that_is_away_stops_nobody_and_all_is_counted() -> None:
     """As many points wait as may, the oldest are dropped; reading says so."""
     client = InfluxDBClientWrapper("http://127.0.0.1:1", bucket=DATABASE, max_waiting=10, batch_size=5)
