@@ -97,7 +97,7 @@ def _lines(health: Health) -> Iterator[str]:
         yield "no problem found"
 
 
-_COUNTED = ("sequential_scans", "index_scans")
+_COUNTED = ("sequential_scans", "index_scans", "rows_inserted", "rows_deleted")
 
 
 def _metrics(health: Health) -> Iterator[str]:

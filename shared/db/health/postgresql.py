@@ -122,18 +122,20 @@ def tables(connection: Connection, names: Iterable[str]) -> tuple[TableHealth, .
     """Rows as the last VACUUM or ANALYZE estimated them (None before the first), and counted in a small table."""
     found = []
     for name in names:
-        rows, pages, size, whole, by_index = connection.execute(_TABLE, {"name": name}).one()
+        rows, pages, size, whole, by_index, inserted, deleted = connection.execute(_TABLE, {"name": name}).one()
         estimated = pages > _SMALL_TABLE
         if not estimated:
             rows = connection.scalar(text(f"SELECT count(*) FROM {name}"))
         unused = tuple(connection.scalars(_UNUSED_INDEXES, {"name": name}))
-        found.append(TableHealth(name, rows if rows >= 0 else None, estimated, size, whole, by_index, unused))
+        known = rows if rows >= 0 else None
+        found.append(TableHealth(name, known, estimated, size, whole, by_index, inserted, deleted, unused))
     return tuple(found)
 
 
 _TABLE = text(
     """
-    SELECT reltuples::bigint, pg_relation_size(pg_class.oid), pg_total_relation_size(pg_class.oid), seq_scan, idx_scan
+    SELECT reltuples::bigint, pg_relation_size(pg_class.oid), pg_total_relation_size(pg_class.oid), seq_scan, idx_scan,
+        n_tup_ins, n_tup_del
     FROM pg_class LEFT JOIN pg_stat_user_tables ON relid = pg_class.oid WHERE pg_class.oid = to_regclass(:name)
     """
 )

@@ -11,8 +11,9 @@ from typing import Any, Self
 class TableHealth:
     """A table: its rows (`estimated` where counting them would read much; None: not known) and bytes with indexes.
 
-    On PostgreSQL also how often it was read whole (`sequential_scans`) and by an index since the server's statistics
-    began, and the `unused_indexes` that no question has used since then and no rule needs; else None and none.
+    On PostgreSQL also what has happened since the server's statistics began: how often it was read whole
+    (`sequential_scans`) and by an index, how many rows were written to it and deleted (its growth is the difference of
+    two looks), and the `unused_indexes` that no question has used and no rule needs; else None and none.
     """
 
     name: str
@@ -21,6 +22,8 @@ class TableHealth:
     size_bytes: int | None
     sequential_scans: int | None = None
     index_scans: int | None = None
+    rows_inserted: int | None = None
+    rows_deleted: int | None = None
     unused_indexes: tuple[str, ...] = ()
 
 
