@@ -10,10 +10,11 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
-from sqlalchemy import URL, Connection, Engine, event
+from sqlalchemy import URL, Engine, event
 
 from shared.db.dialects.sqlite import coded
 from shared.db.errors import DatabaseMissingError, DatabaseMovedError
@@ -29,8 +30,8 @@ class OpenedFile(NamedTuple):
     """A file by its absolute path, and by what tells it from another one that stands there later."""
 
     path: str
-    device: int
-    inode: int
+    file: tuple[int, int]
+    """Device and inode."""
 
 
 def located(url: URL, folder: str) -> URL:
@@ -114,24 +115,24 @@ def watch(engine: Engine) -> None:
     event.listen(engine, "connect", after_connect)
 
 
-def check(connection: Connection) -> None:
-    """Raise `DatabaseMovedError` if the file under `connection` is no longer the one at its path."""
-    opened = connection.info.get(_OPENED)
+def check(info: Mapping[Any, Any]) -> None:
+    """Raise `DatabaseMovedError` if the file under the connection of this `info` is no longer the one at its path."""
+    opened = info.get(_OPENED)
     if opened is not None:
         refuse_another(opened)
 
 
-def file_under(connection: Connection) -> tuple[int, int] | None:
-    """What tells the file under `connection` from every other one; None for a database in memory."""
-    opened = connection.info.get(_OPENED)
-    return None if opened is None else (opened.device, opened.inode)
+def file_under(info: Mapping[Any, Any]) -> tuple[int, int] | None:
+    """What tells the file under the connection of this `info` from every other; None for a database in memory."""
+    opened = info.get(_OPENED)
+    return None if opened is None else opened.file
 
 
 def opened_file(connection: sqlite3.Connection) -> OpenedFile:
     """The main file of a connection."""
     path = connection.execute("PRAGMA database_list").fetchone()[2]
     there = os.stat(path)
-    return OpenedFile(path, there.st_dev, there.st_ino)
+    return OpenedFile(path, (there.st_dev, there.st_ino))
 
 
 def refuse_another(opened: OpenedFile) -> None:
@@ -141,7 +142,7 @@ def refuse_another(opened: OpenedFile) -> None:
     except OSError as error:
         reason = os.strerror(error.errno or 0)
     else:
-        if (there.st_dev, there.st_ino) == (opened.device, opened.inode):
+        if (there.st_dev, there.st_ino) == opened.file:
             return
         reason = _ANOTHER
     raise _moved(reason)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -57,16 +54,20 @@ def hide_row(driver_error: BaseException | None, wrapped: SQLAlchemyError | None
         wrapped.args = tuple(part.replace(said, kept) if isinstance(part, str) else part for part in wrapped.args)
 
 
-@contextmanager
-def named_errors(connection: Connection, statement: str | None = None) -> Iterator[None]:
+class named_errors:  # noqa: N801 # who calls it does not mind what it is
     """What the driver raises in the block, as SQLAlchemy and `errors.py` name it; `statement` is what was tried."""
-    driver_error: type[Exception] = connection.dialect.loaded_dbapi.Error
-    try:
-        yield
-    except (driver_error, SystemError) as raised:
-        # psycopg2 stumbles over a server that ends in the midst of COPY: its own error is then the cause of Python's.
-        error = raised if isinstance(raised, driver_error) else raised.__cause__
-        if not isinstance(error, driver_error):
-            raise
-        # There is no public way to what SQLAlchemy does with a driver's error, the engine's own handler included.
-        connection._handle_dbapi_exception(error, statement, None, None, None)
+
+    def __init__(self, connection: Connection, statement: str | None = None) -> None:
+        self._connection, self._statement = connection, statement
+
+    def __enter__(self) -> None:
+        """Nothing yet."""
+
+    def __exit__(self, kind: object, raised: BaseException | None, trace: object) -> None:
+        if raised is not None:
+            driver_error = self._connection.dialect.loaded_dbapi.Error
+            # psycopg2 stumbles over a server that ends in the midst of COPY: its own error is the cause of Python's.
+            error = raised.__cause__ if isinstance(raised, SystemError) else raised
+            if isinstance(error, driver_error):
+                # There is no public way to what SQLAlchemy does with it, the engine's own handler included.
+                self._connection._handle_dbapi_exception(error, self._statement, None, None, None)

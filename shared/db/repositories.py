@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Generic, Self, TypeVar
 
 from sqlalchemy import ColumnElement, Select, String, bindparam, func, inspect, select
@@ -49,10 +49,10 @@ T = TypeVar("T", bound=Base)
 Question = Callable[[Any], Select[Any]]
 
 
-def _require_model(kind: type[Any], given: Any) -> None:
+@lru_cache
+def _require_model(kind: type[Any], named: type[Any] | None) -> None:
     """Refuse a repository without a model, with another one than its class is of, or one that declared nothing."""
     own = getattr(kind, "model", None)
-    named = given if isinstance(given, type) else own
     if named is None:
         raise InvalidValueError(f"name the class of the rows: {kind.__name__}(session, Order)")
     if own is not None and not issubclass(named, own):
@@ -73,14 +73,12 @@ class BaseRepository(Asking, Generic[T]):
     def __init__(self, session: Session, model: type[T] | UserId = UNSET, user_id: UserId = UNSET) -> None:
         """Of `session`'s rows of `model`, which a subclass names for itself: `RunRepository(session, user_id)`."""
         if isinstance(model, type):
-            self.model = model
-        elif model is not UNSET:
-            user_id = agreed_user(model, user_id) or model
-        _require_model(type(self), model)
+            self.model, model = model, UNSET
+        kind: Any = type(self)
+        _require_model(kind, getattr(self, "model", None))
         super().__init__(session)
-        self._user_id = user_id
+        self._user_id = agreed_user(agreed_user(user_of(session), model), user_id)
         self._every_user = False
-        agreed_user(user_of(session), user_id)
 
     @classmethod
     def across_users(cls, session: Session, model: type[T] | None = None) -> Self:
@@ -149,13 +147,13 @@ class BaseRepository(Asking, Generic[T]):
 
     def _resolve(self, user_id: UserId) -> str | None:
         """The user to confine to; None where none is needed."""
-        user = agreed_user(user_of(self.session), self._user_id, user_id)
-        if user is None and not self._every_user and holds_users_rows(self.model):
+        user = agreed_user(self._user_id, user_id)
+        if user is UNSET and not self._every_user and holds_users_rows(self.model):
             raise TenantScopeError(
                 f"{type(self).__name__} needs to know whose data is meant: open db.get_session(user_id=...), or pass "
                 "user_id= to the repository or to this call"
             )
-        return user
+        return None if user is UNSET else user
 
     def _acting_for(self, user: str | None, operation: str, entity: T) -> AbstractContextManager[None]:
         """What checks a write; a user's session does so itself, and users may be made by anybody."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection
 from sqlalchemy.engine.interfaces import ExecutionContext
 from sqlalchemy.pool import StaticPool
 from sqlalchemy.sql.elements import ReleaseSavepointClause, RollbackToSavepointClause, SavepointClause
@@ -118,34 +118,26 @@ def _control(words: list[str]) -> str | None:
 
 def is_raw(context: ExecutionContext) -> bool:
     """Whether a statement is text, or holds some; what is made of constructs alone the compiler of `tenancy/` marks."""
-    return context.compiled is None or bool(getattr(context.compiled, "passed_raw_sql", True))
+    raw: bool = getattr(context.compiled, "passed_raw_sql", True)
+    return raw
 
 
-def watch(engine: Engine) -> None:
-    """Have an engine refuse and notice what the module says."""
-    event.listen(engine, "before_cursor_execute", _refuse, retval=True)  # SQLAlchemy would wrap it otherwise
-    event.listen(engine, "after_cursor_execute", _make_sure)
-
-
-def _refuse(
-    connection: Connection, cursor: Any, statement: str, parameters: Any, context: ExecutionContext, executemany: bool
-) -> tuple[str, Any]:
+def refuse(connection: Connection, cursor: Any, statement: str, context: ExecutionContext) -> None:
+    """Before a statement is sent: `TransactionControlError` if its text begins or ends a transaction or a savepoint."""
     if ";" not in statement and not _SUSPECT.match(statement):
-        return statement, parameters
+        return
     # Outside of a transaction it is the one that begins it.
     if connection.get_transaction() is None or getattr(cursor.connection, "autocommit", False) is True:
-        return statement, parameters
+        return
     control = control_in(statement, stacked=port_of(connection).runs_several)
     compiled: Any = context.compiled
     if control is not None and not (compiled is not None and isinstance(compiled.statement, _SAVEPOINTS)):
         raise TransactionControlError(control)
-    return statement, parameters
 
 
-def _make_sure(
-    connection: Connection, cursor: Any, statement: str, parameters: Any, context: ExecutionContext, executemany: bool
-) -> None:
-    if not is_raw(context) or connection.get_transaction() is None:
+def make_sure(connection: Connection) -> None:
+    """After a raw statement: `TransactionControlError` if it has ended the transaction all the same."""
+    if connection.get_transaction() is None:
         return
     over = transaction_status(connection) is TransactionStatus.NONE
     # On the one connection of an in-memory database another session may have ended the transaction.

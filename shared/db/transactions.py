@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from contextlib import closing
 from typing import Any, NamedTuple, NoReturn
 
 from sqlalchemy import Connection
 
-from shared.db.dialects import port_of
+from shared.db.dialects import Port, port_of
 from shared.db.dialects.port import TransactionStatus
 from shared.db.errors import DatabaseFailure, TransactionAbortedError
 
@@ -42,15 +43,14 @@ def note_failure(connection: Connection, failure: DatabaseFailure | None, error:
     connection.info[_FAILURE] = _Failure(weakref.ref(transaction), said, failure is not None and failure.transient)
 
 
-def refuse_aborted(connection: Connection) -> None:
+def refuse_aborted(port: Port, connection: Connection, info: Mapping[Any, Any]) -> None:
     """Before COMMIT: `TransactionAbortedError` where the database has given the transaction up, which is rolled back.
 
     PostgreSQL answers COMMIT by ROLLBACK then, and SQLite has nothing to commit, both without an error.
     """
     driver: Any = connection.connection.dbapi_connection
-    port = port_of(connection)
     if port.rolls_back_statements:
-        aborted = _FAILURE in connection.info and _failure_of(connection) is not None
+        aborted = _FAILURE in info and _failure_of(connection) is not None
     else:
         aborted = port.status(driver) is TransactionStatus.ABORTED
     if aborted:

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection
 
-from shared.db.database_file import file_under
 from shared.db.dialects.sqlite import coded
 from shared.db.errors import SelfDeadlockError
 from shared.db.sessions import running_loop
@@ -33,11 +32,8 @@ _holders: dict[File, _Holder] = {}
 _further_out: ContextVar[Mapping[File, _Holder]] = ContextVar("shared_db_write_locks", default={})  # noqa: B039 # never changed
 
 
-def note(connection: Connection) -> None:
-    """Remember that `connection` has just taken the lock."""
-    file = file_under(connection)
-    if file is None:
-        return  # in memory, where sessions share one connection and so the lock
+def note(connection: Connection, file: File) -> None:
+    """Remember that `connection` has just taken the lock of `file`."""
     loop = running_loop()
     holder = _Holder(weakref.ref(connection), threading.get_ident(), None if loop is None else weakref.ref(loop))
     _holders[file] = holder
@@ -45,18 +41,15 @@ def note(connection: Connection) -> None:
     _further_out.set(living | {file: holder})
 
 
-def refuse_self_deadlock(connection: Connection) -> None:
-    """`SelfDeadlockError` if who holds the lock cannot go on before `connection` has got it.
+def refuse_self_deadlock(file: File) -> None:
+    """`SelfDeadlockError` if who holds the lock of `file` cannot go on before whoever asks for it now has got it.
 
     That is a session further out in the same code, or one of another coroutine of the event loop, which stands still
     meanwhile.
     """
-    file = file_under(connection)
-    holder = None if file is None else _holders.get(file)
-    if file is None or holder is None or holder.thread != threading.get_ident():
-        return
-    holding = holder.connection()
-    if holding is None or not holding.in_transaction():
+    holder = _holders.get(file)
+    holding = None if holder is None or holder.thread != threading.get_ident() else holder.connection()
+    if holder is None or holding is None or not holding.in_transaction():
         return
     loop = running_loop()
     if _further_out.get().get(file) is holder or (

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from sqlalchemy import Dialect
+
 from shared.db.dialects.mysql import MySQL
 from shared.db.dialects.port import Bound, PerDatabase, Port, dialect_of
 from shared.db.dialects.postgresql import PostgreSQL
@@ -39,7 +41,7 @@ _BY_DIALECT = {dialect: port for port in (*PORTS, Standard()) for dialect in por
 
 def port_of(bound: Bound) -> Port:
     """The database behind an engine, a connection, a session or a dialect. `UnknownDatabaseError` for any other."""
-    return port_named(dialect_of(bound).name)
+    return port_named((bound if isinstance(bound, Dialect) else dialect_of(bound)).name)
 
 
 def port_named(name: str) -> Port:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import weakref
+from functools import partial
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, event
-from sqlalchemy.engine.interfaces import ExceptionContext
+from sqlalchemy.engine.interfaces import ExceptionContext, ExecutionContext
 
 from shared.db import database_file, same_answers, transaction_control
-from shared.db.dialects import MYSQL, POSTGRESQL, SQLITE, PerDatabase
+from shared.db.dialects import MYSQL, POSTGRESQL, SQLITE, PerDatabase, Port
 from shared.db.driver_errors import hide_row, is_interruption, typed_failure
 from shared.db.engine import mysql, postgresql, sqlite
 from shared.db.engine.options import READ_ONLY, Request, only_reads
 from shared.db.errors import PermissionDeniedError, ServerReadOnlyError
 from shared.db.numbering import numbering_error
 from shared.db.settings import DatabaseSettings
-from shared.db.tenancy import confined_sql, row_security
+from shared.db.tenancy import confined_sql, leftovers, row_security
 from shared.db.transactions import note_failure, refuse_aborted, refuse_aborted_savepoint
 
 _COMMITTING = "shared_db_committing"
@@ -29,9 +30,10 @@ def make_engine(settings: DatabaseSettings, folder: str, url: URL | None = None)
     A relative SQLite path counts from `folder`.
     """
     engine: Engine = _KINDS.named(settings.port.name).make(Request(settings, folder, url or settings.url))
-    transaction_control.watch(engine)
+    event.listen(engine, "before_cursor_execute", _before_statement, retval=True)  # SQLAlchemy would wrap it otherwise
+    event.listen(engine, "after_cursor_execute", _after_statement)
     event.listen(engine, "release_savepoint", refuse_aborted_savepoint)
-    event.listen(engine, "commit", _before_commit)
+    event.listen(engine, "commit", partial(_before_commit, settings.port))
     event.listen(engine, "handle_error", _name_failure)
     same_answers.unify(engine)
     confined_sql.confine(engine)
@@ -52,10 +54,28 @@ def as_read_only(engine: Engine) -> Engine:
     return engine.execution_options(**{READ_ONLY: True})
 
 
-def _before_commit(connection: Connection) -> None:
-    refuse_aborted(connection)
-    database_file.check(connection)
-    connection.info[_COMMITTING] = weakref.ref(connection.get_transaction())
+def _before_statement(
+    connection: Connection, cursor: Any, statement: str, parameters: Any, context: ExecutionContext, executemany: bool
+) -> tuple[str, Any]:
+    if transaction_control.is_raw(context):
+        leftovers.note(connection, cursor, statement)
+    transaction_control.refuse(connection, cursor, statement, context)
+    confined_sql.refuse_unconfined(context)
+    return statement, parameters
+
+
+def _after_statement(
+    connection: Connection, cursor: Any, statement: str, parameters: Any, context: ExecutionContext, executemany: bool
+) -> None:
+    if transaction_control.is_raw(context):
+        transaction_control.make_sure(connection)
+
+
+def _before_commit(port: Port, connection: Connection) -> None:
+    info = connection.info
+    refuse_aborted(port, connection, info)
+    database_file.check(info)
+    info[_COMMITTING] = weakref.ref(connection.get_transaction())
 
 
 def _name_failure(context: ExceptionContext) -> BaseException | None:

@@ -20,7 +20,7 @@ _TRUSTED_SECONDS = 1.0
 
 def spare(engine: Engine) -> None:
     """Install both savings on a PostgreSQL engine."""
-    event.listen(engine, "before_cursor_execute", _adopt_first)
+    event.listen(engine, "before_cursor_execute", _adopt_first, retval=True)  # SQLAlchemy would wrap it otherwise
     event.listen(engine, "do_execute", _read_alone)
     if hasattr(select, "poll"):
         _ping_when_in_doubt(engine)
@@ -37,9 +37,10 @@ def _stands_alone(context: Any, driver: Any) -> bool:
 
 def _adopt_first(
     connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
-) -> None:
-    if not _stands_alone(context, cursor.connection):
+) -> tuple[str, Any]:
+    if adoption_postponed(connection) is not None and not _stands_alone(context, cursor.connection):
         adopt_now(connection)
+    return statement, parameters
 
 
 def _read_alone(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:

@@ -100,27 +100,29 @@ def _begin(connection: Connection) -> None:
     assert isinstance(driver, sqlite3.Connection)
     if driver.in_transaction:
         return  # another session on the same in-memory database has begun already
-    read_only = only_reads(connection)
-    if read_only != connection.info.get(READ_ONLY, False):
+    info, read_only = connection.info, only_reads(connection)
+    if read_only != info.get(READ_ONLY, False):
         driver.execute(f"PRAGMA query_only={'ON' if read_only else 'OFF'}")
-        connection.info[READ_ONLY] = read_only
-    if not read_only:
-        write_lock.refuse_self_deadlock(connection)
-    # Not when connecting: who only reads leaves the file as it is.
-    if not read_only and _JOURNAL_UNKNOWN in connection.info:
-        with named_errors(connection):
-            _switch_to_wal(driver)
-        del connection.info[_JOURNAL_UNKNOWN]
+        info[READ_ONLY] = read_only
+    # In memory sessions share one connection, and so the lock.
+    to_write = None if read_only else database_file.file_under(info)
+    if to_write is not None:
+        write_lock.refuse_self_deadlock(to_write)
+        # Not when connecting: who only reads leaves the file as it is.
+        if _JOURNAL_UNKNOWN in info:
+            with named_errors(connection):
+                _switch_to_wal(driver)
+            del info[_JOURNAL_UNKNOWN]
     # IMMEDIATE takes the write lock first, under the busy timeout. A transaction that reads first and asks for
     # the lock later is refused at once, timeout or not, when somebody has written in between.
     # By the driver itself: SQLAlchemy's way to it takes as long as a question.
     begin = "BEGIN" if read_only else "BEGIN IMMEDIATE"
     with named_errors(connection, begin):
         driver.execute(begin)
-    if not read_only:
-        write_lock.note(connection)
+    if to_write is not None:
+        write_lock.note(connection, to_write)
     try:
-        database_file.check(connection)  # now, since the wait for the lock may have been long
+        database_file.check(info)  # now, since the wait for the lock may have been long
     except BaseException:
         driver.execute("ROLLBACK")
         raise

@@ -33,7 +33,6 @@ from sqlalchemy import (
     TableClause,
     Values,
     bindparam,
-    event,
     select,
 )
 from sqlalchemy.orm import FromStatement, UserDefinedOption
@@ -203,19 +202,15 @@ def confine(engine: Engine) -> None:
     # Each engine has a dialect of its own.
     engine.dialect.statement_compiler = _confined(compiler)
     check_types(engine.dialect)
-    event.listen(engine, "before_cursor_execute", _refuse_unconfined, retval=True)  # without it SQLAlchemy wraps it
 
 
-def _refuse_unconfined(
-    connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
-) -> tuple[str, Any]:
-    """A statement that a session confined is not sent in another's place, whoever put that there."""
-    required: Confinement | None = None if context is None else context.execution_options.get(CONFINED_TO)
+def refuse_unconfined(context: Any) -> None:
+    """Before a statement is sent: what a session confined is not sent as another one, whoever put that there."""
+    required: Confinement | None = context.execution_options.get(CONFINED_TO)
     if required is not None:
         compiled = context.compiled
         if not isinstance(compiled, ConfinedCompiler) or not required.binds(compiled, context.compiled_parameters):
             raise required.refusal("a statement in place of the one that was confined")
-    return statement, parameters
 
 
 def is_confined(engine: Any) -> bool:
@@ -268,6 +263,12 @@ class ConfinedCompiler(_Untyped):  # type: ignore[misc] # SQLAlchemy's compilers
         """The names of the parameters that hold the session's user."""
         return [name for bind, name in self.bind_names.items() if USER_PARAMETER in bind.key]
 
+    @cached_property
+    def _place_of_user(self) -> int:
+        confinement: Any = self.confinement
+        places = enumerate(self.cache_key.bindparams)
+        return next(place for place, there in places if there is confinement.user)
+
     def construct_params(self, params: Any = None, extracted_parameters: Any = None, *args: Any, **options: Any) -> Any:
         """The values of one execution. No parameter of the caller can replace the session's user."""
         if self.isinsert and self._has_params_of_its_own(options):
@@ -279,8 +280,7 @@ class ConfinedCompiler(_Untyped):  # type: ignore[misc] # SQLAlchemy's compilers
             if extracted_parameters:
                 # This text was made for another execution, perhaps of another user: take the bound parameter of
                 # this one that stands where that one's stood.
-                pairs = zip(self.cache_key.bindparams, extracted_parameters, strict=True)
-                user = next(here for there, here in pairs if there is user)
+                user = extracted_parameters[self._place_of_user]
             for name in self.user_parameters:
                 found[name] = user.value
         return found

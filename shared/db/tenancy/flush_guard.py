@@ -7,7 +7,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Dialect, inspect, select
+from sqlalchemy import inspect, select
 from sqlalchemy.orm import InstanceState, Session
 from sqlalchemy.sql.elements import ClauseElement, ColumnClause
 from sqlalchemy.sql.selectable import SelectBase
@@ -34,7 +34,7 @@ def check_identity(guard: OwnershipGuard, state: InstanceState[Any]) -> None:
         raise guard.violation("flush", state.mapper.class_, "its key is not the one it was loaded with")
 
 
-def check_expressions(state: InstanceState[Any], confinement: Confinement, dialect: Dialect) -> None:
+def check_expressions(session: Session, state: InstanceState[Any], confinement: Confinement) -> None:
     """The confinement's refusal if an attribute is an SQL expression that reads other rows or is raw SQL.
 
     The flush writes such expressions out by itself, and nothing confines what they read.
@@ -47,7 +47,7 @@ def check_expressions(state: InstanceState[Any], confinement: Confinement, diale
                 raise confinement.refusal(f"the value of {state.mapper.class_.__name__}.{name}, which reads other rows")
         # Compiling is what refuses raw SQL.
         column: Any = expression
-        select(column).options(confinement).compile(dialect=dialect)
+        select(column).options(confinement).compile(dialect=session.get_bind().dialect)
 
 
 def expressions(state: InstanceState[Any]) -> Iterator[tuple[str, ClauseElement]]:

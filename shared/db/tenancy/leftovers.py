@@ -13,7 +13,6 @@ from contextlib import closing
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, event
-from sqlalchemy.engine.interfaces import ExecutionContext
 
 from shared.db.dialects import POSTGRESQL
 from shared.db.dialects import postgresql as dialect
@@ -21,7 +20,7 @@ from shared.db.dialects.port import TransactionStatus
 from shared.db.driver_errors import named_errors
 from shared.db.errors import TenantViolation, TransactionControlError
 from shared.db.tenancy.row_security import ADOPTED
-from shared.db.transaction_control import is_raw, statements
+from shared.db.transaction_control import statements
 
 _SOILED = "shared_db_raw_sql"
 # DISCARD ALL in pieces: it may not stand in a transaction. The driver itself asks for the date style, when it connects.
@@ -32,8 +31,7 @@ _SWEEP: Final = (
 
 
 def watch(engine: Engine) -> None:
-    """Have a PostgreSQL engine sweep its connections; to be called after what adopts the role first."""
-    event.listen(engine, "before_cursor_execute", _note, retval=True)  # SQLAlchemy would wrap it otherwise
+    """Have a PostgreSQL engine sweep its connections."""
     event.listen(engine, "commit", _sweep)
     event.listen(engine, "rollback", _sweep)
     event.listen(engine, "checkin", _reset)
@@ -44,28 +42,28 @@ def soil(connection: Connection) -> None:
     connection.info[_SOILED] = True
 
 
-def _note(
-    connection: Connection, cursor: Any, statement: str, parameters: Any, context: ExecutionContext, executemany: bool
-) -> tuple[str, Any]:
-    # What the compiler made of plain constructs leaves nothing behind, and confines itself.
-    user_id = connection.info.get(ADOPTED) if is_raw(context) else None
+def note(connection: Connection, cursor: Any, statement: str) -> None:
+    """Before a raw statement is sent: `TenantViolation` for one that makes others wait, in a session under policies.
+
+    What the compiler made of plain constructs leaves nothing behind, and confines itself.
+    """
+    user_id = connection.info.get(ADOPTED)
     if user_id is None:
-        return statement, parameters
+        return
     if POSTGRESQL.status(cursor.connection) is TransactionStatus.NONE:
         # With the transaction the role has gone, and the statement would run as the login.
         raise TransactionControlError("something before this statement")
     soil(connection)
     if any(words[:1] == ["LOCK"] for words in statements(statement)):
         raise TenantViolation("LOCK TABLE", "a table", user_id, "every user's sessions would wait for this one")
-    return statement, parameters
 
 
 def _sweep(connection: Connection) -> None:
-    if connection.invalidated:
+    if connection.invalidated or _SOILED not in connection.info:
         return
     driver: Any = connection.connection.dbapi_connection
     # In a transaction that an error has ended nothing more runs.
-    if connection.info.get(_SOILED) and POSTGRESQL.status(driver) is TransactionStatus.OPEN:
+    if POSTGRESQL.status(driver) is TransactionStatus.OPEN:
         with named_errors(connection), closing(driver.cursor()) as cursor:
             cursor.execute(_SWEEP)
 

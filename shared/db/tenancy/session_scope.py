@@ -206,7 +206,7 @@ def _require_tenant_to_write(session: TenantRequiredSession, context: UOWTransac
     for entity in (*session.new, *session.dirty, *session.deleted):
         if ownership_of(type(entity)) is not None:
             raise session.no_users_rows.refusal("flush")
-        check_expressions(inspect(entity), session.no_users_rows, session.get_bind().dialect)
+        check_expressions(session, inspect(entity), session.no_users_rows)
 
 
 def _require_confined(connection: Connection) -> None:
@@ -275,7 +275,7 @@ def _before_flush(session: UserSession, context: UOWTransaction, instances: Any)
         state = instance_state(entity)
         check_identity(session.guard, state)
         if not confined:
-            check_expressions(state, session.own_rows, session.get_bind().dialect)
+            check_expressions(session, state, session.own_rows)
         elif any(expressions(state)):
             leftovers.soil(Session.connection(session))
     check_flushed(session.guard, session, complete=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from enum import Enum
 from typing import Final, Literal
 
@@ -28,8 +27,10 @@ def checked_user_id(user_id: object) -> str:
     """`user_id` if it can be one, else `TenantScopeError`."""
     if isinstance(user_id, str) and 0 < len(user_id) <= ID_LENGTH and "\0" not in user_id:
         # A plain string, also of an enumeration's member; a lone surrogate has no form that a driver could send.
-        with suppress(UnicodeEncodeError):
+        try:
             return str.encode(user_id).decode()
+        except UnicodeEncodeError:
+            pass
     shown = "an over-long text" if isinstance(user_id, str) and len(user_id) > ID_LENGTH else repr(user_id)
     raise TenantScopeError(
         f"{shown} is not a user id; pass the user's user_id (1 to {ID_LENGTH} characters), "
@@ -37,11 +38,13 @@ def checked_user_id(user_id: object) -> str:
     )
 
 
-def agreed_user(*given: object) -> str | None:
-    """The one user that all of `given` name, None if none names any; `TenantScopeError` if they differ."""
-    users = {checked_user_id(user_id) for user_id in given if user_id is not UNSET}
-    if len(users) > 1:
+def agreed_user(known: UserId, named: object) -> UserId:
+    """The one user that both name, of whom `known` was checked before; `TenantScopeError` if they differ."""
+    if named is UNSET:
+        return known
+    user_id = checked_user_id(named)
+    if known not in (UNSET, user_id):
         raise TenantScopeError(
             "the session, the repository and the call name different users; open a session for the user you mean"
         )
-    return users.pop() if users else None
+    return user_id

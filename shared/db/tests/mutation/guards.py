@@ -52,6 +52,7 @@ _WHOLLY = (
 # Modules of which only some are, by what the statement's text contains.
 _PARTLY = {
     "transaction_control.py": ("TransactionControlError(", "_look_at(", "event.listen("),
+    "engine/make.py": ("_statement)", "_statement,", "leftovers.", "transaction_control.", "confined_sql."),
     "bulk/create.py": (".violation(", "_prove", "check_rows(", "session.connection()"),
     "bulk/update.py": ("check_rows(", "RowNotFoundError("),
     "repositories.py": ("TenantScopeError(", "agreed_user(", "discard_changes(", "raise RowNotFoundError(self.model"),
