@@ -195,6 +195,8 @@ class Money(CheckedType):
 
     def exact(self, value: Any) -> Decimal:
         """The value rounded to 8 places, or `InvalidValueError`."""
+        if type(value) is Decimal and value.same_quantum(QUANTUM) and value.copy_abs() < _MONEY_LIMIT:
+            return value or _ZERO  # as it was made here before
         given = self.amount(value)
         # The magnitude first: quantizing Decimal("1e999999") would need a million digits.
         if given and given.adjusted() >= MONEY_DIGITS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any, Final
 
 from sqlalchemy import Delete, TextClause, event, inspect
@@ -37,14 +38,23 @@ def tell(session: Session) -> None:
             _log.error("what a commit wrote was not told: %r raised %s", callback, type(error).__name__)
 
 
-@event.listens_for(NamingSession, "after_flush", propagate=True)
+@cache
+def watch() -> None:
+    """Have sessions note what they write; where nobody asks for it, none of them pays for it."""
+    for name, listener in (
+        ("after_flush", _note_flushed),
+        ("do_orm_execute", _note_statement),
+        ("after_commit", _tell_committed),
+    ):
+        event.listen(NamingSession, name, listener, propagate=True)
+
+
 def _note_flushed(session: Session, context: UOWTransaction) -> None:
     if session.info.get(CALLBACKS):
         note(session, (inspect(entity).mapper.local_table for entity in (*session.new, *session.dirty)))
         _note_deleted(session, {inspect(entity).mapper.local_table for entity in session.deleted})
 
 
-@event.listens_for(NamingSession, "do_orm_execute", propagate=True)
 def _note_statement(state: ORMExecuteState) -> None:
     if not state.session.info.get(CALLBACKS):
         return
@@ -58,7 +68,6 @@ def _note_statement(state: ORMExecuteState) -> None:
         note(state.session, Base.metadata.tables.values())  # whatever it is that it writes
 
 
-@event.listens_for(NamingSession, "after_commit", propagate=True)
 def _tell_committed(session: Session) -> None:
     if _WRITTEN in session.info and not session.in_nested_transaction():
         tell(session)

@@ -371,6 +371,7 @@ class DatabaseFactory:
         commits, which waits for it; what it raises is logged alone. Not noticed is what goes round the sessions: other
         programs, engines, the commands, and a session's `connection()`.
         """
+        commits.watch()
         self._on_commit.append(callback)
 
     def enable_audit(self) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 from decimal import Decimal
-from functools import cache, partial
+from functools import cache, lru_cache
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, event, inspect
+from sqlalchemy import Connection, Engine, event, inspect
 from sqlalchemy.orm import InstanceState, Mapper, Session
 from sqlalchemy.sql.elements import ClauseElement
 
@@ -34,9 +34,9 @@ def _watch(mapper: Mapper[Any], model: type[Any]) -> None:
             track(getattr(model, name), kind.refuse)
     if kinds:
         for name in ("before_insert", "before_update"):
-            event.listen(model, name, partial(_before_writing, kinds), raw=True)
-        event.listen(model, "refresh_flush", partial(_filled, kinds), raw=True)
-        event.listen(model, "refresh", partial(_refreshed, kinds), raw=True)
+            event.listen(model, name, _before_writing, raw=True)
+        event.listen(model, "refresh_flush", _filled, raw=True)
+        event.listen(model, "refresh", _refreshed, raw=True)
 
 
 @cache
@@ -49,34 +49,45 @@ def _kinds(mapper: Mapper[Any]) -> Kinds:
     }
 
 
+@lru_cache(maxsize=1024)
+def _in_doubt(mapper: Mapper[Any], names: tuple[str, ...], types: tuple[type, ...]) -> list[tuple[str, CheckedType]]:
+    """Of attributes with values of these types, those that may come back as something else."""
+    kinds = _kinds(mapper)
+    return [
+        (name, kinds[name][0])
+        for name, given in zip(names, types, strict=True)
+        if name in kinds and given not in kinds[name][1]
+    ]
+
+
 def keep_as_stored(session: Session, entity: object) -> None:
     """Have an object that is not stored yet hold what it would hold afterwards; `InvalidValueError` if it cannot be."""
     state = inspect(entity)
-    _keep(_kinds(state.mapper), state, state.dict, session.get_bind(state.mapper).dialect)
+    _keep(state, state.dict, session.get_bind(state.mapper))
 
 
-def _before_writing(kinds: Kinds, mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
-    _keep(kinds, state, state.committed_state if state.has_identity else state.dict, connection.dialect)
+def _before_writing(mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
+    _keep(state, state.committed_state if state.has_identity else state.dict, connection)
 
 
-def _filled(kinds: Kinds, state: InstanceState[Any], context: Any, attributes: Iterable[str] | None) -> None:
+def _filled(state: InstanceState[Any], context: Any, attributes: Iterable[str] | None) -> None:
     if attributes and state.session is not None:
-        _keep(kinds, state, attributes, state.session.get_bind(state.mapper).dialect)
+        _keep(state, attributes, state.session.get_bind(state.mapper))
 
 
-def _refreshed(kinds: Kinds, state: InstanceState[Any], context: Any, attributes: Iterable[str] | None) -> None:
+def _refreshed(state: InstanceState[Any], context: Any, attributes: Iterable[str] | None) -> None:
     if context is None and state.session is not None:  # not read from the database, but taken over from a statement
         # What the object never had, SQLAlchemy leaves out: it would be None for good.
+        kinds = _kinds(state.mapper)
         unknown = [name for name in attributes or () if name in kinds and name not in state.dict]
         if unknown:
             state.session.expire(state.object, unknown)
-        _filled(kinds, state, context, attributes)
+        _filled(state, context, attributes)
 
 
-def _keep(kinds: Kinds, state: InstanceState[Any], names: Iterable[str], dialect: Dialect) -> None:
-    held = state.dict
-    # Most values are text, and are told at a glance.
-    for name in [name for name in names if name in kinds and type(held.get(name)) not in kinds[name][1]]:
+def _keep(state: InstanceState[Any], names: Iterable[str], bind: Connection | Engine) -> None:
+    held, given = state.dict, tuple(names)
+    for name, kind in _in_doubt(state.mapper, given, tuple(map(type, map(held.get, given)))):
         value = held[name]
         if type(value) in _VALUES or not (isinstance(value, ClauseElement) or hasattr(value, "__clause_element__")):
-            held[name] = kinds[name][0].kept(value, dialect)
+            held[name] = kind.kept(value, bind.dialect)

@@ -15,8 +15,8 @@ from shared.db.tables import ownership_of, primary_key
 def column_values(entity: object) -> dict[str, Any]:
     """The loaded column values of a mapped object, by column name; nothing is fetched."""
     state = instance_state(entity)
-    loaded = state.dict
-    return {name: loaded.get(attribute) for name, attribute in _attributes(state.mapper)}
+    names, attributes = _attributes(state.mapper)
+    return dict(zip(names, map(state.dict.get, attributes), strict=True))
 
 
 def values_to_come(session: Session, entity: object) -> dict[str, Any]:
@@ -28,9 +28,8 @@ def values_to_come(session: Session, entity: object) -> dict[str, Any]:
     values = column_values(entity)
     ownership = ownership_of(type(entity))
     if ownership is not None and state.identity is not None:
-        unknown = [
-            name for name, key in _attributes(state.mapper) if name in ownership.columns and key not in state.dict
-        ]
+        attributes = zip(*_attributes(state.mapper), strict=True)
+        unknown = [name for name, key in attributes if name in ownership.columns and key not in state.dict]
         if unknown:
             table = state.mapper.local_table
             stored = select(*(table.c[name] for name in unknown)).where(
@@ -56,8 +55,10 @@ def parents_of(mapper: Mapper[Any]) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 @lru_cache
-def _attributes(mapper: Mapper[Any]) -> list[tuple[str, str]]:
-    return [(column.name, mapper.get_property_by_column(column).key) for column in mapper.columns]
+def _attributes(mapper: Mapper[Any]) -> tuple[list[str], list[str]]:
+    """The names of its columns, and of the attributes that hold them."""
+    columns = list(mapper.columns)
+    return [column.name for column in columns], [mapper.get_property_by_column(column).key for column in columns]
 
 
 def written_values(session: Session, entity: object) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from shared.db.tenancy.confined_sql import Confinement, elements_of
 from shared.db.tenancy.entity_values import column_values, parents_of, values_to_come
 from shared.db.tenancy.guard import OwnershipGuard, as_bound
 
-# What most attributes hold, and no expression is.
-_PLAIN = frozenset({type(None), str, int, float, bool, Decimal, datetime, bytes})
+# What most objects hold and nothing else, themselves included, and no expression is.
+_PLAIN = frozenset({type(None), str, int, float, bool, Decimal, datetime, bytes, InstanceState})
 
 
 def check_identity(guard: OwnershipGuard, state: InstanceState[Any]) -> None:
@@ -52,10 +52,11 @@ def check_expressions(session: Session, state: InstanceState[Any], confinement: 
 
 def expressions(state: InstanceState[Any]) -> Iterator[tuple[str, ClauseElement]]:
     """The attributes that the flush would write out as SQL, by name."""
-    for name in state.dict if state.identity is None else state.committed_state:
+    names = state.dict if state.identity is None else state.committed_state
+    if _PLAIN.issuperset(map(type, map(state.dict.get, names))):
+        return
+    for name in names:
         value: Any = state.dict.get(name)
-        if type(value) in _PLAIN:
-            continue
         expression = value.__clause_element__() if hasattr(value, "__clause_element__") else value
         if isinstance(expression, ClauseElement):
             yield name, expression
