@@ -10,7 +10,7 @@ import importlib
 import json
 import math
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_DOWN, ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 from enum import StrEnum
@@ -25,11 +25,13 @@ from sqlalchemy import (
     Column,
     DateTime,
     Dialect,
+    Index,
     Interval,
     Numeric,
     String,
     Table,
     Text,
+    bindparam,
     cast,
     event,
     func,
@@ -777,6 +779,49 @@ class exact_sum(FunctionElement[Decimal]):
         super().__init__(column)
 
 
+class holds(FunctionElement[bool]):
+    """Whether the document in a `Json` column holds all that another one says, at any depth.
+
+    `where(holds(Signal.strategies, {"macd": {"signal": "BUY"}}))`. An object holds one with some of its names whose
+    values are held by its own; any other value holds its equal. An index of `document_index` finds such rows on
+    PostgreSQL; elsewhere each is looked at. Raises `InvalidValueError` for what is no dict, and for a list in it, which
+    the databases compare differently.
+    """
+
+    type = Boolean()
+    inherit_cache = True
+    name = "holds"
+
+    def __init__(self, column: ColumnElement[Any] | Any, document: Mapping[str, Any]) -> None:
+        if not isinstance(document, Mapping):
+            raise InvalidValueError(f"what a document holds is a dict, not {type(document).__name__}", str(column))
+        part = Json().plain(document)
+        # Of both its texts: documents are stored as ASCII by one way in, and as they are by another.
+        paths = [path for escaped in (True, False) for path in _paths(part, "$", column, escaped)]
+        super().__init__(column, bindparam(None, part, Json()), *(bindparam(None, path, String()) for path in paths))
+
+
+def _paths(document: dict[str, Any], above: str, column: Any, escaped: bool) -> Iterator[str]:
+    """Where the values of a document stand in one of its texts."""
+    for name, value in document.items():
+        path = f"{above}.{json.dumps(name, ensure_ascii=escaped)}"
+        if isinstance(value, list):
+            raise InvalidValueError(f"{path} is a list; name what is an object or a value alone", str(column))
+        if value and isinstance(value, dict):
+            yield from _paths(value, path, column, escaped)
+        else:
+            yield path
+
+
+def document_index(column: str) -> Index:
+    """An index by which PostgreSQL finds what `holds` asks of a `Json` column: for a model's `__table_args__`.
+
+    No other database has one there. In a revision it is `frozen.create_document_index(table, column)`.
+    """
+    index = Index(None, column, postgresql_using="gin", postgresql_ops={column: "jsonb_path_ops"})
+    return index.ddl_if(callable_=lambda *_, dialect, **__: port_of(dialect).indexes_documents)
+
+
 @compiles(utc_now)
 def _now(element: utc_now, compiler: SQLCompiler, **how: Any) -> str:
     return port_of(compiler.dialect).now()
@@ -790,6 +835,11 @@ def _uuid(element: new_uuid, compiler: SQLCompiler, **how: Any) -> str:
 @compiles(exact_sum)
 def _exact_sum(element: exact_sum, compiler: SQLCompiler, **how: Any) -> str:
     return port_of(compiler.dialect).exact_sum(compiler.process(element.clauses, **how))
+
+
+@compiles(holds)
+def _holds(element: holds, compiler: SQLCompiler, **how: Any) -> str:
+    return port_of(compiler.dialect).holds(*(partial(compiler.process, each, **how) for each in element.clauses))
 
 
 def money_units(stored: float) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from decimal import Context, Decimal
+from typing import Any
 
 from shared.db.column_types import money_units
 from shared.db.dialects.sqlite import note_damage
@@ -17,7 +19,27 @@ def register(connection: sqlite3.Connection) -> None:
     # finalize() may give NULL, which the stubs do not know.
     connection.create_aggregate("exact_sum", 1, _ExactSum)  # type: ignore[arg-type] # as said
     connection.create_aggregate("exact_product_sum", 2, _ExactProductSum)  # type: ignore[arg-type] # as said
+    connection.create_function("document_holds", 2, _document_holds, deterministic=True)
     connection.create_collation("exact_money", lambda one, other: int(Decimal(one).compare(Decimal(other), _EXACT)))
+
+
+def _document_holds(document: str | None, part: str | None) -> bool | None:
+    """The function behind `holds`: what PostgreSQL's operator @> says of an object."""
+    if document is None or part is None:
+        return None
+    try:
+        return _holds(json.loads(document), json.loads(part))
+    except (TypeError, ValueError, RecursionError):
+        note_damage()
+        raise
+
+
+def _holds(document: Any, part: Any) -> bool:
+    if isinstance(part, dict):
+        named = isinstance(document, dict) and document.keys() >= part.keys()
+        return named and all(_holds(document[name], value) for name, value in part.items())
+    # True is 1 in Python, and in no document.
+    return bool(document == part) and isinstance(document, bool) is isinstance(part, bool)
 
 
 class _ExactSum:

@@ -11,7 +11,7 @@ from sqlalchemy import JSON, BigInteger, Connection, Engine, Numeric, String, te
 from sqlalchemy.dialects.mysql import DATETIME, LONGTEXT
 from sqlalchemy.types import TypeEngine
 
-from shared.db.dialects.port import Port, TransactionStatus
+from shared.db.dialects.port import Port, TransactionStatus, Written
 from shared.db.errors import (
     AuthenticationError,
     CommitUnknownError,
@@ -156,6 +156,15 @@ class MySQL(Port):
     def exact_product_sum(self, first: str, second: str) -> str:
         """The server's own is exact."""
         return f"CAST(sum({first} * {second}) AS CHAR)"
+
+    def holds(self, document: Written, part: Written, *paths: Written) -> str:
+        """By a function of its own, which also finds a value in a list where the value itself should stand."""
+        stored = document()
+        kinds = [f"json_type(json_extract({stored}, {path()}))" for path in paths]
+        held = [f"json_contains({stored}, {part()})"]
+        texts = zip(kinds[: len(kinds) // 2], kinds[len(kinds) // 2 :], strict=True)
+        held += [f"coalesce({escaped}, {plain}, 'ARRAY') <> 'ARRAY'" for escaped, plain in texts]
+        return f"if({stored} IS NULL, NULL, {' AND '.join(held)})"
 
     def micros_between(self, earlier: str, later: str) -> str:
         """A whole number."""

@@ -9,7 +9,7 @@ lacks is refused by name: "not this one" never means "the other one".
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from typing import Any, ClassVar, Generic, TypeVar
@@ -30,6 +30,10 @@ class TransactionStatus(Enum):
     OPEN = "it has begun, and goes on"
     ABORTED = "an error has aborted it: the server rolls it back, whatever else it is asked"
     UNKNOWN = "the connection is closed or lost"
+
+
+Written = Callable[[], str]
+"""What writes out a part of a statement."""
 
 
 class Port(ABC):
@@ -74,6 +78,8 @@ class Port(ABC):
     """Whether its driver gives stored times as text."""
     checks_types: ClassVar[bool] = True
     """Whether a column holds nothing but its type's values."""
+    indexes_documents: ClassVar[bool] = False
+    """Whether an index can find the documents that hold a part."""
     takes_texts: ClassVar[bool] = False
     """Whether many rows go to it as text, whatever their columns hold."""
 
@@ -131,6 +137,13 @@ class Port(ABC):
     @abstractmethod
     def exact_product_sum(self, first: str, second: str) -> str:
         """An exact sum of products of money, as text."""
+
+    @abstractmethod
+    def holds(self, document: Written, part: Written, *paths: Written) -> str:
+        """Whether a document holds a part. What is not called is not sent.
+
+        `paths` say where the part's values stand: first in a text that escapes all but ASCII, then in a plain one.
+        """
 
     @abstractmethod
     def micros_between(self, earlier: str, later: str) -> str:

@@ -17,7 +17,7 @@ from sqlalchemy import Connection as BoundConnection
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import TypeEngine
 
-from shared.db.dialects.port import Port, TransactionStatus
+from shared.db.dialects.port import Port, TransactionStatus, Written
 from shared.db.errors import (
     AuthenticationError,
     CommitUnknownError,
@@ -145,6 +145,7 @@ class PostgreSQL(Port):
     rolls_back_statements: ClassVar[bool] = False
     keeps_zone: ClassVar[bool] = True
     takes_texts: ClassVar[bool] = True
+    indexes_documents: ClassVar[bool] = True
 
     def money(self, digits: int, places: int) -> TypeEngine[Any]:
         """Exact."""
@@ -185,6 +186,10 @@ class PostgreSQL(Port):
     def exact_product_sum(self, first: str, second: str) -> str:
         """The server's own is exact."""
         return f"CAST(sum({first} * {second}) AS TEXT)"
+
+    def holds(self, document: Written, part: Written, *paths: Written) -> str:
+        """By an operator of its own."""
+        return f"({document()} @> {part()})"
 
     def micros_between(self, earlier: str, later: str) -> str:
         """Out of an interval."""

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from sqlalchemy import JSON, REAL, Integer, String, Text
 from sqlalchemy.types import TypeEngine
 
-from shared.db.dialects.port import Port, TransactionStatus
+from shared.db.dialects.port import Port, TransactionStatus, Written
 from shared.db.errors import (
     ConstraintError,
     DatabaseCorruptError,
@@ -59,9 +59,9 @@ _BY_CLASS: tuple[tuple[type[Exception], type[DatabaseFailure]], ...] = (
 )
 # Text that is no UTF-8, a document that is no JSON: nothing of this library can have stored them.
 _NO_TEXT_OF_OURS = ("Could not decode to UTF-8", "malformed JSON")
-# An exact sum is a function of ours, of whose failure SQLite tells nothing else. It failed since a value is no number,
+# Of the failure of a function of ours SQLite tells nothing else. It failed since a value is no number or no document,
 # which `note_damage` was told, or since Ctrl-C came while it ran.
-_AGGREGATE_FAILED = "user-defined aggregate's"
+_OURS_FAILED = "user-defined "
 _found = threading.local()
 # Of stored text that is no UTF-8 it quotes all: 'column 'api_secret' with text '...''.
 _UNDECODABLE = re.compile(r"(Could not decode to UTF-8 column '\w+') with text .*", re.DOTALL)
@@ -129,6 +129,10 @@ class SQLite(Port):
         """By a function that each connection brings along."""
         return f"exact_product_sum({first}, {second})"
 
+    def holds(self, document: Written, part: Written, *paths: Written) -> str:
+        """By a function that each connection brings along."""
+        return f"document_holds({document()}, {part()})"
+
     def micros_between(self, earlier: str, later: str) -> str:
         """Out of the text."""
         return f"(({_MICROS.format(later)}) - ({_MICROS.format(earlier)}))"
@@ -165,7 +169,7 @@ class SQLite(Port):
     def failure(self, error: Exception) -> type[DatabaseFailure]:
         """By the extended result code."""
         said = str(error)
-        if said.startswith(_NO_TEXT_OF_OURS) or (said.startswith(_AGGREGATE_FAILED) and _damage_was_noted()):
+        if said.startswith(_NO_TEXT_OF_OURS) or (said.startswith(_OURS_FAILED) and _damage_was_noted()):
             return DatabaseCorruptError
         code = getattr(error, "sqlite_errorname", None) or ""
         by_code = (failure for prefix, failure in _FAILURES if code.startswith(prefix))
@@ -180,8 +184,8 @@ class SQLite(Port):
         return _UNDECODABLE.sub(r"\1", str(error))
 
     def is_interruption(self, error: Exception) -> bool:
-        """An aggregate of ours failed, and not because of what is stored."""
-        return str(error).startswith(_AGGREGATE_FAILED) and not getattr(_found, "damage", False)
+        """A function of ours failed, and not because of what is stored."""
+        return str(error).startswith(_OURS_FAILED) and not getattr(_found, "damage", False)
 
 
 def coded(error: sqlite3.Error, name: str) -> sqlite3.Error:

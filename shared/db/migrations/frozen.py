@@ -71,3 +71,16 @@ def now() -> sa.TextClause:
 def new_uuid() -> sa.TextClause:
     """Server default `new_uuid`."""
     return sa.text(_NEW_UUID[op.get_context().dialect.name])
+
+
+def create_document_index(table: str, column: str) -> None:
+    """`document_index`."""
+    if op.get_context().dialect.name == "postgresql":
+        how: dict[str, Any] = {"postgresql_using": "gin", "postgresql_ops": {column: "jsonb_path_ops"}}
+        op.create_index(f"ix_{table}_{column}", table, [column], **how)
+
+
+def drop_document_index(table: str, column: str) -> None:
+    """Its way back."""
+    if op.get_context().dialect.name == "postgresql":
+        op.drop_index(f"ix_{table}_{column}", table)

@@ -13,7 +13,7 @@ from typing import Any
 from alembic.autogenerate import produce_migrations, render_python_code
 from alembic.operations import ops
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, false, true
+from sqlalchemy import Connection, Index, false, true
 from sqlalchemy.orm import Session
 
 from shared.db import packages, schema_version
@@ -49,7 +49,7 @@ def new_revision(db: DatabaseFactory, message: str, package: str = packages.OURS
 
     For a checkout. One revision serves SQLite and PostgreSQL: types, defaults and the way in which a table is changed
     are put so that each does them in its own way. What such a comparison does not see (CHECKs, server defaults, new
-    names) is told in `left`, to be written by hand.
+    names, indexes of documents) is told in `left`, to be written by hand.
 
     Raises `MigrationError` for a message without a letter, in an installed package, and for one that has no revisions;
     `SchemaVersionError` for a database that is not at the newest ones.
@@ -97,11 +97,18 @@ def _compared(connection: Connection, line: Line, *, made: bool) -> ops.UpgradeO
         "target_metadata": Base.metadata,
         "compare_type": True,
         "include_name": lambda name, kind, parents: kind != "table" or (made and name in tables),
-        "include_object": lambda thing, name, kind, reflected, other: kind != "table" or name in tables,
+        "include_object": lambda thing, name, kind, *_: (
+            (kind != "table" or name in tables) and not _of_documents(thing)
+        ),
     }
     found = produce_migrations(MigrationContext.configure(connection, opts=options), Base.metadata).upgrade_ops
     assert found is not None
     return found
+
+
+def _of_documents(thing: Any) -> bool:
+    """Whether it is an index that one database alone has: a revision for all makes it by a function of its own."""
+    return isinstance(thing, Index) and thing.dialect_options["postgresql"]["using"] == "gin"
 
 
 def _code(what: ops.UpgradeOps | ops.DowngradeOps) -> str:

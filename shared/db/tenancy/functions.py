@@ -73,7 +73,12 @@ _ORDINARY: Final = """
 """
 
 # What the library itself writes out by functions of its own. SQLAlchemy keeps those with their class.
-_CONSTRUCTS: set[type[Any]] = {column_types.exact_sum, column_types.utc_now, column_types.new_uuid}
+_CONSTRUCTS: set[type[Any]] = {
+    column_types.exact_sum,
+    column_types.holds,
+    column_types.new_uuid,
+    column_types.utc_now,
+}
 _ALLOWED: set[str] = set(_ORDINARY.split())
 
 

@@ -61,6 +61,7 @@ from shared.db.column_types import (
     UTCDateTime,
     Vocabulary,
     exact_sum,
+    holds,
     new_uuid,
     utc_now,
 )
@@ -793,6 +794,50 @@ def test_paths_into_a_document_work_on_every_database(db: DatabaseFactory) -> No
         step = table.c.value["grid"]["step"].as_string()
         assert connection.scalars(select(table.c.number).where(step == "0.2")).all() == [1]
         assert connection.scalars(select(table.c.value["grid"]).order_by(table.c.number)).all()[1] == {"levels": 5}
+
+
+def small_document(rng: random.Random, depth: int, *, lists: bool = True) -> Any:
+    """A document of a few names and values, so that one often holds another."""
+    kind = rng.random() if depth else 0
+    if kind < 0.4:
+        return rng.choice((True, False, None, 0, 1, 1.5, -(2**60), "", "a", "A", "ä", 'x"\\'))
+    if kind < 0.6 and lists:
+        return [small_document(rng, depth - 1) for _ in range(rng.randrange(3))]
+    names = ("a", "b.c", "ä", 'x"\\')
+    return {name: small_document(rng, depth - 1, lists=lists) for name in names if rng.random() < 0.4}
+
+
+def is_held(part: Any, document: Any) -> bool:
+    """What `holds` promises."""
+    if not isinstance(part, dict):
+        return same(part, document)
+    return isinstance(document, dict) and all(
+        name in document and is_held(value, document[name]) for name, value in part.items()
+    )
+
+
+def test_a_document_holds_its_parts_on_every_database(db: DatabaseFactory) -> None:
+    """1,000 random documents, asked for 200 random parts: the same are found everywhere."""
+    rng = random.Random(12)
+    documents = [{"d": small_document(rng, 3)} for _ in range(1_000)]
+    found = 0
+    with db.engine.begin() as connection:
+        table = store(connection, Json(), [*documents, None])
+        for _ in range(200):
+            part = {"d": small_document(rng, 2, lists=False)} if rng.random() < 0.9 else {}
+            held = {n for n, one in enumerate(documents, 1) if is_held(part, one)}
+            assert {*connection.scalars(select(table.c.number).where(holds(table.c.value, part)))} == held
+            others = {*connection.scalars(select(table.c.number).where(~holds(table.c.value, part)))}
+            assert others == {*range(1, 1_001)} - held, "NULL neither holds it nor does not"
+            found += len(held)
+    assert found > 1_000
+
+
+@pytest.mark.parametrize("part", [[], "a", None, 5, {"a": [1]}, {"a": {"b": []}}, {"a": float("nan")}, {1: 1}])
+def test_what_a_document_holds_has_names_and_values(part: Any) -> None:
+    """Anything else is refused before a database is asked: lists are compared differently by each."""
+    with pytest.raises(InvalidValueError, match=r"is a dict, not|is a list|NaN|keys are text"):
+        holds(Strategy.config_json, part)
 
 
 def nested(levels: int) -> Any:

@@ -21,8 +21,9 @@ from shared.db import (
     PrivateExecutionRepository,
     PublicTradeRepository,
     User,
+    holds,
 )
-from shared.db.models import Base, PrivateExecution, PublicTrade
+from shared.db.models import Base, PrivateExecution, PublicTrade, Strategy
 from shared.db.tests.support import execution_values, stored, trade_values, two_runs
 
 
@@ -127,6 +128,20 @@ def test_a_sum_over_what_is_no_number_is_named(tmp_path: Path, column: str) -> N
             db.get_session(user_id=run.user_id) as session,
         ):
             PrivateExecutionRepository(session).totals(run.run_id)
+
+
+def test_a_document_that_is_none_is_named_where_it_is_looked_into(tmp_path: Path) -> None:
+    """What looks for its parts is a function of ours too."""
+    with DatabaseFactory(f"sqlite:///{tmp_path / 'grid_bot.db'}") as db:
+        db.create_tables()
+        run, _ = two_runs(db, executions=0)
+        with closing(sqlite3.connect(tmp_path / "grid_bot.db")) as connection, connection:
+            connection.execute("UPDATE strategies SET config_json = '{1x'")
+        with (
+            pytest.raises(DatabaseCorruptError, match="last good backup"),
+            db.get_session(user_id=run.user_id) as session,
+        ):
+            session.scalars(select(Strategy.strategy_id).where(holds(Strategy.config_json, {"a": 1}))).all()
 
 
 def test_a_schema_that_is_no_text_any_more_is_named(tmp_path: Path) -> None:

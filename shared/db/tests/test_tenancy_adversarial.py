@@ -101,7 +101,7 @@ from shared.db import (
     allow_functions,
 )
 from shared.db.bulk import bulk_create
-from shared.db.column_types import exact_sum, new_uuid, utc_now
+from shared.db.column_types import exact_sum, holds, new_uuid, utc_now
 from shared.db.dialects import MYSQL
 from shared.db.tenancy import functions
 from shared.db.tenancy.confined_sql import OwnRows
@@ -745,6 +745,7 @@ ORDINARY: dict[str, Callable[[], Any]] = {
         func.rank().over(order_by=Run.run_id),
     ),
     "our own sum": lambda: select(exact_sum(PrivateExecution.exec_fee)),
+    "our own look into documents": lambda: select(holds(Strategy.config_json, {})),
     "our own clock and keys": lambda: select(utc_now(), new_uuid()),
 }
 ORDINARY_ON: dict[str, dict[str, Callable[[], Any]]] = {
