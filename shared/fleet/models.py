@@ -7,7 +7,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import CheckConstraint, Index, UniqueConstraint, false
+from sqlalchemy import CheckConstraint, Index, UniqueConstraint, false, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from shared.db import (
@@ -24,6 +24,7 @@ from shared.db import (
     UTCDateTime,
     Vocabulary,
     created_column,
+    document_index,
     id_column,
     one_of,
     parent_column,
@@ -70,6 +71,22 @@ class TradeStatus(StrEnum):
     REJECTED = "rejected"
 
 
+class RiskLevel(StrEnum):
+    """Values of bot_templates.risk_level."""
+
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+
+
+class SubscriptionStatus(StrEnum):
+    """Values of subscriptions.status."""
+
+    ACTIVE = "active"
+    PAUSED = "paused"
+    CANCELLED = "cancelled"
+
+
 class Severity(StrEnum):
     """Values of alerts.severity."""
 
@@ -85,6 +102,10 @@ class EventLevel(StrEnum):
     INFO = "info"
     WARNING = "warning"
     ERROR = "error"
+
+
+def _where(condition: str) -> dict[str, Any]:
+    return {"postgresql_where": text(condition), "sqlite_where": text(condition)}
 
 
 def _test_mode() -> Mapped[bool]:
@@ -127,6 +148,60 @@ class Bot(Base):
     updated_at: Mapped[datetime] = updated_column("UTC")
 
 
+class BotTemplate(Base):
+    """A strategy that its creator offers: of all users to read where it is public, and its creator's alone to write."""
+
+    __tablename__ = "bot_templates"
+    __ownership__ = Ownership("creator_id", public="is_public")
+    __table_args__ = (
+        UniqueConstraint("creator_id", "name"),
+        Index(None, "is_public", "name"),
+        document_index("config_json"),
+        document_index("performance_data"),
+        one_of("risk_level", RiskLevel),
+    )
+    _repr_names = ("name", "is_public", "risk_level")
+
+    template_id: Mapped[str] = id_column()
+    creator_id: Mapped[str] = parent_column("users.user_id")
+    name: Mapped[str] = mapped_column(BoundedString(100), comment="Unique for its creator")
+    description: Mapped[str | None] = mapped_column(CheckedText())
+    config_json: Mapped[dict[str, Any]] = mapped_column(Json())
+    is_public: Mapped[bool] = mapped_column(CheckedBoolean(), default=False, server_default=false())
+    risk_level: Mapped[str] = word_column(RiskLevel, 20, RiskLevel.MEDIUM)
+    strategy_type: Mapped[str | None] = mapped_column(BoundedString(50))
+    performance_data: Mapped[dict[str, Any]] = mapped_column(Json(), default=dict)
+    created_at: Mapped[datetime] = created_column()
+    updated_at: Mapped[datetime] = updated_column()
+
+
+class Subscription(Base):
+    """That a bot of a user follows a template, of the user's own or a public one."""
+
+    __tablename__ = "subscriptions"
+    __ownership__ = Ownership("user_id", references=("bot_id", "template_id"))
+    __table_args__ = (
+        # One that is active for a user and template, and any number of former ones.
+        Index("uq_subscriptions_active", "user_id", "template_id", unique=True, **_where("status = 'active'")),
+        Index(None, "user_id", "status"),
+        Index(None, "bot_id"),
+        Index(None, "template_id"),
+        CheckConstraint("allocation_amount >= 0", name="allocation_amount"),
+        one_of("status", SubscriptionStatus),
+    )
+    _repr_names = ("bot_id", "template_id", "status")
+
+    subscription_id: Mapped[str] = id_column()
+    user_id: Mapped[str] = parent_column("users.user_id")
+    bot_id: Mapped[str] = parent_column("bots.bot_id")
+    template_id: Mapped[str] = parent_column("bot_templates.template_id")
+    allocation_amount: Mapped[Decimal | None] = mapped_column(Money())
+    status: Mapped[str] = word_column(SubscriptionStatus, 20, SubscriptionStatus.ACTIVE)
+    performance_data: Mapped[dict[str, Any]] = mapped_column(Json(), default=dict)
+    created_at: Mapped[datetime] = created_column()
+    updated_at: Mapped[datetime] = updated_column()
+
+
 class Signal(Base):
     """What the strategies of a bot advised at a time, each of them and together."""
 
@@ -135,6 +210,7 @@ class Signal(Base):
     __stream__ = Stream(by="bot_id", time="ts", tie="signal_id")
     __table_args__ = (
         Index(None, "bot_id", "ts", "signal_id"),
+        document_index("strategies"),
         CheckConstraint("final_confidence >= 0 AND final_confidence <= 1", name="final_confidence"),
         one_of("final_signal", Verdict),
     )

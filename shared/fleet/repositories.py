@@ -15,18 +15,21 @@ from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import case, func, select
 
-from shared.db import Repository, RowNotFoundError, exact_sum
+from shared.db import Repository, RowNotFoundError, exact_sum, holds
 from shared.fleet.models import (
     Alert,
     BalanceSnapshot,
     Bot,
     BotStatus,
+    BotTemplate,
     Event,
     EventLevel,
     MLModel,
     Performance,
     PortfolioPosition,
     Signal,
+    Subscription,
+    SubscriptionStatus,
     Trade,
 )
 
@@ -79,6 +82,48 @@ class BotRepository(Repository[Bot]):
         return self.update(bot)
 
 
+class BotTemplateRepository(Repository[BotTemplate]):
+    """The templates that a user may read: the own ones and all that are public."""
+
+    model = BotTemplate
+
+    def get_public(self) -> list[BotTemplate]:
+        """Those that are public, whoever made them, by name."""
+        return self._all(self._mine().where(BotTemplate.is_public).order_by(BotTemplate.name, BotTemplate.template_id))
+
+    def get_by_config(self, part: Mapping[str, Any]) -> list[BotTemplate]:
+        """Those whose configuration says at least this, by name."""
+        found = self._mine().where(holds(BotTemplate.config_json, part))
+        return self._all(found.order_by(BotTemplate.name, BotTemplate.template_id))
+
+    def get_by_performance(self, part: Mapping[str, Any]) -> list[BotTemplate]:
+        """Those of whose performance at least this is known, by name."""
+        found = self._mine().where(holds(BotTemplate.performance_data, part))
+        return self._all(found.order_by(BotTemplate.name, BotTemplate.template_id))
+
+
+class SubscriptionRepository(Repository[Subscription]):
+    """What a user's bots follow. A second active subscription of a user to a template is a `ConstraintError`."""
+
+    model = Subscription
+
+    def get_active(self, user_id: str) -> list[Subscription]:
+        """Those of a user that are active, oldest first."""
+        found = self._mine(user_id).where(Subscription.status == SubscriptionStatus.ACTIVE)
+        return self._all(found.order_by(Subscription.created_at, Subscription.subscription_id))
+
+    def count_active(self, template_id: str) -> int:
+        """How many follow a template: of a user's own, and of all by `SubscriptionRepository.across_users(session)`."""
+        active = (Subscription.template_id == template_id, Subscription.status == SubscriptionStatus.ACTIVE)
+        counted: int = self.session.scalar(self._confined(select(func.count()).where(*active), self._user_id))
+        return counted
+
+    def cancel(self, subscription: Subscription) -> Subscription:
+        """End one; the user may subscribe to the template again."""
+        subscription.status = SubscriptionStatus.CANCELLED.value
+        return self.update(subscription)
+
+
 class _TestedRepository(Repository[_T]):
     def _asked(self, statement: Any, start: _Time, end: _Time, test_mode: _Tests) -> Any:
         found = statement.where(*self._bounds(self.model.ts, start, end))
@@ -96,6 +141,11 @@ class SignalRepository(_TestedRepository[Signal]):
         """Those of a symbol (None: of all) from `start` to `end`, oldest first."""
         mine = self._mine() if symbol is None else self._mine().where(Signal.symbol == symbol)
         return self._all(self._asked(mine, start, end, test_mode).order_by(Signal.ts, Signal.signal_id))
+
+    def get_by_strategy(self, strategy: str, signal: str, *, test_mode: _Tests = False) -> list[Signal]:
+        """Those in which a strategy advised this ("BUY"), oldest first."""
+        found = self._mine().where(holds(Signal.strategies, {strategy: {"signal": signal}}))
+        return self._all(self._asked(found, None, None, test_mode).order_by(Signal.ts, Signal.signal_id))
 
     def with_trades(
         self, start: _Time = None, end: _Time = None, *, test_mode: _Tests = False
