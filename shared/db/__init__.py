@@ -101,6 +101,7 @@ from shared.db.exchanges.bybit import (
     parse_recent_trades,
     read_archive,
 )
+from shared.db.exchanges.json_files import read_json
 from shared.db.health.report import (
     Health,
     PoolHealth,
@@ -305,6 +306,7 @@ __all__ = [
     "parse_public_trades",
     "parse_recent_trades",
     "read_archive",
+    "read_json",
     "updated_column",
     "utc_now",
     "word_column",

@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from sqlalchemy.exc import SQLAlchemyError
-
-from shared.db import DatabaseFactory, SchemaVersionError, SharedDBError
+from shared.db import DatabaseFactory
+from shared.db.commands import check, interruptible, run_commands, settings_from_arguments
 from shared.fleet.import_json import KINDS, RULES, TaggingRule, import_json
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m shared.fleet", description="Tools of shared.fleet. Settings come from GRIDBOT_DB_* variables."
-    )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    text = "store signals and trades of JSON files; again it changes nothing"
-    add = commands.add_parser("import-json", help=text, description=text).add_argument
-    add("--db-url", type=_url, metavar="URL", help="whole database URL, in place of the settings")
+    what = "store signals and trades of JSON files; again it changes nothing"
+    commands = {"import-json": (what, _import_json)}
+    return run_commands("shared.fleet", "Tools of shared.fleet, with the settings of shared.db.", commands, arguments)
+
+
+def _import_json(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    add = parser.add_argument
     add("files", nargs="+", metavar="FILE", help="array, object of arrays, or lines of JSON")
     add("--user", required=True, metavar="USER_ID", help="whose the records are, whatever they say")
     add("--bot", required=True, metavar="NAME", help="the user's bot whose they are")
@@ -32,36 +31,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--leave-out", action="append", default=[], metavar="FIELD", help="a field that has no column")
     tags = f"tag as test what it fits: FIELD=VALUE, FIELD<NUMBER, FIELD>NUMBER, FIELD=BEGIN*, or {', '.join(RULES)}"
     add("--test-rule", action="append", default=[], type=_rule, metavar="RULE", help=tags)
-    try:
-        return _import(parser.parse_args(arguments))
-    except KeyboardInterrupt:
-        return _failed("interrupted; what was stored stays, run the same command again to go on", 130)
-    except (SharedDBError, SQLAlchemyError) as error:
-        return _failed(str(error), 3 if isinstance(error, SchemaVersionError) else 1)
-    except OSError as error:
-        return _failed(f"{error.filename or 'output'}: {error.strerror or error}", 1)
 
-
-def _import(options: argparse.Namespace) -> int:
-    how = {name: getattr(options, name) for name in ("bot", "kind", "leave_out")}
-    left = 0
-    with DatabaseFactory(options.db_url) as db:
-        for report in import_json(db, options.files, user_id=options.user, rules=options.test_rule, **how):
-            print(
-                f"{report.file}: {report.inserted:,} new, {report.skipped:,} already stored, "
-                f"{report.rejected:,} rejected; {report.tagged:,} tagged as test"
-            )
-            if report.rejected:
-                left = _failed(
-                    f"{report.rejected_file} tells what was not taken, and why; correct it there, and store it by "
-                    f"python -m shared.db replay"
+    def run(options: argparse.Namespace) -> int:
+        how = {name: getattr(options, name) for name in ("bot", "kind", "leave_out")}
+        code = 0
+        with (
+            interruptible("what was stored stays; run the same command again to go on"),
+            DatabaseFactory(settings_from_arguments(options)) as db,
+        ):
+            for report in import_json(db, options.files, user_id=options.user, rules=options.test_rule, **how):
+                print(
+                    f"{report.file}, {report.kind}: {report.inserted:,} new, {report.skipped:,} already stored, "
+                    f"{report.rejected:,} rejected; {report.tagged:,} tagged as test"
                 )
-    return left
+                if report.rejected:
+                    remedy = f"correct it there, and run: python -m shared.db replay {report.rejected_file}"
+                    print(f"shared.fleet: {report.rejected_file} tells what was not taken, {remedy}", file=sys.stderr)
+                    code = 1
+                check()
+        return code
 
-
-def _failed(why: str, code: int = 1) -> int:
-    print(f"shared.fleet: {why.strip().splitlines()[0]}", file=sys.stderr)
-    return code
+    return run
 
 
 def _rule(text: str) -> TaggingRule:
@@ -69,12 +59,6 @@ def _rule(text: str) -> TaggingRule:
         return TaggingRule.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _url(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError("is empty; leave it out for the other settings")
-    return text
 
 
 if __name__ == "__main__":

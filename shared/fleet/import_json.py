@@ -17,7 +17,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shared.db import DatabaseFactory, InputError, Recorder
+from shared.db import DatabaseFactory, InputError, Recorder, read_json
 from shared.fleet.models import Signal, Trade, TradeStatus
 from shared.fleet.repositories import BotRepository
 
@@ -68,9 +68,10 @@ class TaggingRule(NamedTuple):
 
 
 class JsonImport(NamedTuple):
-    """What became of the records of a file; `rejected_file` has those that were not taken, to be corrected there."""
+    """What became of a file's records of a kind; `rejected_file` has those not taken, to be corrected there."""
 
     file: str
+    kind: str
     rejected_file: str
     inserted: int
     skipped: int
@@ -104,37 +105,27 @@ def import_json(
             raise InputError(f"user {user_id!r} has no bot called {bot!r}; name one that is there, or add it first")
         bot_id = found.bot_id
     for path in map(Path, files):
-        target = path.with_name(f"{path.name}.rejected.jsonl")
-        told = target.read_text("utf-8") if target.exists() else ""
         records = _records(path, kind)
-        done: Counter[str] = Counter()
-        for of in KINDS:
-            done += _store(db, user_id, of, _rows(records.get(of, []), of, bot_id, rules, leave_out), target, told)
-        yield JsonImport(
-            str(path), str(target), *(done[name] for name in ("inserted", "skipped", "rejected", "tagged"))
-        )
+        for each in (one for one in KINDS if one in records):
+            yield _store(db, user_id, each, _rows(records[each], each, bot_id, rules, leave_out), path)
 
 
-def _store(
-    db: DatabaseFactory, user_id: str, kind: str, rows: list[dict[str, Any]], target: Path, told: str
-) -> Counter[str]:
-    model, key, done = KINDS[kind], f"{kind[:-1]}_id", Counter[str]()
+def _store(db: DatabaseFactory, user_id: str, kind: str, rows: list[dict[str, Any]], path: Path) -> JsonImport:
+    model, key, target = KINDS[kind], f"{kind[:-1]}_id", path.with_name(f"{path.name}.rejected.jsonl")
+    told = target.read_text("utf-8") if target.exists() else ""
     known = {*re.findall(rf'"table": ?"{model.__tablename__}".*"{key}": ?"([^"]*)"', told)}
     new = [row for row in rows if row[key] not in known]
-
-    def note(written: Sequence[Any]) -> None:
-        done["tagged"] += sum(row["test_mode"] is True for row in written)
-
-    if new:
-        with Recorder(
-            db, model, user_id=user_id, max_buffered=2 * len(new), dead_letters=target, on_written=note
-        ) as recorder:
-            recorder.add(new)
-            recorder.flush()
-        stats = recorder.stats()
-        done.update(inserted=stats.written, skipped=stats.duplicates, rejected=stats.rejected)
-    done["rejected"] += len(rows) - len(new)
-    return done
+    written: list[Any] = []
+    room = 2 * len(new) + 2
+    with Recorder(
+        db, model, user_id=user_id, max_buffered=room, dead_letters=target, on_written=written.extend
+    ) as recorder:
+        recorder.add(new)
+        recorder.flush()
+    stats = recorder.stats()
+    rejected = stats.rejected + len(rows) - len(new)
+    tagged = sum(row["test_mode"] is True for row in written)
+    return JsonImport(str(path), kind, str(target), stats.written, stats.duplicates, rejected, tagged)
 
 
 def _rows(
@@ -179,52 +170,15 @@ def _value(name: str, value: Any) -> Any:
 
 def _records(path: Path, kind: str | None) -> dict[str, list[Any]]:
     """The records of a file by their kind."""
-    try:
-        text = path.read_text("utf-8")
-        told = _parsed(text)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no UTF-8 at byte {error.start}; write it anew, nothing of it was stored") from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        if error.msg != "Extra data":
-            at = len(text[: error.pos].encode())
-            raise InputError(
-                f"{path} is broken at byte {at} ({error.msg}); mend it, nothing of it was stored"
-            ) from None
-        told = [_line(line) for line in text.splitlines() if line.strip()]
-    except (ValueError, RecursionError):  # a number of thousands of digits, or brackets within brackets
-        raise InputError(f"{path} has a number too long or is nested too deep; nothing of it was stored") from None
+    told = read_json(path)
     if isinstance(told, dict):
         if told and all(name in KINDS and isinstance(those, list) for name, those in told.items()):
             return told
         told = [told]  # a single line
-    if not isinstance(told, list):
-        raise InputError(
-            f"{path} holds no records; an array, an object of arrays {[*KINDS]}, or lines of JSON are read"
-        )
     kind = kind or next((one for one in KINDS if path.name.startswith(one)), None)
     if kind is None:
         raise InputError(f"{path} does not say what its records are; add --as, one of {', '.join(KINDS)}")
     return {kind: told}
-
-
-def _parsed(text: str) -> Any:
-    return json.loads(text, parse_float=_decimal)
-
-
-def _line(line: str) -> Any:
-    try:
-        return _parsed(line)
-    except (ValueError, RecursionError):
-        return line
-
-
-def _decimal(text: str) -> Decimal | str:
-    try:
-        return Decimal(text)
-    except InvalidOperation:  # an exponent of twenty digits
-        return text
 
 
 def _number(number: Decimal) -> float | str:

@@ -36,72 +36,50 @@ from shared.db import (
 class BotType(StrEnum):
     """Values of bots.bot_type."""
 
-    EXTERNAL = "external"
-    SHARED = "shared"
-    PLATFORM = "platform"
+    EXTERNAL, SHARED, PLATFORM = "external", "shared", "platform"
 
 
 class BotStatus(StrEnum):
     """Values of bots.status."""
 
-    INACTIVE = "inactive"
-    STARTING = "starting"
-    RUNNING = "running"
-    STOPPING = "stopping"
-    STOPPED = "stopped"
-    CONNECTED = "connected"
-    ERROR = "error"
+    INACTIVE, STARTING, RUNNING, STOPPING = "inactive", "starting", "running", "stopping"
+    STOPPED, CONNECTED, ERROR = "stopped", "connected", "error"
 
 
 class Verdict(StrEnum):
     """Values of signals.final_signal."""
 
-    BUY = "BUY"
-    SELL = "SELL"
-    HOLD = "HOLD"
+    BUY, SELL, HOLD = "BUY", "SELL", "HOLD"
 
 
 class TradeStatus(StrEnum):
     """Values of bot_trades.status, of the order that was placed."""
 
-    NEW = "new"
-    PARTIALLY_FILLED = "partially_filled"
-    FILLED = "filled"
-    CANCELLED = "cancelled"
-    REJECTED = "rejected"
+    NEW, PARTIALLY_FILLED, FILLED, CANCELLED, REJECTED = "new", "partially_filled", "filled", "cancelled", "rejected"
 
 
 class RiskLevel(StrEnum):
     """Values of bot_templates.risk_level."""
 
-    LOW = "low"
-    MEDIUM = "medium"
-    HIGH = "high"
+    LOW, MEDIUM, HIGH = "low", "medium", "high"
 
 
 class SubscriptionStatus(StrEnum):
     """Values of subscriptions.status."""
 
-    ACTIVE = "active"
-    PAUSED = "paused"
-    CANCELLED = "cancelled"
+    ACTIVE, PAUSED, CANCELLED = "active", "paused", "cancelled"
 
 
 class Severity(StrEnum):
     """Values of alerts.severity."""
 
-    LOW = "low"
-    MEDIUM = "medium"
-    HIGH = "high"
-    CRITICAL = "critical"
+    LOW, MEDIUM, HIGH, CRITICAL = "low", "medium", "high", "critical"
 
 
 class EventLevel(StrEnum):
     """Values of events.level."""
 
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
+    INFO, WARNING, ERROR = "info", "warning", "error"
 
 
 def _where(condition: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import case, func, select
 
-from shared.db import Repository, RowNotFoundError, exact_sum, holds
+from shared.db import Repository, exact_sum, holds
 from shared.fleet.models import (
     Alert,
     BalanceSnapshot,
@@ -73,13 +73,8 @@ class BotRepository(Repository[Bot]):
 
     def ping(self, bot_id: str, error: str | None = None) -> Bot:
         """Note that a bot answers now, or why it does not. `RowNotFoundError` if the user has none of this id."""
-        bot = self.get_by_id(bot_id)
-        if bot is None:
-            raise RowNotFoundError("Bot", bot_id)
-        bot.connection_error = error
-        if error is None:
-            bot.last_ping = datetime.now(UTC)
-        return self.update(bot)
+        answered = {"last_ping": datetime.now(UTC)} if error is None else {}
+        return self.update(Bot(bot_id=bot_id, connection_error=error, **answered))
 
 
 class BotTemplateRepository(Repository[BotTemplate]):

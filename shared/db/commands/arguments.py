@@ -10,7 +10,7 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -26,6 +26,33 @@ EXIT_FAILED = 1
 EXIT_OTHER_REVISION = 3
 EXIT_INTERRUPTED = 130  # as a shell reports it of tools that the signal SIGINT (2) has ended
 EXIT_READER_GONE = 141  # as a shell reports it of tools that the signal SIGPIPE (13) has ended
+
+
+# A command adds its arguments to its parser and gives the function that runs it and returns the exit code.
+Command = Callable[[argparse.ArgumentParser], Callable[[argparse.Namespace], int]]
+
+
+def run_commands(
+    package: str, description: str, commands: Mapping[str, tuple[str, Command]], arguments: Sequence[str] | None
+) -> int:
+    """Run the one of `commands` that `arguments` name (None: the program's own) for `python -m PACKAGE`.
+
+    Each is its help and what adds its arguments to a parser and gives the function that runs it; all take those that
+    say which database. A failure that is to be expected is told in one line. Returns the exit code.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {package}", description=description)
+    parsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, (help_text, command) in commands.items():
+        subparser = parsers.add_parser(name, help=help_text, description=help_text)
+        add_connection_arguments(subparser)
+        subparser.set_defaults(run=command(subparser))
+
+    def run() -> int:
+        options = parser.parse_args(arguments)
+        code: int = options.run(options)
+        return code
+
+    return report_failure(package, run, ends_process=arguments is None)
 
 
 def add_connection_arguments(parser: argparse.ArgumentParser) -> None:

@@ -20,12 +20,7 @@ import shared.db.commands.replay as replay
 import shared.db.commands.row_files as row_files
 import shared.db.commands.status as status_command
 import shared.db.numbering as numbering
-from shared.db.commands.arguments import (
-    EXIT_INTERRUPTED,
-    add_connection_arguments,
-    report_failure,
-    settings_from_arguments,
-)
+from shared.db.commands.arguments import EXIT_INTERRUPTED, Command, run_commands, settings_from_arguments
 from shared.db.commands.initialize import initialize
 from shared.db.database import DatabaseFactory
 from shared.db.encryption import generate_entry
@@ -33,28 +28,11 @@ from shared.db.operations.interruption import interruptible, noted_signals
 from shared.db.operations.key_rotation import rotate_keys
 from shared.db.operations.progress import WHOLE, Progress
 
-# A command adds its arguments to its parser and gives the function that runs it and returns the exit code.
-Command = Callable[[argparse.ArgumentParser], Callable[[argparse.Namespace], int]]
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m shared.db",
-        description="Tools of shared.db. Settings come from GRIDBOT_DB_* variables and .env.",
-    )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, (help_text, command) in COMMANDS.items():
-        subparser = commands.add_parser(name, help=help_text, description=help_text)
-        add_connection_arguments(subparser)
-        subparser.set_defaults(run=command(subparser))
-
-    def run() -> int:
-        options = parser.parse_args(arguments)
-        code: int = options.run(options)
-        return code
-
-    return report_failure("shared.db", run, ends_process=arguments is None)
+    description = "Tools of shared.db. Settings come from GRIDBOT_DB_* variables and .env."
+    return run_commands("shared.db", description, COMMANDS, arguments)
 
 
 def _row_security(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:

@@ -80,7 +80,7 @@ def open_text(path: Path) -> Iterator[tuple[io.BufferedReader, io.TextIOWrapper]
     Bytes that are no UTF-8 come through as lone surrogates, which no check lets pass. Raises `InputError` for a
     file that is missing, of a kind that holds no rows or, while it is read, turns out to be damaged.
     """
-    with _opened(path) as (file, unpacked):
+    with opened(path) as (file, unpacked):
         refuse_beginning(path, unpacked.peek(512)[:512])
         with io.TextIOWrapper(unpacked, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as text:
             yield file, text
@@ -91,7 +91,7 @@ def check_whole(path: Path, stop: Callable[[], bool]) -> bool:
 
     False if `stop()` ended it early.
     """
-    with _opened(path) as (file, unpacked):
+    with opened(path) as (file, unpacked):
         while unpacked is not file and unpacked.read(_UNPACKED_AT_ONCE):
             if stop():
                 return False
@@ -99,7 +99,8 @@ def check_whole(path: Path, stop: Callable[[], bool]) -> bool:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[io.BufferedReader, Any]]:
+def opened(path: Path) -> Iterator[tuple[io.BufferedReader, Any]]:
+    """A file for reading, and what gives its bytes unpacked. Raises `InputError` as `open_text` does."""
     refuse_no_file(path)
     try:
         file = path.open("rb")

@@ -84,7 +84,9 @@ def test_records_come_in_once_and_bad_ones_are_corrected_and_replayed(
     command = ["import-json", file, "--bot", "grid", "--db-url", url]
     ann = [*command, "--user", "ann", "--test-rule", "test-symbol", "--test-rule", "amount>5000"]
     assert main(ann) == 1
-    assert "5 new, 0 already stored, 4 rejected; 1 tagged" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "signals: 2 new, 0 already stored, 1 rejected; 1 tagged" in printed
+    assert "trades: 3 new, 0 already stored, 3 rejected; 0 tagged" in printed
     with db.get_session(user_id="ann") as session:
         (first,) = SignalRepository(session).get_signals()
         assert first.ts.isoformat() == "2025-05-19T12:00:00.123456+00:00"
@@ -102,7 +104,7 @@ def test_records_come_in_once_and_bad_ones_are_corrected_and_replayed(
     assert "no column 'no_object'" in told["bot_trades", 5]
     assert "final_confidence" in told["signals", 2]
     assert main(ann) == 1
-    assert "0 new, 5 already stored, 4 rejected" in capsys.readouterr().out
+    assert "trades: 0 new, 3 already stored, 3 rejected" in capsys.readouterr().out
     assert kept.read_text() == before
     kept.write_text(before.replace("1.7", "0.7").replace('"mood":"good"', '"pnl":"-0.00000001"'))
     assert main(ann) == 1, "the correction is there, and is not lost to a second run of the first file"
