@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -21,6 +21,7 @@ from shared.db import (
 )
 from shared.db.commands.cli import main
 from shared.db.migrations import runner
+from shared.db.testing import has_mysql
 from shared.fleet import (
     Alert,
     AlertRepository,
@@ -29,6 +30,8 @@ from shared.fleet import (
     Bot,
     BotRepository,
     BotStatus,
+    BotTemplate,
+    BotTemplateRepository,
     BotType,
     Event,
     EventRepository,
@@ -40,6 +43,7 @@ from shared.fleet import (
     PortfolioPositionRepository,
     Signal,
     SignalRepository,
+    Subscription,
     Trade,
     TradeRepository,
     TradeTotals,
@@ -91,8 +95,12 @@ def every_table(bot: Bot) -> list[Any]:
     """A row of each table, of one bot."""
     advice = signal(bot, signal_id=f"signal-{bot.bot_id}"[:36])
     own: dict[str, Any] = {"user_id": bot.user_id}
+    template = BotTemplate(
+        template_id=f"template-{bot.bot_id}"[:36], creator_id=bot.user_id, name="dca", config_json={}
+    )
     return [
         advice,
+        template,
         trade(bot, "1.5", signal_id=advice.signal_id),
         PortfolioPosition(
             bot_id=bot.bot_id, symbol="BTCUSD", side="Buy", quantity=Decimal(1), entry_price=Decimal(50000)
@@ -105,18 +113,19 @@ def every_table(bot: Bot) -> list[Any]:
         ),
         Alert(**own, alert_type="drawdown", severity="high", title="Drawdown", message="5 %"),
         Event(**own, bot_id=bot.bot_id, level="error", event_type="feed", description="lost"),
+        Subscription(**own, bot_id=bot.bot_id, template_id=template.template_id),
         MLModel(**own, name="lstm", model_type="lstm", version="1", file_path="models/lstm", is_active=True),
     ]
 
 
-@pytest.fixture(params=["memory", "file", "postgresql", "policies"])
+@pytest.fixture(params=["memory", "file", "postgresql", "policies", *(["mysql"] if has_mysql() else [])])
 def either_db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DatabaseFactory]:
     """Each database in turn, and PostgreSQL with its policies in force."""
     if request.param == "policies":
         made: DatabaseFactory = request.getfixturevalue("policed_db")
     else:
-        url: Any = f"sqlite:///{tmp_path / 'fleet.db'}" if request.param == "file" else "sqlite://"
-        made = DatabaseFactory(request.getfixturevalue("postgresql_url") if request.param == "postgresql" else url)
+        urls = {"memory": "sqlite://", "file": f"sqlite:///{tmp_path / 'fleet.db'}"}
+        made = DatabaseFactory(urls.get(request.param) or request.getfixturevalue(f"{request.param}_url"))
     with made:
         made.create_tables()
         yield made
@@ -124,7 +133,7 @@ def either_db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databa
 
 def test_revisions_make_what_the_models_say(db: DatabaseFactory) -> None:
     """Up from nothing, back to nothing, and up again, with no difference left."""
-    if db.settings.is_memory:
+    if db.settings.is_memory or db.engine.dialect.name == "mysql":
         return
     assert runner.check(db) == []
     runner.downgrade_all(db, allow_data_loss=True)
@@ -134,18 +143,19 @@ def test_revisions_make_what_the_models_say(db: DatabaseFactory) -> None:
 
 
 def test_no_table_shows_a_user_the_rows_of_another(either_db: DatabaseFactory) -> None:
-    """Reads, updates of all rows, references and rows under another's bot: each of eight tables, both users."""
+    """Reads, updates of all rows, references and rows under another's bot: each of ten tables, both users."""
     mine, others = two_bots(either_db)
     for bot in (mine, others):
         with either_db.get_session(user_id=bot.user_id) as session:
             rows = every_table(bot)
-            session.add_all(rows[:1])
+            session.add_all(rows[:2])
             session.flush()
-            session.add_all(rows[1:])
+            session.add_all(rows[2:])
     for kind in map(type, every_table(mine)):
         with either_db.get_session(user_id=mine.user_id) as session:
             row: Any = session.scalars(select(kind)).one()
             assert getattr(row, "user_id", mine.user_id) == mine.user_id
+            assert getattr(row, "creator_id", mine.user_id) == mine.user_id
             assert getattr(row, "bot_id", mine.bot_id) == mine.bot_id
             assert session.scalar(select(func.count()).select_from(kind)) == 1
     with either_db.get_session(user_id=mine.user_id) as session:
@@ -323,4 +333,70 @@ def test_the_recorder_and_the_commands_take_these_tables(
     assert "not ours" not in printed
     with DatabaseFactory(into) as copied, copied.get_session(user_id=bot.user_id) as session:
         assert TradeRepository(session).get_totals(bot.bot_id).pnl == Decimal("1.5")
-        assert [len(session.scalars(select(type(one))).all()) for one in every_table(bot)] == [1, 2] + [1] * 6
+        assert [len(session.scalars(select(type(one))).all()) for one in every_table(bot)] == [1, 1, 2] + [1] * 7
+
+
+def test_signals_are_found_by_what_a_strategy_advised(either_db: DatabaseFactory) -> None:
+    """Of one user, without rows of tests, exactly."""
+    bot, others = two_bots(either_db)
+    bought = {"macd": {"signal": "BUY", "confidence": 0.9}, "rsi": {"signal": "SELL"}}
+    with either_db.get_session() as session:
+        session.add_all(
+            [
+                signal(bot, strategies=bought),
+                signal(bot, strategies={"macd": {"signal": "SELL"}, "rsi": {"signal": "BUY"}}),
+                signal(bot, strategies={"macd": "BUY"}),
+                signal(bot, strategies=bought, test_mode=True),
+                signal(others, strategies=bought),
+            ]
+        )
+    with either_db.get_session(user_id=bot.user_id) as session:
+        (found,) = SignalRepository(session).get_by_strategy("macd", "BUY")
+        assert found.strategies == bought
+        assert len(SignalRepository(session).get_by_strategy("macd", "BUY", test_mode=None)) == 2
+        assert SignalRepository(session).get_by_strategy("macd", "buy") == []
+        assert SignalRepository(session).get_by_strategy("adx", "BUY") == []
+    with either_db.get_session() as session:
+        assert len(SignalRepository(session, user_id=others.user_id).get_by_strategy("macd", "BUY")) == 1
+
+
+def test_postgresql_finds_documents_by_their_indexes(postgresql_url: Any) -> None:
+    """Among thousands of rows the plans of the three questions name the GIN indexes."""
+    with DatabaseFactory(postgresql_url) as db:
+        db.create_tables()
+        bot, _ = two_bots(db)
+        rare = {"macd": {"signal": "BUY"}}
+        with db.get_session(user_id=bot.user_id) as session:
+            SignalRepository(session).bulk_create(
+                {column: value for column, value in vars(signal(bot)).items() if column[0] != "_"}
+                | {"strategies": rare if number % 2000 == 0 else {"macd": {"signal": "SELL", "at": number}}}
+                for number in range(6000)
+            )
+            BotTemplateRepository(session).bulk_create(
+                {"creator_id": bot.user_id, "name": str(n), "config_json": {"n": n}, "performance_data": {"n": n}}
+                for n in range(3000)
+            )
+        with db.engine.begin() as connection:
+            connection.exec_driver_sql("ANALYZE signals")
+            connection.exec_driver_sql("ANALYZE bot_templates")
+        asked: dict[str, Callable[[Any], Any]] = {
+            "ix_signals_strategies": lambda session: SignalRepository(session).get_by_strategy("macd", "BUY"),
+            "ix_bot_templates_config_json": lambda session: BotTemplateRepository(session).get_by_config({"n": 7}),
+            "ix_bot_templates_performance_data": lambda session: BotTemplateRepository(session).get_by_performance(
+                {"n": 7}
+            ),
+        }
+        for index, ask in asked.items():
+            statements: list[tuple[str, Any]] = []
+
+            @event.listens_for(db.engine, "before_cursor_execute")
+            def note(*given: Any, into: list[Any] = statements) -> None:
+                into.append((given[2], given[3]))
+
+            with db.get_session(user_id=bot.user_id) as session:
+                assert 0 < len(ask(session)) < 4
+            event.remove(db.engine, "before_cursor_execute", note)
+            (question,) = [one for one in statements if " @> " in one[0]]
+            with db.engine.connect() as connection:
+                plan = connection.exec_driver_sql(f"EXPLAIN {question[0]}", question[1]).scalars().all()
+            assert any(index in line for line in plan), plan
