@@ -17,6 +17,7 @@ import shared.db.commands.coverage as coverage
 import shared.db.commands.migrate as migrate
 import shared.db.commands.purge as purge
 import shared.db.commands.replay as replay
+import shared.db.commands.report as report
 import shared.db.commands.row_files as row_files
 import shared.db.commands.status as status_command
 import shared.db.numbering as numbering
@@ -135,5 +136,6 @@ COMMANDS: dict[str, tuple[str, Command]] = {
         "say what is stored of each symbol, run or key, and what is missing",
         coverage.coverage_arguments,
     ),
+    "report": ("write a page to look at: what a user's bots did", report.add_arguments),
     "migrate": ("change the schema by revisions, or say where it stands", migrate.add_arguments),
 }

@@ -16,7 +16,6 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, text
 from sqlalchemy.exc import DataError, IntegrityError
-from sqlalchemy.orm import Session
 
 from shared.db import audit, schema_version
 from shared.db.bulk.cells import cell_layout_of
@@ -33,6 +32,7 @@ from shared.db.operations.copy_values import stored_batches
 from shared.db.operations.digests import differences, digest
 from shared.db.operations.interruption import check, finishing, interruptible
 from shared.db.operations.progress import Watch
+from shared.db.ranges.streams import at_one_moment
 from shared.db.tenancy import row_security
 from shared.db.value_forms.forms import Cells
 
@@ -136,15 +136,12 @@ def _copy_database(
 def _snapshot(db: DatabaseFactory) -> Iterator[Connection]:
     """A connection that sees the database as it is at one moment, and all rows of it."""
     with db.get_session(read_only=True) as session:
-        if port_of(session) is SQLITE:
-            connection = Session.connection(session)
-        else:
-            connection = Session.connection(session, execution_options={"isolation_level": "REPEATABLE READ"})
-            if port_of(connection).has_row_security:
-                # Rather fail than read no more than what a policy shows; and times as text that every server reads.
-                connection.exec_driver_sql(
-                    "SET LOCAL row_security = off; SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = ISO"
-                )
+        connection = at_one_moment(session)
+        if port_of(connection).has_row_security:
+            # Rather fail than read no more than what a policy shows; and times as text that every server reads.
+            connection.exec_driver_sql(
+                "SET LOCAL row_security = off; SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = ISO"
+            )
         try:
             yield connection
         except TenantViolation as error:

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, CursorResult, Executable, Result, Select, func, select
 from sqlalchemy.orm import Session
 
-from shared.db.dialects import dialect_of, port_of
+from shared.db.dialects import SQLITE, dialect_of, port_of
 from shared.db.driver_errors import named_errors
 from shared.db.errors import InvalidValueError
 from shared.db.ranges.bounds import Position, RowRange
@@ -101,6 +101,16 @@ def read(
 ) -> Result[Any]:
     """Run a Core SELECT that confines itself to its user, after what is pending in the session was flushed."""
     return flushed(session, statement).execute(statement, parameters, **options)
+
+
+def at_one_moment(session: Session) -> Connection:
+    """Let a read-only session see the database as it is now in all that it reads; its connection. Asked first of all.
+
+    On SQLite its reads do so anyway.
+    """
+    if port_of(session) is SQLITE:
+        return Session.connection(session)
+    return Session.connection(session, execution_options={"isolation_level": "REPEATABLE READ"})
 
 
 def flushed(session: Session, statement: Executable) -> Connection:

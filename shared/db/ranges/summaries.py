@@ -149,8 +149,7 @@ def coverage(
 def totals(session: Session, executions: RowRange) -> RunTotals:
     """The sums over a range of executions; zeros if there are none."""
     columns = executions.source.columns
-    # NULL where there is no fee, which has no currency either; '' where there is one, and nobody says in what.
-    currency = case((columns.exec_fee != 0, func.coalesce(columns.raw_json["feeCurrency"].as_string(), "")))
+    currency = fee_currency(columns)
     statement = (
         select(
             currency,
@@ -164,12 +163,17 @@ def totals(session: Session, executions: RowRange) -> RunTotals:
     )
     parts: Sequence[Any] = read(session, statement).all()
     fees = {part[0] or None: part[3] for part in parts if part[0] is not None}
-    closed_pnl, fee, bought, sold = (_added(part[place] for part in parts) for place in range(2, 6))
+    closed_pnl, fee, bought, sold = (added(part[place] for part in parts) for place in range(2, 6))
     return RunTotals(sum(part[1] for part in parts), closed_pnl, None if len(fees) > 1 else fee, bought, sold, fees)
 
 
-def _added(amounts: Iterable[Decimal | None]) -> Decimal:
-    # Not sum(): that rounds in the caller's context.
+def fee_currency(columns: Any) -> ColumnElement[Any]:
+    """What an execution's fee is charged in: NULL where there is no fee, '' where there is one and nobody says it."""
+    return case((columns.exec_fee != 0, func.coalesce(columns.raw_json["feeCurrency"].as_string(), "")))
+
+
+def added(amounts: Iterable[Decimal | None]) -> Decimal:
+    """The sum, exact: sum() rounds in the caller's context."""
     return reduce(_EXACT.add, (amount for amount in amounts if amount is not None), _ZERO)
 
 

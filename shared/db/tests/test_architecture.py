@@ -68,6 +68,7 @@ ROOMS = (
     "exchanges",
     "migrations",
     "operations",
+    "report",
     "commands",
     "init_db",
     "testing",

@@ -75,7 +75,7 @@ def python_files(project: Path) -> set[str]:
     """What belongs into the packages, relative to the project: the allow-list, spelt another way."""
     files = {
         path.relative_to(project).as_posix()
-        for pattern in ("*.py", "*.mako")
+        for pattern in ("*.py", "*.mako", "page.*")
         for path in project.rglob(pattern)
         if path.relative_to(project).parts[0] not in ("tests", ".venv")
     }
