@@ -116,6 +116,10 @@ def gather(session: Session, username: str, scope: Scope, gap_seconds: float = G
             report.by_position[part.run_id, part.symbol],
         ):
             figures.add(part)
+    places = {run_id: place for place, run_id in enumerate(report.runs)}
+    report.by_run = dict(sorted(report.by_run.items(), key=lambda item: places[item[0]]))
+    report.by_symbol = dict(sorted(report.by_symbol.items()))
+    report.by_position = dict(sorted(report.by_position.items(), key=lambda item: (places[item[0][0]], item[0][1])))
     report.after_fees = fees_can_be_subtracted(report.whole, report.by_symbol)
     changes = steps(session, scope, after_fees=report.after_fees)
     report.curve, report.curves = curves(changes, report.by_run, first, report.interval)

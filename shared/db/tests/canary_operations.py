@@ -166,6 +166,7 @@ def commands(stage: Stage, folder: Path) -> list[list[str]]:
         *exports,
         ["import-trades", str(folder / "trades.csv"), "--json"],
         ["import", "private_executions", str(folder / "executions.csv"), "--user", "ann"],
+        ["report", "--user", "ann", "-o", str(folder / "report.html")],
         ["replay", str(stage.folder / "rejected.jsonl")],
         ["purge", "--table", "public_trades", "--before", "2020-01-01", "--dry-run"],
         ["backup", backup, *tools],

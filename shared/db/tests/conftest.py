@@ -29,7 +29,7 @@ from shared.db.tests.support import postgresql_programs
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What takes minutes, or a program that is not everywhere, runs only where its marker is asked for by name."""
     # Not by addopts: an `-m` of the caller's own would take its place.
-    left_out = [mark for mark in ("pgbouncer", "soak") if mark not in config.option.markexpr]
+    left_out = [mark for mark in ("browser", "pgbouncer", "soak") if mark not in config.option.markexpr]
     deselected = [item for item in items if any(map(item.get_closest_marker, left_out))]
     if deselected:
         config.hook.pytest_deselected(items=deselected)

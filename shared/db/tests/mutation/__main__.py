@@ -54,6 +54,7 @@ TESTS = {
     "engine/make.py": ["test_tenancy.py", "test_tenancy_required.py"],
     "repositories.py": ["test_repositories.py", "test_tenancy_guards.py", "test_merging.py"],
     "tables.py": ["test_tenancy.py", "test_tables.py", "test_bulk.py"],
+    "report/": ["test_report.py"],
     "bulk/create.py": ["test_bulk.py", "test_tenancy_adversarial.py"],
     "bulk/update.py": ["test_bulk.py"],
     "bulk/": ["test_streams.py", "test_summaries.py", "test_tenancy_guards.py"],
