@@ -29,6 +29,7 @@ _LISTED_GAPS = 200
 _IN_LEGEND = 6  # more would leave no room for the curves on a phone
 _GAIN, _LOSS, _QUIET = "#0b5cad", "#b3470e", "#8c959f"
 _SIDES = {Side.BUY: "bought", Side.SELL: "sold"}
+_WEEKS = 12  # at least, lest a day be as wide as the page
 _NO_CURRENCY = "not named"
 _TWO_ABOVE_ANOTHER = {
     "xaxis": {"anchor": "y2"},
@@ -146,7 +147,7 @@ def _days(report: Report) -> Iterator[Markup | Picture]:
     days = {day: report.result(figures) for day, figures in sorted(report.by_day.items())}
     first, last = min(days), max(days)
     monday = first - timedelta(days=first.weekday())
-    weeks = [monday + timedelta(weeks=week) for week in range((last - monday).days // 7 + 1)]
+    weeks = [monday + timedelta(weeks=week) for week in range(max((last - monday).days // 7 + 1, _WEEKS))]
     best, worst = max(days, key=days.__getitem__), min(days, key=days.__getitem__)
     heights = [[days.get(week + timedelta(days=weekday)) for week in weeks] for weekday in range(7)]
     most = max(map(abs, days.values()))
