@@ -40,7 +40,7 @@ from shared.db.tables import holds_users_rows, ownership_of, primary_key
 from shared.db.tenancy.confined_sql import ALONE, LASTING
 from shared.db.tenancy.entity_values import key_of
 from shared.db.tenancy.guard import OwnershipGuard
-from shared.db.tenancy.ownership import owned_by, owner_of
+from shared.db.tenancy.ownership import owned_by, owner_of, readable_by
 from shared.db.tenancy.plain_writes import acting_for, discard_changes, discarding_what_is_refused
 from shared.db.tenancy.session_scope import UserSession, user_of
 from shared.db.tenancy.user_ids import UNSET, UserId, agreed_user
@@ -90,7 +90,7 @@ class BaseRepository(Asking, Generic[T]):
         return repository
 
     def get_by_id(self, id: Any, *, user_id: UserId = UNSET) -> T | None:
-        """The row with this primary key, or None if there is none or it is not the user's."""
+        """The row with this primary key, or None if there is none or it is neither the user's nor public."""
         return self._first(*self._prepared(_by_id, user_id, id=id))
 
     def get_all(self, limit: int | None = None, offset: int = 0, *, user_id: UserId = UNSET) -> list[T]:
@@ -114,11 +114,12 @@ class BaseRepository(Asking, Generic[T]):
         Of one that was loaded, in whichever session, that is what was set since, edits of JSON documents included; the
         rest may be old. Of one made by hand, `Run(run_id=..., host=...)`, it is all that was set, as with
         `session.merge()`. The same goes for what is linked to it. Raises `RowNotFoundError` if the user has no such
-        row, `TenantViolation` if the change would give it to another user or hang it under another user's parent.
+        row, `TenantViolation` if it is another user's public one, or the change would give it to another user or hang
+        it under another user's parent.
         """
         user = self._resolve(user_id)
         with discarding_what_is_refused(self.session, entity):
-            owner = self._require_existing(entity, user)
+            owner = self._require_existing(entity, user, "update")
             with self._acting_for(owner, "update", entity):
                 written = _merged(self.session, entity)
                 self.session.flush()
@@ -135,9 +136,9 @@ class BaseRepository(Asking, Generic[T]):
     def delete(self, entity: T, *, user_id: UserId = UNSET) -> None:
         """Delete the row and, by the database's cascade, everything below it.
 
-        Raises `RowNotFoundError` if the user has no such row.
+        Raises `RowNotFoundError` if the user has no such row, `TenantViolation` if it is another user's public one.
         """
-        self._require_existing(entity, self._resolve(user_id))
+        self._require_existing(entity, self._resolve(user_id), "delete")
         self.session.delete(_locked(self.session, self.model, key_of(entity)))
         self.session.flush()
 
@@ -171,7 +172,7 @@ class BaseRepository(Asking, Generic[T]):
         return self.session.guard if isinstance(self.session, UserSession) else OwnershipGuard(user)
 
     def _mine(self, user_id: UserId = UNSET) -> Select[tuple[T]]:
-        """SELECT of the user's rows."""
+        """SELECT of the rows that the user may read."""
         mine: Select[tuple[T]] = self._confined(select(self.model), user_id)
         return mine
 
@@ -181,7 +182,7 @@ class BaseRepository(Asking, Generic[T]):
 
     def _criterion(self, user: str | None) -> ColumnElement[bool] | None:
         """What a statement here must add; a user's session adds it by itself."""
-        return None if user is None or isinstance(self.session, UserSession) else owned_by(self.model, user)
+        return None if user is None or isinstance(self.session, UserSession) else readable_by(self.model, user)
 
     def _prepared(self, question: Question, user_id: UserId, **parameters: Any) -> tuple[Any, dict[str, Any]]:
         """The statement of a question that is asked all the time, put together once, and its parameters now."""
@@ -199,13 +200,15 @@ class BaseRepository(Asking, Generic[T]):
     def _scalars(self, statement: Select[tuple[T]], parameters: dict[str, Any] | None) -> Any:
         return self.session.scalars(statement, parameters, execution_options={ALONE: True})
 
-    def _require_existing(self, entity: T, user: str | None) -> str | None:
+    def _require_existing(self, entity: T, user: str | None, operation: str) -> str | None:
         """Whose the row is that `entity` is to change; None if it is shared by all."""
         key = key_of(entity)
         found = Session.connection(self.session).execute(owner_of(self.model, key)).first()
         owner: str | None = None if found is None else found[0]
         foreign = user not in (None, owner) and ownership_of(self.model) is not None
         if found is None or foreign:
+            if user is not None:
+                OwnershipGuard(user).refuse_public(self.session, operation, self.model, key)
             raise RowNotFoundError(self.model.__name__, key)
         return owner
 
@@ -657,7 +660,7 @@ _OWNER = "shared_db_owner"
 @cache
 def _prepare(model: type[Any], question: Question, confined: bool) -> Select[Any]:
     # Half of a short question's time goes into putting its statement together.
-    criterion = owned_by(model, bindparam(_OWNER, type_=String())) if confined else None
+    criterion = readable_by(model, bindparam(_OWNER, type_=String())) if confined else None
     mine = select(model) if criterion is None else select(model).where(criterion)
     return question(mine).execution_options(**{LASTING: True})
 

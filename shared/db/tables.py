@@ -11,7 +11,7 @@ it: repositories' ranges and frames, the recorder, files, purge, health.
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import ItemsView, Iterator, Mapping
+from collections.abc import ItemsView, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum
@@ -269,6 +269,22 @@ def index_leads_to(model: type[Any], time: str) -> tuple[str, ...]:
     keys: list[Any] = [one for one in table.constraints if isinstance(one, UniqueConstraint)]
     found = [[column.name for column in one.columns][:2] for one in (*keys, *table.indexes)]
     return tuple(sorted(columns[0] for columns in found if columns[1:] == [time]))
+
+
+def public_among(tables: Iterable[Any]) -> type[Any] | None:
+    """The class of the first of these tables that may hold public rows, None if there is none."""
+    for model in map(model_of, tables):
+        ownership = None if model is None else OWNERSHIP[model]
+        if ownership is not None and ownership.public is not None:
+            return model
+    return None
+
+
+def open_references(model: type[Any]) -> tuple[str, ...]:
+    """The columns of `model`, which holds users' rows, by which a row may name another user's public one."""
+    ownership = OWNERSHIP.get(model)
+    references = () if ownership is None else ownership.further
+    return tuple(one.column for one in references if public_among([one.parent.__table__]) is not None)
 
 
 def holds_users_rows(model: type[Any]) -> bool:

@@ -13,7 +13,7 @@ from shared.db.bulk.rows import Chunk, Row, mapping_of
 from shared.db.dialects import port_of
 from shared.db.errors import InvalidValueError, RowNotFoundError
 from shared.db.tables import primary_key
-from shared.db.tenancy.entity_values import column_values
+from shared.db.tenancy.entity_values import as_changed
 from shared.db.tenancy.guard import OwnershipGuard
 from shared.db.tenancy.ownership import owned_by
 from shared.db.tenancy.session_scope import UserSession
@@ -49,9 +49,11 @@ def bulk_update(
     entities = _load(session, model, [change[key] for change in changes], guard)
     for change in changes:
         if change[key] not in entities:
+            if guard is not None:
+                guard.refuse_public(session, "bulk_update", model, change[key])
             raise RowNotFoundError(model.__name__, change[key])
     if guard is not None:
-        rows = [column_values(entities[change[key]]) | change for change in changes]
+        rows = [as_changed(entities[change[key]], change) for change in changes]
         guard.check_rows(session, "bulk_update", model, rows)
     attribute_of = {column.name: inspect(model).get_property_by_column(column).key for column in table.columns}
     with session.begin_nested():

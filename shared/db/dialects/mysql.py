@@ -103,6 +103,7 @@ class MySQL(Port):
     error: ClassVar[type[Exception]] = _NoDriver if pymysql is None else pymysql.MySQLError
     # A second statement on the connection ends the reading of the first one, without a word.
     keeps_cursors: ClassVar[bool] = False
+    locks_by_name: ClassVar[bool] = False
 
     def money(self, digits: int, places: int) -> TypeEngine[Any]:
         """Exact, under the strict mode that each connection sets."""

@@ -70,6 +70,8 @@ class Port(ABC):
     """Whether a transaction has to ask to be serializable."""
     keeps_cursors: ClassVar[bool] = True
     """Whether a result can be read from the server while other statements run on the connection."""
+    locks_by_name: ClassVar[bool] = True
+    """Whether a SELECT that locks rows of some of its tables leaves those of the others alone."""
     money_is_float: ClassVar[bool] = False
     """Whether amounts are stored as 8-byte floats."""
     keeps_zone: ClassVar[bool] = False

@@ -15,7 +15,7 @@ from shared.db.ranges.gaps import Gap, RunCoverage
 from shared.db.ranges.streams import PAGE_SIZE, latest, stream
 from shared.db.ranges.summaries import Candle, Coverage, RunTotals, StreamCoverage
 from shared.db.tables import stream_of
-from shared.db.tenancy.ownership import owned_by
+from shared.db.tenancy.ownership import readable_by
 from shared.db.tenancy.user_ids import UNSET, UserId
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class StreamReading(Generic[T]):
         With `count=False` and a table shared by all it takes milliseconds, whatever is stored.
         """
         user = self._resolve(user_id)
-        owned = None if user is None else owned_by(self.model, user)
+        owned = None if user is None else readable_by(self.model, user)
         return summaries.coverage(self.session, source_of(self.model), owned, count=count)
 
     def gaps(
@@ -145,7 +145,7 @@ class StreamReading(Generic[T]):
         if key is None:
             key = equal.pop(stream_of(self.model).by, None)
         # A range is read past the ORM, where a user's session adds no criterion by itself.
-        owned = None if user is None else owned_by(self.model, user)
+        owned = None if user is None else readable_by(self.model, user)
         return source_of(self.model).range(key, start, end, equal, owned)
 
 

@@ -40,12 +40,14 @@ from sqlalchemy.sql.cache_key import HasCacheKey
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import ClauseElement, ColumnClause
 from sqlalchemy.sql.selectable import AliasedReturnsRows, FromGrouping, ScalarValues
+from sqlalchemy.sql.util import surface_selectables_only
 from sqlalchemy.sql.visitors import InternalTraversal
 
+from shared.db.dialects import port_of
 from shared.db.errors import TenantError, TenantScopeError, TenantViolation, UndeclaredTableError
-from shared.db.tables import is_shared, is_table_name, model_of, ownership_of, primary_key
+from shared.db.tables import Ownership, is_shared, is_table_name, model_of, ownership_of, primary_key
 from shared.db.tenancy.functions import is_allowed, writes_its_own_text
-from shared.db.tenancy.ownership import is_own
+from shared.db.tenancy.ownership import is_own, or_public
 from shared.db.tenancy.written_text import check_types, checking_names, is_operator, writing
 
 ON_SQLALCHEMY_2_0: Final = sqlalchemy.__version__.startswith("2.0.")
@@ -74,8 +76,11 @@ class Confinement(HasCacheKey, UserDefinedOption):
 
     raw_sql = False
 
-    def condition(self, table: Any, source: Any) -> ColumnElement[bool] | None:
-        """What rows of `source` (`table` itself or an alias of it) must fulfil; None if they are all allowed."""
+    def condition(self, table: Any, source: Any, *, to_write: bool) -> ColumnElement[bool] | None:
+        """What rows of `source` (`table` itself or an alias of it) must fulfil; None if they are all allowed.
+
+        Of those that are changed, deleted or locked (`to_write`) more may be asked than of those that are read.
+        """
         raise NotImplementedError
 
     def refusal(self, what: str) -> TenantError:
@@ -128,8 +133,11 @@ class OwnRows(Confinement):
         """A copy that refuses raw SQL even where PostgreSQL's policies would confine it."""
         return OwnRows(self.user_id, policed=self.policed, raw_sql=False)
 
-    def condition(self, table: Any, source: Any) -> ColumnElement[bool] | None:
-        """The criterion that a row of `source`, which is `table` under any name, is the user's; None for all rows."""
+    def condition(self, table: Any, source: Any, *, to_write: bool) -> ColumnElement[bool] | None:
+        """The criterion that a row of `source`, which is `table` under any name, is the user's; None for all rows.
+
+        To be read it may also be public.
+        """
         model = model_of(table)
         if model is None:
             # Neither is it known to the policies, even where raw SQL may name what the role was granted.
@@ -141,11 +149,19 @@ class OwnRows(Confinement):
         ownership = ownership_of(model)
         if ownership is None:
             return None
+        own = self._own(ownership, source)
+        return own if to_write else or_public(model, source, own)
+
+    def _own(self, ownership: Ownership, source: Any) -> ColumnElement[bool]:
         keys = None
         if ownership.parent is not None:
-            # Of a parent's table the compiler writes out own rows only anyway. With a single table in FROM it is not
-            # correlated to the enclosing query's.
-            keys = select(ownership.parent.__table__.c[primary_key(ownership.parent)])
+            # Of a parent's table the compiler writes out own rows only anyway, but for those that are public. With a
+            # single table in FROM it is not correlated to the enclosing query's.
+            parent: Any = ownership.parent.__table__
+            keys = select(parent.c[primary_key(ownership.parent)])
+            above = ownership_of(ownership.parent)
+            if above is not None and above.public is not None:
+                keys = keys.where(self._own(above, parent))
         return is_own(source.c[ownership.column], self.user, keys, policed=self.policed)
 
     def refusal(self, what: str) -> TenantError:
@@ -185,7 +201,7 @@ class NoUsersRows(Confinement):
 
     _traverse_internals: list[Any] = []  # noqa: RUF012 # SQLAlchemy's own spelling; it reads the list
 
-    def condition(self, table: Any, source: Any) -> ColumnElement[bool] | None:
+    def condition(self, table: Any, source: Any, *, to_write: bool) -> ColumnElement[bool] | None:
         """None for what is shared by all."""
         if is_shared(table):
             return None
@@ -232,6 +248,8 @@ class ConfinedCompiler(_Untyped):  # type: ignore[misc] # SQLAlchemy's compilers
     confinement: Confinement | None = None
     # The FROM elements of the SELECT being written whose condition stands in its WHERE.
     _conditioned: frozenset[int] = frozenset()
+    # The FROM elements whose rows are locked, which as much as writing them keeps others away; None for all.
+    _locked: frozenset[Any] | None = frozenset()
     # Whether it holds raw SQL, or what may be as much: then nobody knows what running it leaves behind.
     passed_raw_sql = False
 
@@ -299,7 +317,7 @@ class ConfinedCompiler(_Untyped):  # type: ignore[misc] # SQLAlchemy's compilers
         source = alias if alias is not None and alias.element is table else table
         if id(source) in self._conditioned:
             return text
-        condition = self.confinement.condition(table, table)
+        condition = self.confinement.condition(table, table, to_write=self._is_locked(source))
         if condition is None:
             return text
         name = self.preparer.quote(table.name)
@@ -316,17 +334,33 @@ class ConfinedCompiler(_Untyped):  # type: ignore[misc] # SQLAlchemy's compilers
             return super()._compose_select_body(text, select, compile_state, inner_columns, froms, *rest)
         # What the ORM put in: criteria of options and relationships, properties made of expressions.
         self._check_constructs(select)
-        conditions = []
-        here = set()
-        for source in _rows_needed(froms):
-            table = source.element if isinstance(source, AliasedReturnsRows) else source
-            condition = self.confinement.condition(table, source)
-            here.add(id(source))
-            if condition is not None:
-                conditions.append(condition)
-        with self._conditions_in_where(frozenset(here)):
-            own = select.where(*conditions) if conditions else select
-            return super()._compose_select_body(text, own, compile_state, inner_columns, froms, *rest)
+        with self._locking(select._for_update_arg):
+            conditions = []
+            here = set()
+            for source in _rows_needed(froms):
+                table = source.element if isinstance(source, AliasedReturnsRows) else source
+                condition = self.confinement.condition(table, source, to_write=self._is_locked(source))
+                here.add(id(source))
+                if condition is not None:
+                    conditions.append(condition)
+            with self._conditions_in_where(frozenset(here)):
+                own = select.where(*conditions) if conditions else select
+                return super()._compose_select_body(text, own, compile_state, inner_columns, froms, *rest)
+
+    def _is_locked(self, source: Any) -> bool:
+        return self._locked is None or source in self._locked
+
+    @contextmanager
+    def _locking(self, lock: Any) -> Iterator[None]:
+        enclosing = self._locked
+        if lock is not None and enclosing is not None:
+            named = lock.of if port_of(self.dialect).locks_by_name else None
+            tables = {table for one in named or () for table in surface_selectables_only(one)}
+            self._locked = enclosing | tables if tables and all(map(_is_table, tables)) else None
+        try:
+            yield
+        finally:
+            self._locked = enclosing
 
     def visit_insert(self, insert_stmt: Any, visiting_cte: Any = None, **options: Any) -> Any:
         """What the new rows may be is for the session to check: it knows their values."""
@@ -350,7 +384,7 @@ class ConfinedCompiler(_Untyped):  # type: ignore[misc] # SQLAlchemy's compilers
             return None
         if visiting_cte is not None:
             self.refuse("a data-changing CTE")
-        return self.confinement.condition(statement.table, statement.table)
+        return self.confinement.condition(statement.table, statement.table, to_write=True)
 
     def visit_cte(self, cte: Any, *args: Any, **options: Any) -> Any:
         """A CTE hides the table of the same name, also from the conditions that look up the user's parents there."""
@@ -453,10 +487,13 @@ def _rows_needed(froms: Iterable[FromClause]) -> Iterator[Any]:
         elif isinstance(source, Join):
             if not source.full:
                 yield from _rows_needed([source.left] if source.isouter else [source.left, source.right])
-        elif isinstance(source, TableClause) or (
-            isinstance(source, AliasedReturnsRows) and isinstance(source.element, TableClause)
-        ):
+        elif _is_table(source):
             yield source
+
+
+def _is_table(source: Any) -> bool:
+    """Whether it is a table, under its own name or another."""
+    return isinstance(source.element if isinstance(source, AliasedReturnsRows) else source, TableClause)
 
 
 def unmapped_tables(statement: Any) -> set[Any]:

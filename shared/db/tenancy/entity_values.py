@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import select
-from sqlalchemy.orm import Mapper, RelationshipDirection, Session
+from sqlalchemy.orm import InstanceState, Mapper, RelationshipDirection, Session
 from sqlalchemy.orm.attributes import instance_state
 
-from shared.db.tables import ownership_of, primary_key
+from shared.db.tables import open_references, ownership_of, primary_key, public_among
+from shared.db.tenancy.guard import KEPT
 
 
 def column_values(entity: object) -> dict[str, Any]:
@@ -24,6 +26,15 @@ def values_to_come(session: Session, entity: object) -> dict[str, Any]:
 
     Parents that came as objects are told by their keys, which new ones may not have yet.
     """
+    return _stored_and_to_come(session, entity)[1]
+
+
+def judged_values(session: Session, entity: object) -> dict[str, Any]:
+    """The same as `OwnershipGuard` judges it."""
+    return _with_kept(instance_state(entity), *_stored_and_to_come(session, entity))
+
+
+def _stored_and_to_come(session: Session, entity: object) -> tuple[dict[str, Any], dict[str, Any]]:
     state = instance_state(entity)
     values = column_values(entity)
     ownership = ownership_of(type(entity))
@@ -36,11 +47,34 @@ def values_to_come(session: Session, entity: object) -> dict[str, Any]:
                 state.mapper.primary_key[0] == state.identity[0]
             )
             values.update(Session.connection(session).execute(stored).mappings().first() or {})
+    before = dict(values)
     for name, pairs in parents_of(state.mapper):
         # A relationship that was only loaded says nothing: what its column was set to since counts.
         if name in state.committed_state and (parent := state.dict.get(name)) is not None:
             values.update({column: instance_state(parent).dict.get(key) for column, key in pairs})
-    return values
+    return before, values
+
+
+def _with_kept(state: InstanceState[Any], stored: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The values as they are judged: of a stored row's names of public rows those alone that change."""
+    kept = {}
+    for column in open_references(state.mapper.class_) if state.identity is not None else ():
+        key = state.mapper.get_property_by_column(state.mapper.local_table.c[column]).key
+        if values[column] is not None and values[column] == state.committed_state.get(key, stored[column]):
+            kept[column] = KEPT
+    return values | kept
+
+
+def as_changed(entity: object, change: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a stored object, by column name, as they are judged once `change` is written."""
+    stored = column_values(entity)
+    return _with_kept(instance_state(entity), stored, stored | dict(change))
+
+
+def only_named(session: Session, state: InstanceState[Any]) -> bool:
+    """Whether the object's row may be public, and a flush leaves it as it is."""
+    public = state.identity is not None and public_among(state.mapper.tables) is not None
+    return public and not session.is_modified(state.obj(), include_collections=False)
 
 
 @lru_cache
@@ -72,7 +106,7 @@ def written_values(session: Session, entity: object) -> dict[str, Any]:
             table = model.__table__
             stored = select(*(table.c[name] for name in names)).where(table.c[primary_key(model)] == key_of(entity))
             values.update(Session.connection(session).execute(stored).mappings().one())
-    return values
+    return _with_kept(instance_state(entity), values, values)
 
 
 def key_of(entity: object) -> Any:

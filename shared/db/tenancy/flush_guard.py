@@ -12,9 +12,9 @@ from sqlalchemy.orm import InstanceState, Session
 from sqlalchemy.sql.elements import ClauseElement, ColumnClause
 from sqlalchemy.sql.selectable import SelectBase
 
-from shared.db.tables import ownership_of, primary_key
+from shared.db.tables import ownership_of, primary_key, public_among
 from shared.db.tenancy.confined_sql import Confinement, elements_of
-from shared.db.tenancy.entity_values import column_values, parents_of, values_to_come
+from shared.db.tenancy.entity_values import column_values, judged_values, only_named, parents_of
 from shared.db.tenancy.guard import OwnershipGuard, as_bound
 
 # What most objects hold and nothing else, themselves included, and no expression is.
@@ -62,6 +62,24 @@ def expressions(state: InstanceState[Any]) -> Iterator[tuple[str, ClauseElement]
             yield name, expression
 
 
+def check_public(guard: OwnershipGuard, session: Session) -> None:
+    """`TenantViolation` if an object of another user's public row, which is there to be read, was changed or deleted.
+
+    What only the flush comes to write, by a relationship of another object, is for whoever hears of it then.
+    """
+    for entity in session.dirty:
+        check_own(guard, session, inspect(entity))
+    for entity in session.deleted:
+        check_own(guard, session, inspect(entity), deleted=True)
+
+
+def check_own(guard: OwnershipGuard, session: Session, state: InstanceState[Any], *, deleted: bool = False) -> None:
+    """`TenantViolation` if the object's row may be public, and would be written, and is not the user's."""
+    model = public_among(state.mapper.tables)
+    if model is not None and (deleted or not only_named(session, state)):
+        guard.require_owned(session, "flush", model, state.identity or ())
+
+
 def check_flushed(guard: OwnershipGuard, session: Session, *, complete: bool) -> None:
     """`TenantViolation` unless every new row, and every one that changes owner or parent, is the user's own.
 
@@ -75,15 +93,15 @@ def check_flushed(guard: OwnershipGuard, session: Session, *, complete: bool) ->
     for entity in session.new:
         model = type(entity)
         if ownership_of(model) is not None:
-            row = column_values(entity) if complete else values_to_come(session, entity)
+            row = column_values(entity) if complete else judged_values(session, entity)
             rows_of.setdefault(model, []).append(row)
             if not complete:
                 # A parent that this flush inserts cannot be looked up before it; afterwards it can.
                 coming.add((model, row[primary_key(model)]))
     for entity in session.dirty:
-        if _moves(inspect(entity)):
+        if _moves(inspect(entity)) and not only_named(session, inspect(entity)):
             guard.forget(type(entity), inspect(entity).identity)
-            row = values_to_come(session, entity)
+            row = judged_values(session, entity)
             rows_of.setdefault(type(entity), []).append(row)
             if not complete:
                 # What names it is asked to agree with what it will be, which only afterwards can be looked up.

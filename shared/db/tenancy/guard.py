@@ -7,17 +7,20 @@ from collections.abc import Set as AbstractSet
 from functools import lru_cache
 from typing import Any, Final
 
-from sqlalchemy import Integer, String, bindparam, cast, literal_column, null, select, union_all
+from sqlalchemy import Integer, String, bindparam, case, cast, literal_column, null, select, union_all
 from sqlalchemy.orm import Session
 
 from shared.db.errors import TenantViolation
 from shared.db.tables import Reference, columns_to_agree, ownership_of, primary_key
-from shared.db.tenancy.ownership import owned_rows
+from shared.db.tenancy.ownership import owned_rows, readable_rows
 
 _CHUNK = 500
 # What a key may be that is judged here: nothing, text, or a number.
 _PLAIN = frozenset({str, int, type(None)})
 _NOBODYS: Final = object()
+
+KEPT: Final = object()
+"""What a row that is judged has for a public row's key that is stored in it already: it may be private by now."""
 
 
 def as_bound(value: object) -> Any:
@@ -25,7 +28,7 @@ def as_bound(value: object) -> Any:
 
     What is neither text nor a number is nobody's.
     """
-    if type(value) in _PLAIN:
+    if type(value) in _PLAIN or value is KEPT:
         return value
     if isinstance(value, str):
         return str.__str__(value)
@@ -33,14 +36,15 @@ def as_bound(value: object) -> Any:
 
 
 class OwnershipGuard:
-    """Checks that what is written belongs to one user, and so does every row it names.
+    """Checks that what is written belongs to one user, and so does every row it names, unless that is public.
 
-    Parents once proved are remembered until `forget()`.
+    Own rows once proved are remembered until `forget()`. Others' public ones never: they may be private by now.
     """
 
     def __init__(self, user_id: str) -> None:
         self.user_id = user_id
         self._proved: dict[tuple[type[Any], Any], dict[str, Any]] = {}
+        self._public: dict[tuple[type[Any], Any], dict[str, Any]] = {}
 
     def forget(self, model: type[Any] | None = None, identity: tuple[Any, ...] | None = None) -> None:
         """Forget what was proved of one row, or of all: it may have changed, or been rolled back."""
@@ -59,7 +63,7 @@ class OwnershipGuard:
         complete: bool = True,
         coming: AbstractSet[tuple[type[Any], Any]] = frozenset(),
     ) -> None:
-        """`TenantViolation` unless every row (column name to value) is the user's own and names only own parents.
+        """`TenantViolation` unless every row (column name to value) is the user's own and names what it may.
 
         A column that a row lacks is an error when the row is `complete`, and left for later when it is not; so
         are parents that are `coming` with the same flush.
@@ -79,12 +83,16 @@ class OwnershipGuard:
             naming = [row for row in rows if row.get(reference.column) is not None]
             if complete and not reference.optional and len(naming) < len(rows):
                 raise self.violation(operation, model, f"it names no {reference.column}")
-            named[reference] = [row for row in naming if (reference.parent, row[reference.column]) not in coming]
+            named[reference] = [
+                row
+                for row in naming
+                if row[reference.column] is not KEPT and (reference.parent, row[reference.column]) not in coming
+            ]
             keys.setdefault(reference.parent, set()).update(row[reference.column] for row in named[reference])
         self._prove_all(session, keys)
         for reference, naming in named.items():
             for row in naming:
-                self._check_reference(operation, model, reference, row)
+                self._check_reference(operation, model, reference, row, own=reference.column == ownership.column)
 
     def owns(self, session: Session, model: type[Any], key: Any) -> bool:
         """Whether the row with this primary key exists and is the user's."""
@@ -92,19 +100,37 @@ class OwnershipGuard:
         self._prove(session, model, {key})
         return (model, key) in self._proved
 
+    def reads(self, session: Session, model: type[Any], key: Any) -> bool:
+        """Whether the row with this primary key exists, and is the user's or public."""
+        key = as_bound(key)
+        self._prove(session, model, {key})
+        return (model, key) in self._proved or (model, key) in self._public
+
     def require_owned(self, session: Session, operation: str, model: type[Any], keys: Iterable[Any]) -> None:
         """`TenantViolation` unless every one of these primary keys is a row of the user's."""
         keys = {as_bound(key) for key in keys}
         self._prove(session, model, keys)
+        if any((model, key) in self._public for key in keys):
+            raise self.violation(operation, model, "the row is public, and another user's: its owner alone writes it")
         if any((model, key) not in self._proved for key in keys):
             raise self.violation(operation, model, "its key names no row of the user")
+
+    def refuse_public(self, session: Session, operation: str, model: type[Any], key: Any) -> None:
+        """`TenantViolation` if the row is another user's that all may read; where there is none, nothing is said."""
+        if self.reads(session, model, key):
+            self.require_owned(session, operation, model, {key})
 
     def violation(self, operation: str, model: type[Any], reason: str) -> TenantViolation:
         """The error to raise."""
         return TenantViolation(operation, model.__name__, self.user_id, reason)
 
-    def _check_reference(self, operation: str, model: type[Any], reference: Reference, row: dict[str, Any]) -> None:
-        parent = self._proved.get((reference.parent, row[reference.column]))
+    def _check_reference(
+        self, operation: str, model: type[Any], reference: Reference, row: dict[str, Any], *, own: bool
+    ) -> None:
+        place = (reference.parent, row[reference.column])
+        parent = self._proved.get(place)
+        if parent is None and not own:
+            parent = self._public.get(place)
         if parent is None:
             raise self.violation(
                 operation, model, f"its {reference.column} names no {reference.parent.__name__} of the user"
@@ -121,7 +147,8 @@ class OwnershipGuard:
         self._prove_all(session, {parent: keys})
 
     def _prove_all(self, session: Session, named: Mapping[type[Any], Iterable[Any]]) -> None:
-        """Remember which of the named rows, keys by model, are the user's."""
+        """Remember which of the named rows, keys by model, are the user's, and for the moment which are public."""
+        self._public.clear()
         asked = {parent: self._unknown(parent, keys) for parent, keys in named.items()}
         unknown: dict[Any, list[Any]] = {parent: keys for parent, keys in asked.items() if keys}
         if not unknown:
@@ -131,16 +158,19 @@ class OwnershipGuard:
             # A row under its parents, all of them asked for at once: what a bot writes most of the time.
             given = {_key_of(number): keys[0] for number, keys in enumerate(unknown.values())}
             asked_for = [(parent, columns_to_agree(parent)) for parent in unknown]
-            for number, key, *values in connection.execute(_owned_ones(*asked_for), given | {_USER: self.user_id}):
+            for number, key, own, *values in connection.execute(_named_ones(*asked_for), given | {_USER: self.user_id}):
                 parent, columns = asked_for[number]
-                self._proved[parent, key] = dict(zip(columns, values, strict=False))
+                self._note(parent, key, own, dict(zip(columns, values, strict=False)))
             return
         for parent, keys in unknown.items():
             columns = columns_to_agree(parent)
             for start in range(0, len(keys), _CHUNK):
                 given = {_key_of(0): keys[start : start + _CHUNK], _USER: self.user_id}
-                for key, *values in connection.execute(_owned_among(parent, columns), given):
-                    self._proved[parent, key] = dict(zip(columns, values, strict=True))
+                for key, own, *values in connection.execute(_named_among(parent, columns), given):
+                    self._note(parent, key, own, dict(zip(columns, values, strict=True)))
+
+    def _note(self, parent: type[Any], key: Any, own: int, values: dict[str, Any]) -> None:
+        (self._proved if own else self._public)[parent, key] = values
 
     def _unknown(self, parent: type[Any], keys: Iterable[Any]) -> list[Any]:
         return sorted(key for key in keys if (parent, key) not in self._proved and type(key) in (str, int))
@@ -155,18 +185,26 @@ def _key_of(number: int) -> str:
 
 # Made once: building a statement costs as much as running it.
 @lru_cache
-def _owned_among(parent: Any, columns_to_agree: tuple[str, ...]) -> Any:
-    """A SELECT of those of many rows that are the user's: their key, and what rows that name them must agree with."""
+def _named_among(parent: Any, columns_to_agree: tuple[str, ...]) -> Any:
+    """A SELECT of those of many rows that the user may name: key, whether it is own, and what must agree with it."""
     table = parent.__table__
     key = table.c[primary_key(parent)]
     columns = [table.c[name] for name in columns_to_agree]
     among = key.in_(bindparam(_key_of(0), expanding=True))
-    return select(key, *columns).where(among, owned_rows(parent, bindparam(_USER)))
+    return select(key, _is_own(parent), *columns).where(among, readable_rows(parent, bindparam(_USER)))
+
+
+def _is_own(model: Any) -> Any:
+    """1 for own rows and 0 for public ones, as all databases have it."""
+    ownership = ownership_of(model)
+    if ownership is None or ownership.public is None:
+        return literal_column("1", Integer)
+    return case((owned_rows(model, bindparam(_USER)), literal_column("1", Integer)), else_=literal_column("0", Integer))
 
 
 @lru_cache
-def _owned_ones(*parents: tuple[Any, tuple[str, ...]]) -> Any:
-    """The same for one row of each parent: the parent's number, the key, and what must agree."""
+def _named_ones(*parents: tuple[Any, tuple[str, ...]]) -> Any:
+    """The same for one row of each parent, which its number tells."""
     width = max(len(agreeing) for _, agreeing in parents)
     asked = []
     for number, (parent, agreeing) in enumerate(parents):
@@ -174,6 +212,6 @@ def _owned_ones(*parents: tuple[Any, tuple[str, ...]]) -> Any:
         key = table.c[primary_key(parent)]
         columns: list[Any] = [table.c[name] for name in agreeing]
         columns += [cast(null(), String)] * (width - len(columns))
-        chosen = select(literal_column(str(number), Integer), key, *columns)
-        asked.append(chosen.where(key == bindparam(_key_of(number)), owned_rows(parent, bindparam(_USER))))
+        chosen = select(literal_column(str(number), Integer), key, _is_own(parent), *columns)
+        asked.append(chosen.where(key == bindparam(_key_of(number)), readable_rows(parent, bindparam(_USER))))
     return asked[0] if len(asked) == 1 else union_all(*asked)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ARRAY, ColumnElement, Table, any_, func, null, select
+from sqlalchemy import ARRAY, ColumnElement, Table, any_, func, null, or_, select
 
 from shared.db.tables import ownership_of, primary_key
 
@@ -12,6 +12,23 @@ from shared.db.tables import ownership_of, primary_key
 def owned_by(model: type[Any], user_id: Any) -> ColumnElement[bool] | None:
     """The criterion that a row of `model` belongs to `user_id`; None if the model is shared by all."""
     return None if ownership_of(model) is None else owned_rows(model, user_id)
+
+
+def readable_by(model: type[Any], user_id: Any) -> ColumnElement[bool] | None:
+    """The criterion that `user_id` may read a row of `model`; None if the model is shared by all."""
+    return None if ownership_of(model) is None else readable_rows(model, user_id)
+
+
+def readable_rows(model: type[Any], user_id: Any) -> ColumnElement[bool]:
+    """The criterion that a row of the table of `model`, which holds users' rows, is of `user_id` or public."""
+    return or_public(model, model.__table__, owned_rows(model, user_id))
+
+
+def or_public(model: type[Any], source: Any, own: ColumnElement[bool]) -> ColumnElement[bool]:
+    """The criterion `own` on `source`, the table of `model` under any name, widened to the rows that all may read."""
+    ownership = ownership_of(model)
+    assert ownership is not None, "what is shared by all has no rows of its own"
+    return own if ownership.public is None else or_(own, source.c[ownership.public])
 
 
 def owned_keys(model: type[Any], user_id: Any) -> Any:

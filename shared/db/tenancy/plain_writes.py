@@ -13,7 +13,7 @@ from sqlalchemy.orm.util import identity_key
 
 from shared.db.errors import RowNotFoundError, TenantViolation
 from shared.db.tables import ownership_of
-from shared.db.tenancy.entity_values import column_values, key_of, values_to_come, written_values
+from shared.db.tenancy.entity_values import column_values, judged_values, key_of, only_named, written_values
 from shared.db.tenancy.guard import OwnershipGuard
 from shared.db.tenancy.ownership import owner_of
 
@@ -88,13 +88,13 @@ class _Acting:
         written = _in_session(session, self._entity)
         if self._guard is None or written is None:
             return
-        linked = list(_linked(written))
+        linked = list(_written(session, written))
         new = [(type(one), key_of(one)) for one in linked if instance_state(one).identity is None]
         # Any other key names nothing, and perhaps cannot be hashed; its column refuses it.
         coming = {(model, key) for model, key in new if isinstance(key, (str, int))}
         try:
             for one in linked:
-                rows = [values_to_come(session, one)]
+                rows = [judged_values(session, one)]
                 self._guard.check_rows(session, self._operation, type(one), rows, complete=False, coming=coming)
         except TenantViolation:
             with session.no_autoflush:
@@ -110,7 +110,7 @@ class _Acting:
             guard = OwnershipGuard(_owner(session, written))
         elif session.dirty or session.deleted:
             guard.forget()
-        for one in _linked(written):
+        for one in _written(session, written):
             guard.check_rows(session, self._operation, type(one), [written_values(session, one)])
 
 
@@ -138,6 +138,13 @@ def _in_session(session: Session, entity: object) -> object:
 def _owner(session: Session, entity: object) -> str:
     owner: str = Session.connection(session).execute(owner_of(type(entity), key_of(entity))).scalar_one()
     return owner
+
+
+def _written(session: Session, entity: object) -> Iterator[object]:
+    """`entity` and what one flush writes together with it; a public row that is only named is not among that."""
+    for one in _linked(entity):
+        if one is entity or not only_named(session, instance_state(one)):
+            yield one
 
 
 def _linked(entity: object) -> Iterator[object]:

@@ -37,6 +37,9 @@ _PREPARER = PGDialect().identifier_preparer  # type: ignore[no-untyped-call] # S
 _log = logging.getLogger(__name__)
 
 POLICY_NAME: Final = "shared_db_own_rows"
+_PUBLIC_ROWS: Final = "shared_db_public_rows"
+_NAMED_ROWS: Final = "shared_db_named_rows"
+NAMES: Final = (POLICY_NAME, _PUBLIC_ROWS, _NAMED_ROWS)
 PRIVILEGES: Final = ("SELECT", "INSERT", "UPDATE", "DELETE")
 # Wrapped in a SELECT it is evaluated once, not once a row. Unset it is NULL or '': no row matches either.
 _CURRENT_USER = "(SELECT current_setting('shared_db.user_id', true))"
@@ -53,20 +56,48 @@ _TURN = 0.2
 
 @dataclass(frozen=True)
 class Policy:
-    """What a table's policy says: which rows are visible (`using`) and which may be written (`check`)."""
+    """What a policy says of a `command`: which rows are visible (`using`) and which may be written (`check`).
 
-    using: str
-    check: str
+    One that is not `permissive` opens nothing, and narrows what others open.
+    """
+
+    using: str | None = None
+    check: str | None = None
+    command: str = "ALL"
+    permissive: bool = True
+
+    @property
+    def kind(self) -> str:
+        """As PostgreSQL spells it."""
+        return "PERMISSIVE" if self.permissive else "RESTRICTIVE"
+
+    def created(self, name: str, table: str, role: str) -> str:
+        """The statement that makes it, of quoted names."""
+        using = "" if self.using is None else f" USING ({self.using})"
+        check = "" if self.check is None else f" WITH CHECK ({self.check})"
+        return f"CREATE POLICY {name} ON {table} AS {self.kind} FOR {self.command} TO {role}{using}{check}"
 
 
-def expected_policies(connection: Connection) -> Mapping[str, Policy]:
-    """The policy of every table that holds users' rows, by table name. Tables count where they are there."""
+def expected_policies(connection: Connection) -> Mapping[str, Mapping[str, Policy]]:
+    """The policies of every table that holds users' rows, by table and name. Tables count where they are there."""
     found = {}
     for model in declared_tables(connection):
         entry = OWNERSHIP[model]
         if entry is not None:
-            found[model.__tablename__] = Policy(_own(model.__tablename__, entry), _may_write(model, entry))
+            found[model.__tablename__] = _policies_of(model, entry)
     return found
+
+
+def _policies_of(model: type[Any], entry: Ownership) -> dict[str, Policy]:
+    own, named = _may_write(model, entry)
+    policies = {POLICY_NAME: Policy(_own(model.__tablename__, entry), own)}
+    if entry.public is not None:
+        # Of all that is granted for SELECT, a row that is written or locked must be the user's own as well.
+        policies[_PUBLIC_ROWS] = Policy(using=_column(model.__tablename__, entry.public), command="SELECT")
+    if named:
+        # For INSERT alone: what was public when it was named may be private by now, and its name must not lock the row.
+        policies[_NAMED_ROWS] = Policy(check=named, command="INSERT", permissive=False)
+    return policies
 
 
 def declared_tables(connection: Connection) -> list[type[Any]]:
@@ -87,28 +118,24 @@ def enable(connection: Connection, role: str) -> None:
     expected = expected_policies(connection)
     if not expected:
         raise RowSecurityError("there are no tables of users' rows yet; run: python -m shared.db init")
-    no_longer = outdated(connection)
+    no_longer = {table for table, _ in outdated(connection)} - expected.keys()
     _lock(connection, [*expected, *no_longer])
-    _remove(connection, no_longer)
+    _remove(connection, [*expected, *no_longer])
     for model in declared_tables(connection):
         table = model.__tablename__
         _run(connection, f"GRANT {', '.join(PRIVILEGES)} ON {quoted_name(table)} TO {quoted}")
         sequence = sequence_of(connection, model)
         if sequence:
             _run(connection, f"GRANT USAGE ON SEQUENCE {sequence} TO {quoted}")
-    for name, policy in expected.items():
-        table = quoted_name(name)
-        _run(
-            connection,
-            f"DROP POLICY IF EXISTS {POLICY_NAME} ON {table}",
-            f"CREATE POLICY {POLICY_NAME} ON {table} TO {quoted} USING ({policy.using}) WITH CHECK ({policy.check})",
-            f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY",
-        )
+    for table, policies in expected.items():
+        made = [policy.created(name, quoted_name(table), quoted) for name, policy in policies.items()]
+        _run(connection, *made, f"ALTER TABLE {quoted_name(table)} ENABLE ROW LEVEL SECURITY")
     # The server keeps its own spelling of a policy. The fingerprint of both spellings tells later whether the code
     # has moved on, or somebody has altered the policy by hand.
-    for table, row in live_policies(connection).items():
-        fingerprint = fingerprint_of(expected[table], row)
-        _run(connection, f"COMMENT ON POLICY {POLICY_NAME} ON {quoted_name(table)} IS '{fingerprint}'")
+    for table, live in live_policies(connection).items():
+        for name, row in live.items():
+            fingerprint = fingerprint_of(expected[table][name], row)
+            _run(connection, f"COMMENT ON POLICY {name} ON {quoted_name(table)} IS '{fingerprint}'")
 
 
 def disable(connection: Connection, role: str) -> None:
@@ -123,7 +150,7 @@ def disable(connection: Connection, role: str) -> None:
     if not tables:
         return
     _lock(connection, tables)
-    roles = {role, *(name for row in live.values() for name in row.roles)}
+    roles = {role, *(name for policies in live.values() for row in policies.values() for name in row.roles)}
     known = connection.scalars(text("SELECT rolname FROM pg_roles WHERE rolname = ANY(:roles)"), {"roles": [*roles]})
     listed = ", ".join(map(quoted_name, tables))
     for name in known.all():
@@ -131,23 +158,26 @@ def disable(connection: Connection, role: str) -> None:
     _remove(connection, tables)
 
 
-def outdated(connection: Connection) -> list[str]:
-    """The tables that have our policy from a time when they were declared to hold users' rows, and now are shared."""
-    declared = {model.__tablename__ for model in declared_tables(connection)}
-    return sorted((declared & set(_all_policies(connection))) - set(expected_policies(connection)))
+def outdated(connection: Connection) -> list[tuple[str, str]]:
+    """The policies of ours, by table and name, that declared tables have from a time when they were declared so."""
+    declared, expected = {model.__tablename__ for model in declared_tables(connection)}, expected_policies(connection)
+    return [
+        (table, name)
+        for table, live in _all_policies(connection).items()
+        if table in declared
+        for name in live
+        if name not in expected.get(table, {})
+    ]
 
 
 def _remove(connection: Connection, tables: Iterable[str]) -> None:
     for table in map(quoted_name, tables):
-        _run(
-            connection,
-            f"DROP POLICY IF EXISTS {POLICY_NAME} ON {table}",
-            f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY",
-        )
+        dropped = [f"DROP POLICY IF EXISTS {name} ON {table}" for name in NAMES]
+        _run(connection, *dropped, f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY")
 
 
 def is_installed(connection: Connection) -> bool:
-    """Whether every table that holds users' rows has its policy: the short form, asked once by each process.
+    """Whether every table that holds users' rows has its policies: the short form, asked once by each process.
 
     Where some have theirs and others do not, a line in the log says which.
     """
@@ -165,8 +195,10 @@ def is_installed(connection: Connection) -> bool:
 
 
 def policed_tables(connection: Connection) -> set[str]:
-    """The tables of users' rows that have their policy, in force."""
-    return secured_tables(connection) & set(live_policies(connection))
+    """The tables of users' rows that have their policies, none but those, in force."""
+    expected, live = expected_policies(connection), _all_policies(connection)
+    whole = {table for table, policies in expected.items() if policies.keys() == live.get(table, {}).keys()}
+    return secured_tables(connection) & whole
 
 
 def adopt_role(connection: Connection, role: str, user_id: str) -> bool:
@@ -248,7 +280,7 @@ def violation_of(context: ExceptionContext) -> TenantViolation | None:
     error = context.original_exception
     if not isinstance(error, InsufficientPrivilege) or "row-level security" not in str(error):
         return None
-    table = str(error).partition('"')[2].partition('"')[0]
+    table = str(error).partition('for table "')[2].partition('"')[0]
     user_id = context.connection.info.get(ADOPTED) if context.connection is not None else None
     reason = "the database's own policy allows no such row to this user"
     if (context.statement or "").startswith("UPDATE"):
@@ -368,21 +400,28 @@ def sequence_of(connection: Connection, model: type[Base]) -> str | None:
     return found
 
 
-def live_policies(connection: Connection) -> dict[str, Any]:
-    """What the server has of the policies that are expected, by table: roles, cmd, permissive, qual, with_check."""
+def live_policies(connection: Connection) -> dict[str, dict[str, Any]]:
+    """What the server has of the policies that are expected, by table and name: roles, cmd, qual and so on."""
     expected = expected_policies(connection)
-    return {table: row for table, row in _all_policies(connection).items() if table in expected}
+    return {
+        table: {name: row for name, row in live.items() if name in expected[table]}
+        for table, live in _all_policies(connection).items()
+        if table in expected
+    }
 
 
-def _all_policies(connection: Connection) -> dict[str, Any]:
+def _all_policies(connection: Connection) -> dict[str, dict[str, Any]]:
     rows = connection.execute(
         text(
-            "SELECT tablename, roles::text[] AS roles, cmd, permissive, qual, with_check FROM pg_policies "
-            "WHERE schemaname = current_schema() AND policyname = :name ORDER BY tablename"
+            "SELECT tablename, policyname, roles::text[] AS roles, cmd, permissive, qual, with_check FROM pg_policies "
+            "WHERE schemaname = current_schema() AND policyname = ANY(:names) ORDER BY tablename, policyname"
         ),
-        {"name": POLICY_NAME},
+        {"names": [*NAMES]},
     )
-    return {row.tablename: row for row in rows}
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        found.setdefault(row.tablename, {})[row.policyname] = row
+    return found
 
 
 def secured_tables(connection: Connection) -> set[str]:
@@ -404,37 +443,51 @@ def fingerprint_of(policy: Policy, live: Any) -> str:
 
 def _own(table: str, entry: Ownership) -> str:
     if entry.parent is None:
-        return f"{quoted_name(table)}.{quoted_name(entry.column)} = {_CURRENT_USER}"
-    return _names_own(table, Reference(entry.column, entry.parent))
+        return f"{_column(table, entry.column)} = {_CURRENT_USER}"
+    return _names(table, entry.column, _own_keys(entry.parent))
 
 
-def _names_own(table: str, reference: Reference) -> str:
+def _column(table: str, column: str) -> str:
+    return f"{quoted_name(table)}.{quoted_name(column)}"
+
+
+def _names(table: str, column: str, keys: str) -> str:
     # An ARRAY of a subselect is built once; IN and EXISTS cost five to eight times as much a scan.
-    return f"{quoted_name(table)}.{quoted_name(reference.column)} = ANY (ARRAY({_own_keys(reference.parent)}))"
+    return f"{_column(table, column)} = ANY (ARRAY({keys}))"
 
 
-def _own_keys(model: type[Base]) -> str:
+def _own_keys(model: type[Base], *, or_public: bool = False) -> str:
     entry = OWNERSHIP[model]
     assert entry is not None, "only owned rows are named as parents"
     table = model.__tablename__
-    name = quoted_name(table)
-    return f"SELECT {name}.{quoted_name(primary_key(model))} FROM {name} WHERE {_own(table, entry)}"
+    condition = _own(table, entry)
+    if or_public and entry.public is not None:
+        condition += f" OR {_column(table, entry.public)}"
+    return f"SELECT {_column(table, primary_key(model))} FROM {quoted_name(table)} WHERE {condition}"
 
 
-def _may_write(model: type[Base], entry: Ownership) -> str:
+def _may_write(model: type[Base], entry: Ownership) -> tuple[str, str]:
+    """What a row must be to be written: own, under own parents; and what it must name besides when it is made."""
     # Every parent is named: foreign keys are checked without regard to policies.
-    table = quoted_name(model.__tablename__)
-    conditions = [_own(model.__tablename__, entry)]
+    own: list[str] = [_own(model.__tablename__, entry)]
+    named: list[str] = []
     for reference in entry.further:
-        column = f"{table}.{quoted_name(reference.column)}"
-        named = _names_own(model.__tablename__, reference)
-        if reference.agrees:
-            parent = quoted_name(reference.parent.__tablename__)
-            same = [f"p.{quoted_name(primary_key(reference.parent))} = {column}"]
-            same += [f"p.{name} = {table}.{name}" for name in map(quoted_name, reference.agrees)]
-            named += f" AND EXISTS (SELECT 1 FROM {parent} p WHERE {' AND '.join(same)})"
-        conditions.append(f"({column} IS NULL OR {named})" if reference.optional else named)
-    return " AND ".join(conditions)
+        parent = OWNERSHIP[reference.parent]
+        public = parent is not None and parent.public is not None
+        (named if public else own).append(_may_name(model, reference))
+    return " AND ".join(own), " AND ".join(named)
+
+
+def _may_name(model: type[Base], reference: Reference) -> str:
+    table = quoted_name(model.__tablename__)
+    column = f"{table}.{quoted_name(reference.column)}"
+    named = _names(model.__tablename__, reference.column, _own_keys(reference.parent, or_public=True))
+    if reference.agrees:
+        parent = quoted_name(reference.parent.__tablename__)
+        same = [f"p.{quoted_name(primary_key(reference.parent))} = {column}"]
+        same += [f"p.{name} = {table}.{name}" for name in map(quoted_name, reference.agrees)]
+        named += f" AND EXISTS (SELECT 1 FROM {parent} p WHERE {' AND '.join(same)})"
+    return f"({column} IS NULL OR {named})" if reference.optional else named
 
 
 def quoted_name(name: str) -> str:

@@ -12,7 +12,7 @@ from shared.db.dialects.postgresql import look_past_temporary_tables
 from shared.db.schema_version import not_ours
 from shared.db.tables import OWNERSHIP
 from shared.db.tenancy.row_security import (
-    POLICY_NAME,
+    NAMES,
     PRIVILEGES,
     declared_tables,
     exemption,
@@ -56,33 +56,32 @@ def status(connection: Connection, role: str) -> RowSecurityStatus:
 
 def _policies(connection: Connection, role: str) -> Iterator[str]:
     found, secured = live_policies(connection), secured_tables(connection)
-    for table, policy in expected_policies(connection).items():
+    for table, policies in expected_policies(connection).items():
         if table not in secured:
             yield f"{table}: row-level security is off"
-        live = found.get(table)
-        if live is None:
-            yield f"{table}: the policy {POLICY_NAME} is missing"
-            continue
-        if (live.cmd, live.permissive, _comment(connection, table)) != (
-            "ALL",
-            "PERMISSIVE",
-            fingerprint_of(policy, live),
-        ):
-            yield f"{table}: the policy {POLICY_NAME} differs from the models'"
-        if live.roles != [role]:
-            yield f"{table}: the policy {POLICY_NAME} is for {', '.join(live.roles)}, not for {role}"
-    for table in outdated(connection):
-        yield f"{table}: the policy {POLICY_NAME} confines what is declared to be shared by all"
+        for name, policy in policies.items():
+            live = found.get(table, {}).get(name)
+            if live is None:
+                yield f"{table}: the policy {name} is missing"
+                continue
+            said = (live.cmd, live.permissive, _comment(connection, table, name))
+            if said != (policy.command, policy.kind, fingerprint_of(policy, live)):
+                yield f"{table}: the policy {name} differs from the models'"
+            if live.roles != [role]:
+                yield f"{table}: the policy {name} is for {', '.join(live.roles)}, not for {role}"
+    for table, name in outdated(connection):
+        declared = "declared otherwise by now" if table in found else "declared to be shared by all"
+        yield f"{table}: the policy {name} is for a table that is {declared}"
 
 
 def _other_policies(connection: Connection) -> list[str]:
     rows = connection.execute(
         text(
             "SELECT tablename, policyname FROM pg_policies WHERE schemaname = current_schema() "
-            "AND policyname <> :name AND permissive = 'PERMISSIVE' AND tablename = ANY(:tables) "
+            "AND policyname <> ALL(:names) AND permissive = 'PERMISSIVE' AND tablename = ANY(:tables) "
             "ORDER BY tablename, policyname"
         ),
-        {"name": POLICY_NAME, "tables": [*expected_policies(connection)]},
+        {"names": [*NAMES], "tables": [*expected_policies(connection)]},
     )
     return [
         f"{table}: the policy {name} is not of this library, and may show other users' rows" for table, name in rows
@@ -189,12 +188,12 @@ _FUNCTIONS = """
 """
 
 
-def _comment(connection: Connection, table: str) -> str | None:
+def _comment(connection: Connection, table: str, policy: str) -> str | None:
     comment: str | None = connection.scalar(
         text(
             "SELECT obj_description(oid, 'pg_policy') FROM pg_policy "
             "WHERE polname = :name AND polrelid = to_regclass(:table)"
         ),
-        {"name": POLICY_NAME, "table": quoted_name(table)},
+        {"name": policy, "table": quoted_name(table)},
     )
     return comment

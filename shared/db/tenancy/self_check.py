@@ -86,6 +86,11 @@ def _problems(dialect: Any) -> Iterator[str]:
         given = compiled.construct_params({f"{USER_PARAMETER}_1": "bob", f"{USER_PARAMETER}_2": "bob"})
         if {value for name, value in given.items() if USER_PARAMETER in name} != {"ann"}:
             yield f"{what} takes another user"
+    for what, statement in _writing().items():
+        asking = _Asking("ann", policed=False)
+        asking.on(statement).compile(dialect=dialect)
+        if Run.__table__ not in asking.to_write:
+            yield f"{what} takes what may only be read"
     for what, make in _refused().items():
         try:
             ann.on(make()).compile(dialect=dialect)
@@ -118,6 +123,30 @@ def _confined() -> dict[str, tuple[Any, int]]:
         "an UPDATE": (update(Run).values(gridcore_version="1"), 1),
         "a DELETE": (delete(Run), 1),
         "RETURNING of an INSERT": (insert(PublicTrade).values(symbol="x").returning(runs.scalar_subquery()), 1),
+    }
+
+
+class _Asking(OwnRows):
+    """Notes what is said to be written of."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.to_write: set[Any] = set()
+
+    def condition(self, table: Any, source: Any, *, to_write: bool) -> Any:
+        if to_write:
+            self.to_write.add(table)
+        return super().condition(table, source, to_write=to_write)
+
+
+def _writing() -> dict[str, Any]:
+    """Statements that write rows, or lock them."""
+    return {
+        "a SELECT FOR UPDATE": select(Run.run_id).with_for_update(),
+        "a SELECT FOR UPDATE of a subquery": select(select(Run.run_id).subquery()).with_for_update(),
+        "a SELECT FOR UPDATE of a table": select(Run.run_id, User.user_id).with_for_update(of=Run),
+        "an UPDATE": update(Run).values(gridcore_version="1"),
+        "a DELETE": delete(Run),
     }
 
 

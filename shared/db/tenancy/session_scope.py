@@ -6,7 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy import CompoundSelect, Connection, Executable, Select, event, inspect, select
-from sqlalchemy.orm import FromStatement, ORMExecuteState, Session, SessionTransaction, UOWTransaction
+from sqlalchemy.orm import (
+    FromStatement,
+    Mapper,
+    ORMExecuteState,
+    Session,
+    SessionTransaction,
+    UOWTransaction,
+    object_session,
+)
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.sql.dml import UpdateBase
 
@@ -16,10 +24,17 @@ from shared.db.sessions import NamingSession
 from shared.db.tables import ownership_of, primary_key
 from shared.db.tenancy import leftovers, row_security
 from shared.db.tenancy.confined_sql import ALONE, CONFINED_TO, NoUsersRows, is_confined, own_rows_of
-from shared.db.tenancy.flush_guard import check_expressions, check_flushed, check_identity, expressions
+from shared.db.tenancy.flush_guard import (
+    check_expressions,
+    check_flushed,
+    check_identity,
+    check_own,
+    check_public,
+    expressions,
+)
 from shared.db.tenancy.guard import OwnershipGuard
 from shared.db.tenancy.self_check import prove
-from shared.db.tenancy.statement_guard import check_written
+from shared.db.tenancy.statement_guard import check_written, narrow_to_own
 from shared.db.tenancy.user_ids import UNSET, UserId
 
 _T = TypeVar("_T")
@@ -105,7 +120,8 @@ class UserSession(NamingSession):
         if ownership_of(model) is None:
             return
         (key,) = inspect(instance).mapper.primary_key_from_instance(instance)
-        if key is not None and not self.guard.owns(self, model, key) and self._exists_for_anybody(model, key):
+        # A public row comes along with what names it. The flush refuses to change it.
+        if key is not None and not self.guard.reads(self, model, key) and self._exists_for_anybody(model, key):
             raise self.guard.violation("merge", model, "its key belongs to another user's row")
 
     def bulk_save_objects(self, *args: Any, **options: Any) -> None:
@@ -249,6 +265,7 @@ def _confine(state: ORMExecuteState) -> None:
     loading = state.is_relationship_load or state.is_column_load
     if not loading and isinstance(state.statement, UpdateBase):
         check_written(session.guard, state)
+        narrow_to_own(session.guard, state)
     own_rows = session.own_rows.alone if alone else session.own_rows
     state.statement = (own_rows.to_load if loading else own_rows).on(state.statement)
     if not own_rows.raw_sql:
@@ -258,13 +275,13 @@ def _confine(state: ORMExecuteState) -> None:
 
 @event.listens_for(UserSession, "before_attach")
 def _at_the_door(session: UserSession, instance: object) -> None:
-    """An object that already has a row may enter only if the row is the user's."""
+    """An object that already has a row may enter only if the row is the user's, or public."""
     state = inspect(instance)
     if state.key is None or state.session_id == session.hash_key:
         return
     model = state.mapper.class_
-    if ownership_of(model) is not None:
-        session.guard.require_owned(session, "adding an object", model, {state.key[1][0]})
+    if ownership_of(model) is not None and not session.guard.reads(session, model, state.key[1][0]):
+        raise session.guard.violation("adding an object", model, "its key names no row of the user")
 
 
 @event.listens_for(UserSession, "before_flush")
@@ -278,7 +295,23 @@ def _before_flush(session: UserSession, context: UOWTransaction, instances: Any)
             check_expressions(session, state, session.own_rows)
         elif any(expressions(state)):
             leftovers.soil(Session.connection(session))
+    check_public(session.guard, session)
     check_flushed(session.guard, session, complete=False)
+
+
+# A flush writes more than what was changed before it: what a relationship of another object has lost, or was given.
+@event.listens_for(Mapper, "before_update")
+def _before_update(mapper: Mapper[Any], connection: Connection, entity: object) -> None:
+    session = object_session(entity)
+    if isinstance(session, UserSession):
+        check_own(session.guard, session, inspect(entity))
+
+
+@event.listens_for(Mapper, "before_delete")
+def _before_delete(mapper: Mapper[Any], connection: Connection, entity: object) -> None:
+    session = object_session(entity)
+    if isinstance(session, UserSession):
+        check_own(session.guard, session, inspect(entity), deleted=True)
 
 
 @event.listens_for(UserSession, "after_flush")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from sqlalchemy import BigInteger, Integer, String, Table, Text, Unicode, inspect
+from sqlalchemy import BigInteger, Integer, String, Table, Text, Unicode, inspect, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import ORMExecuteState
 from sqlalchemy.sql.dml import Insert, UpdateBase
@@ -19,7 +19,7 @@ from sqlalchemy.types import NullType
 
 from shared.db.column_types import BoundedString, CheckedInteger
 from shared.db.models import Base
-from shared.db.tables import Ownership, model_of, ownership_of, primary_key
+from shared.db.tables import Ownership, model_of, ownership_of, primary_key, public_among
 from shared.db.tenancy.confined_sql import ON_SQLALCHEMY_2_0
 from shared.db.tenancy.guard import OwnershipGuard
 
@@ -43,6 +43,33 @@ def check_written(guard: OwnershipGuard, state: ORMExecuteState) -> None:
     else:
         # The database's cascade may take rows along that were proved.
         guard.forget()
+
+
+def narrow_to_own(guard: OwnershipGuard, state: ORMExecuteState) -> None:
+    """Say in an UPDATE or DELETE itself that public rows of others are none of its rows.
+
+    The compiler says so in the SQL alone, and SQLAlchemy would change or expunge the objects that the statement names.
+    """
+    statement: Any = state.statement
+    model = public_among([statement.table])
+    if model is None or isinstance(statement, Insert) or isinstance(state.parameters, list):
+        return
+    state.statement = statement.where(_is_own(model, guard.user_id))
+
+
+def _is_own(model: type[Any], user_id: str) -> Any:
+    """The criterion that a row is the user's, in mapped attributes: on those of objects SQLAlchemy evaluates it."""
+    ownership = ownership_of(model)
+    assert ownership is not None, "only owned rows are public, or hang on others"
+    owner = _attribute(model, ownership.column)
+    if ownership.parent is None:
+        return owner == user_id
+    own_parents = select(_attribute(ownership.parent, primary_key(ownership.parent)))
+    return owner.in_(own_parents.where(_is_own(ownership.parent, user_id)).correlate(None))
+
+
+def _attribute(model: type[Any], column: str) -> Any:
+    return getattr(model, inspect(model).get_property_by_column(model.__table__.c[column]).key)
 
 
 def _check_insert(

@@ -75,6 +75,18 @@ def test_a_table_that_is_left_out_beside_another_closes_users_sessions(
 
 
 @pytest.mark.usefixtures("unproved")
+@pytest.mark.parametrize("name", ["_locking", "_condition_of_target"])
+def test_what_is_written_without_being_asked_for_closes_users_sessions(
+    unpoliced_fleet: DatabaseFactory, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A public row may be read: what locks, changes or deletes rows has to say that it does."""
+    instead = {"_locking": lambda *_: nullcontext(), "_condition_of_target": lambda *_: None}
+    monkeypatch.setattr(ConfinedCompiler, name, instead[name])
+    with unpoliced_fleet.get_session(user_id="ann") as session, pytest.raises(TenantScopeError, match="are closed"):
+        session.scalars(select(User.user_id)).all()
+
+
+@pytest.mark.usefixtures("unproved")
 def test_options_that_are_kept_by_another_name_close_users_sessions(
     unpoliced_fleet: DatabaseFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
