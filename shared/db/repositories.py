@@ -114,8 +114,7 @@ class BaseRepository(Asking, Generic[T]):
         Of one that was loaded, in whichever session, that is what was set since, edits of JSON documents included; the
         rest may be old. Of one made by hand, `Run(run_id=..., host=...)`, it is all that was set, as with
         `session.merge()`. The same goes for what is linked to it. Raises `RowNotFoundError` if the user has no such
-        row, `TenantViolation` if it is another user's public one, or the change would give it to another user or hang
-        it under another user's parent.
+        row, `TenantViolation` if it is another user's public one, or would be given or hung to what is another user's.
         """
         user = self._resolve(user_id)
         with discarding_what_is_refused(self.session, entity):
@@ -205,10 +204,8 @@ class BaseRepository(Asking, Generic[T]):
         key = key_of(entity)
         found = Session.connection(self.session).execute(owner_of(self.model, key)).first()
         owner: str | None = None if found is None else found[0]
-        foreign = user not in (None, owner) and ownership_of(self.model) is not None
-        if found is None or foreign:
-            if user is not None:
-                OwnershipGuard(user).refuse_public(self.session, operation, self.model, key)
+        if found is None or (user not in (None, owner) and ownership_of(self.model) is not None):
+            _refuse_public(self.session, operation, self.model, key, user)
             raise RowNotFoundError(self.model.__name__, key)
         return owner
 
@@ -633,6 +630,12 @@ def _merged(session: Session, entity: T) -> T:
             discard_changes(session, given.obj())
     written: T = merged[inspect(entity)]
     return written
+
+
+def _refuse_public(session: Session, operation: str, model: type[Base], key: Any, user: str | None) -> None:
+    """`TenantViolation` if the row is there for the user to be read."""
+    if user is not None:
+        OwnershipGuard(user).refuse_public(session, operation, model, key)
 
 
 def _take_turns(session: Session, parent: type[Base], key: Any, user: str | None) -> None:

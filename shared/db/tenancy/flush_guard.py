@@ -62,17 +62,6 @@ def expressions(state: InstanceState[Any]) -> Iterator[tuple[str, ClauseElement]
             yield name, expression
 
 
-def check_public(guard: OwnershipGuard, session: Session) -> None:
-    """`TenantViolation` if an object of another user's public row, which is there to be read, was changed or deleted.
-
-    What only the flush comes to write, by a relationship of another object, is for whoever hears of it then.
-    """
-    for entity in session.dirty:
-        check_own(guard, session, inspect(entity))
-    for entity in session.deleted:
-        check_own(guard, session, inspect(entity), deleted=True)
-
-
 def check_own(guard: OwnershipGuard, session: Session, state: InstanceState[Any], *, deleted: bool = False) -> None:
     """`TenantViolation` if the object's row may be public, and would be written, and is not the user's."""
     model = public_among(state.mapper.tables)

@@ -94,12 +94,6 @@ class OwnershipGuard:
             for row in naming:
                 self._check_reference(operation, model, reference, row, own=reference.column == ownership.column)
 
-    def owns(self, session: Session, model: type[Any], key: Any) -> bool:
-        """Whether the row with this primary key exists and is the user's."""
-        key = as_bound(key)
-        self._prove(session, model, {key})
-        return (model, key) in self._proved
-
     def reads(self, session: Session, model: type[Any], key: Any) -> bool:
         """Whether the row with this primary key exists, and is the user's or public."""
         key = as_bound(key)

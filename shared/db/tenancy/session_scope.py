@@ -29,7 +29,6 @@ from shared.db.tenancy.flush_guard import (
     check_flushed,
     check_identity,
     check_own,
-    check_public,
     expressions,
 )
 from shared.db.tenancy.guard import OwnershipGuard
@@ -295,11 +294,14 @@ def _before_flush(session: UserSession, context: UOWTransaction, instances: Any)
             check_expressions(session, state, session.own_rows)
         elif any(expressions(state)):
             leftovers.soil(Session.connection(session))
-    check_public(session.guard, session)
+    for entity in session.deleted:
+        # Before what it is linked to is told that it goes.
+        check_own(session.guard, session, instance_state(entity), deleted=True)
     check_flushed(session.guard, session, complete=False)
 
 
-# A flush writes more than what was changed before it: what a relationship of another object has lost, or was given.
+# Told right before the SQL: a flush writes more than what was changed before it, such as what another object's
+# relationship has lost or was given.
 @event.listens_for(Mapper, "before_update")
 def _before_update(mapper: Mapper[Any], connection: Connection, entity: object) -> None:
     session = object_session(entity)

@@ -181,6 +181,12 @@ LOCKED: dict[str, Callable[[Any, Any], Any]] = {
     "a subquery by name": lambda s, m: s.scalars(
         select((named := select(m.Template.name).subquery()).c.name).with_for_update(of=named)
     ),
+    "an outer join": lambda s, m: s.scalars(
+        # PostgreSQL locks none of what a join can make up.
+        select(m.Template.name).with_for_update()
+        if "postgresql" in str(s.get_bind().url)
+        else select(m.Template.name).select_from(User).outerjoin(m.Template, literal(value=True)).with_for_update()
+    ),
     "what is named": lambda s, m: s.scalars(
         select(m.Template.name).join(User, literal(value=True)).with_for_update(of=m.Template)
     ),
@@ -376,6 +382,11 @@ def test_a_plain_session_writes_for_its_user_alone(house: House) -> None:
     ):
         with pytest.raises(TenantViolation), house.db.get_session() as session:
             write(session)
+    with pytest.raises(TenantViolation), house.db.get_session() as session:
+        public = session.get_one(m.Template, "pub-bob")
+        public.name = "x"
+        row = m.Subscription(subscription_id="x", user_id="ann", template=public)
+        Repository(session, m.Subscription, "ann").create(row)
     with pytest.raises(RowNotFoundError), house.db.get_session() as session:
         Repository(session, m.Template, "ann").update(m.Template(template_id="own-bob", name="x"))
     assert rows_of_bob(house.db, m) == before

@@ -35,6 +35,7 @@ TESTS = {
         "test_tenancy_required.py",
         "test_tenancy_guards.py",
         "test_tenancy_holes.py",
+        "test_public_rows.py",
     ],
     "tenancy/confined_sql.py": ["test_tenancy_self_check.py"],
     "tenancy/self_check.py": ["test_tenancy_self_check.py"],
@@ -56,7 +57,7 @@ TESTS = {
     "tables.py": ["test_tenancy.py", "test_tables.py", "test_bulk.py"],
     "report/": ["test_report.py"],
     "bulk/create.py": ["test_bulk.py", "test_tenancy_adversarial.py"],
-    "bulk/update.py": ["test_bulk.py"],
+    "bulk/update.py": ["test_bulk.py", "test_public_rows.py"],
     "bulk/": ["test_streams.py", "test_summaries.py", "test_tenancy_guards.py"],
     "": ["test_tenancy_stateful.py"],
 }
