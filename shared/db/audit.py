@@ -74,7 +74,7 @@ def record_bulk(
 
 
 def _is_on(session: Session) -> bool:
-    dialect = session.get_bind().dialect
+    dialect = (session.bind or session.get_bind()).dialect
     known: bool | None = getattr(dialect, _ATTRIBUTE, None)
     if known is None:
         known = inspect(Session.connection(session)).has_table(_ENTRIES.name)

@@ -50,11 +50,13 @@ def _kinds(mapper: Mapper[Any]) -> Kinds:
 
 
 @lru_cache(maxsize=1024)
-def _in_doubt(mapper: Mapper[Any], names: tuple[str, ...], types: tuple[type, ...]) -> list[tuple[str, CheckedType]]:
-    """Of attributes with values of these types, those that may come back as something else."""
+def _in_doubt(
+    mapper: Mapper[Any], names: tuple[str, ...], types: tuple[type, ...]
+) -> list[tuple[str, CheckedType, bool]]:
+    """Of attributes with values of these types, those that may come back as something else, and no expressions are."""
     kinds = _kinds(mapper)
     return [
-        (name, kinds[name][0])
+        (name, kinds[name][0], given in _VALUES)
         for name, given in zip(names, types, strict=True)
         if name in kinds and given not in kinds[name][1]
     ]
@@ -87,7 +89,7 @@ def _refreshed(state: InstanceState[Any], context: Any, attributes: Iterable[str
 
 def _keep(state: InstanceState[Any], names: Iterable[str], bind: Connection | Engine) -> None:
     held, given = state.dict, tuple(names)
-    for name, kind in _in_doubt(state.mapper, given, tuple(map(type, map(held.get, given)))):
+    for name, kind, plain in _in_doubt(state.mapper, given, tuple(map(type, map(held.get, given)))):
         value = held[name]
-        if type(value) in _VALUES or not (isinstance(value, ClauseElement) or hasattr(value, "__clause_element__")):
+        if plain or not (isinstance(value, ClauseElement) or hasattr(value, "__clause_element__")):
             held[name] = kind.kept(value, bind.dialect)

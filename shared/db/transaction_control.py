@@ -31,6 +31,11 @@ _PAIRS = frozenset({("START", "TRANSACTION"), ("PREPARE", "TRANSACTION")})
 _SUSPECT = re.compile(
     r"[\s;\ufeff]*(--|/\*|(commit|rollback|abort|begin|end|start|prepare|savepoint|release)\b)", re.IGNORECASE
 )
+# What a text without any of them need not be taken apart for, whatever else it holds, by whether savepoints count.
+_ANYWHERE = {
+    savepoints: re.compile(rf"\b(commit|rollback|abort|begin|end|start|prepare{others})\b", re.IGNORECASE)
+    for savepoints, others in ((False, ""), (True, "|savepoint|release"))
+}
 # A string may hold what looks like a statement. With standard_conforming_strings off a backslash escapes in each of
 # them: which one it is, only the server knows.
 _EDGE_OF_COMMENT = re.compile(r"/\*|\*/")
@@ -87,7 +92,7 @@ def control_in(sql: str, *, stacked: bool = True, savepoints: bool = True) -> st
 
     Not `stacked` for a driver that runs the first statement of a text alone.
     """
-    if (";" not in sql or not stacked) and not _SUSPECT.match(sql):
+    if ((";" not in sql or not stacked) and not _SUSPECT.match(sql)) or not _ANYWHERE[savepoints].search(sql):
         return None
     if not stacked:
         sql = sql.replace("\ufeff", " ")  # which it is to SQLite, and part of a name to PostgreSQL

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -109,6 +110,9 @@ _STATUS = {
 
 class Connection(extensions.connection):
     """The driver's connection, which SQLAlchemy's pool logs: its own repr hides the password, and no other secret."""
+
+    last_used = -math.inf
+    """When it came back to the pool, by the monotonic clock."""
 
     def __repr__(self) -> str:
         return f"<PostgreSQL connection {id(self):#x}, closed: {self.closed}>"

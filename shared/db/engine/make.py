@@ -73,6 +73,8 @@ def _after_statement(
 
 def _before_commit(port: Port, connection: Connection) -> None:
     info = connection.info
+    if leftovers.SOILED in info:
+        leftovers.sweep(connection)
     refuse_aborted(port, connection, info)
     database_file.check(info)
     info[_COMMITTING] = weakref.ref(connection.get_transaction())

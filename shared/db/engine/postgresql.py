@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
@@ -49,7 +50,7 @@ def make(request: Request) -> Engine:
     )
     event.listen(engine, "do_connect", _connect)
     event.listen(engine, "begin", _begin)
-    event.listen(engine, "checkin", _write_again)
+    event.listen(engine, "checkin", _come_back)
     round_trips.spare(engine)
     leftovers.watch(engine)
     forking.protect(engine)
@@ -92,7 +93,9 @@ def _begin(connection: Connection) -> None:
         driver.readonly = True  # psycopg2 sends BEGIN READ ONLY before the first statement
 
 
-def _write_again(connection: Any, record: Any) -> None:
+def _come_back(connection: Any, record: Any) -> None:
     # Not one that was lost, nor one of the parent's after a fork.
-    if isinstance(connection, postgresql.Connection) and not connection.closed and connection.readonly:
-        connection.readonly = None
+    if isinstance(connection, postgresql.Connection) and not connection.closed:
+        connection.last_used = time.monotonic()
+        if connection.readonly:
+            connection.readonly = None

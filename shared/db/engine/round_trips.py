@@ -5,7 +5,6 @@ from __future__ import annotations
 import select
 import time
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, event
 
@@ -79,20 +78,13 @@ def _ping_when_in_doubt(engine: Engine) -> None:
     """Skip the ping of a connection used within the last second, unless its socket has something to read."""
     dialect = engine.dialect
     ping = dialect.do_ping
-    used: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
-
-    def note(connection: Any, record: Any) -> None:
-        if connection is not None:
-            used[connection] = time.monotonic()
 
     def alive(connection: Any) -> bool:
-        since = used.get(connection)
-        if since is None or time.monotonic() - since > _TRUSTED_SECONDS:
+        if time.monotonic() - connection.last_used > _TRUSTED_SECONDS:
             return ping(connection)
         # A server that ends a connection says so, and one that does not has nothing to say.
         arrived = select.poll()
         arrived.register(connection.fileno(), select.POLLIN)
         return ping(connection) if arrived.poll(0) else True
 
-    event.listen(engine, "checkin", note)
     dialect.do_ping = alive  # type: ignore[assignment,method-assign] # the engine's own dialect, which has no such event

@@ -22,7 +22,7 @@ from shared.db.errors import TenantViolation, TransactionControlError
 from shared.db.tenancy.row_security import ADOPTED
 from shared.db.transaction_control import statements
 
-_SOILED = "shared_db_raw_sql"
+SOILED = "shared_db_raw_sql"
 # DISCARD ALL in pieces: it may not stand in a transaction. The driver itself asks for the date style, when it connects.
 _SWEEP: Final = (
     "SET SESSION AUTHORIZATION DEFAULT; CLOSE ALL; UNLISTEN *; DEALLOCATE ALL; "
@@ -32,14 +32,13 @@ _SWEEP: Final = (
 
 def watch(engine: Engine) -> None:
     """Have a PostgreSQL engine sweep its connections."""
-    event.listen(engine, "commit", _sweep)
-    event.listen(engine, "rollback", _sweep)
+    event.listen(engine, "rollback", sweep)
     event.listen(engine, "checkin", _reset)
 
 
 def soil(connection: Connection) -> None:
     """Note that raw SQL may have run on the connection, unseen."""
-    connection.info[_SOILED] = True
+    connection.info[SOILED] = True
 
 
 def note(connection: Connection, cursor: Any, statement: str) -> None:
@@ -58,8 +57,9 @@ def note(connection: Connection, cursor: Any, statement: str) -> None:
         raise TenantViolation("LOCK TABLE", "a table", user_id, "every user's sessions would wait for this one")
 
 
-def _sweep(connection: Connection) -> None:
-    if connection.invalidated or _SOILED not in connection.info:
+def sweep(connection: Connection) -> None:
+    """Before COMMIT or ROLLBACK: take away, inside of the transaction, what raw SQL may have left."""
+    if connection.invalidated or SOILED not in connection.info:
         return
     driver: Any = connection.connection.dbapi_connection
     # In a transaction that an error has ended nothing more runs.
@@ -70,7 +70,7 @@ def _sweep(connection: Connection) -> None:
 
 def _reset(connection: Any, record: Any) -> None:
     record.info.pop(ADOPTED, None)
-    if not record.info.pop(_SOILED, False) or not isinstance(connection, dialect.Connection):
+    if not record.info.pop(SOILED, False) or not isinstance(connection, dialect.Connection):
         return
     try:
         connection.autocommit = True
