@@ -13,8 +13,11 @@ from datetime import datetime
 from operator import itemgetter
 from typing import Any
 
+import adbc_driver_postgresql.dbapi
 import orjson
+import psycopg
 import psycopg2
+import pyarrow
 from sqlalchemy import URL
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -43,6 +46,53 @@ def bulk_trades(url: URL) -> Way:
         for batch in batches:
             with db.get_session() as session:
                 PublicTradeRepository(session).bulk_create(batch)
+
+    return write
+
+
+def bulk_frame(url: URL) -> Callable[[Any], None]:
+    """Our own bulk_create of rows of any kind in one call: dicts, a frame."""
+    db = DatabaseFactory(url)
+
+    def write(rows: Any) -> None:
+        with db.get_session() as session:
+            PublicTradeRepository(session).bulk_create(rows)
+
+    return write
+
+
+def trades_table(rows: Rows) -> pyarrow.Table:
+    """Trades as an Arrow table with exact columns."""
+    money, time, text = pyarrow.decimal128(20, 8), pyarrow.timestamp("us", "UTC"), pyarrow.string()
+    kinds = dict(zip(TRADE_COLUMNS, (text, text, time, time, text, money, money), strict=True))
+    return pyarrow.Table.from_pylist(rows, pyarrow.schema(list(kinds.items())))
+
+
+def adbc_ingest(url: URL) -> Callable[[Any], None]:
+    """ADBC's own way for Arrow tables: binary COPY, no checks."""
+    connection = adbc_driver_postgresql.dbapi.connect(
+        url.set(drivername="postgresql").render_as_string(hide_password=False)
+    )
+
+    def write(table: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.adbc_ingest("public_trades", table, mode="append")
+        connection.commit()
+
+    return write
+
+
+def psycopg_binary_copy(url: URL) -> Callable[[Rows], None]:
+    """COPY in binary form by psycopg 3, a row at a time, as its documentation has it: no checks."""
+    connection = psycopg.connect(url.set(drivername="postgresql").render_as_string(hide_password=False))
+    types = ("varchar", "varchar", "timestamptz", "timestamptz", "varchar", "numeric", "numeric")
+
+    def write(rows: Rows) -> None:
+        with connection.cursor() as cursor, cursor.copy(f"COPY {INTO_TRADES} FROM STDIN (FORMAT BINARY)") as copy:
+            copy.set_types(types)
+            for row in map(_TRADE, rows):
+                copy.write_row(row)
+        connection.commit()
 
     return write
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, get_args
 
+import polars
+import pyarrow
 from sqlalchemy import URL
 
 from benchmarks import contenders as ways
@@ -186,6 +188,49 @@ def filling(here: Place) -> None:
             compare(f"{name.capitalize()}, {database}", ours, load, max(here.rounds, 15), count=5_000, goals=goal)
 
 
+def frames_in(here: Place) -> None:
+    """200,000 new trades as a frame in one call, beside dicts, and beside drivers that check nothing."""
+    count, stream = 200_000, TradeStream()
+
+    def polars_frame(rows: Rows) -> Any:
+        return polars.from_arrow(ways.trades_table(rows))
+
+    def contenders(new: Callable[[], URL]) -> list[Contender]:
+        return [
+            Contender(_DICTS, ways.bulk_frame(new())),
+            Contender(_ARROW, ways.bulk_frame(new()), prepare=ways.trades_table),
+            Contender(_POLARS, ways.bulk_frame(new()), prepare=polars_frame),
+        ]
+
+    compare(
+        "200,000 trades, PostgreSQL",
+        [
+            Contender(_ADBC, ways.adbc_ingest(here.new_postgresql()), prepare=ways.trades_table),
+            *contenders(here.new_postgresql),
+            Contender(_BINARY, ways.psycopg_binary_copy(here.new_postgresql())),
+        ],
+        lambda number: stream.take(count),
+        here.rounds,
+        count=count,
+        goals=[
+            *(Goal(ours, 1, rival) for ours in (_ARROW, _POLARS) for rival in (_ADBC, _DICTS)),
+            Goal(_DICTS, 1, _BINARY),
+        ],
+    )
+    compare(
+        "200,000 trades, SQLite file",
+        contenders(here.new_sqlite),
+        lambda number: stream.take(count),
+        here.rounds,
+        count=count,
+        goals=[Goal(ours, 1.2, _DICTS) for ours in (_ARROW, _POLARS)],
+    )
+
+
+_DICTS, _ARROW, _POLARS = "bulk_create of dicts", "of a pyarrow Table", "of a polars DataFrame"
+_ADBC, _BINARY = "adbc_ingest of a pyarrow Table", "psycopg 3, COPY (FORMAT BINARY)"
+
+
 def memory(here: Place) -> None:
     """Extra memory of one call at its peak, in a new process, above the rows that the caller holds."""
     reached = [
@@ -198,6 +243,8 @@ def memory(here: Place) -> None:
         for count in (1_000, 10_000, 100_000, 300_000)
     ]
     print_outcomes("", reached)
+    frame = peak_growth(partial(_opened_frame, here.new_postgresql(), _MANY), _insert_all)
+    print_outcomes("", [at_most(f"{_MANY:,} rows of a pyarrow Table, PostgreSQL", _FRAME_MB, frame, "MB")])
     sqlite = peak_growth(partial(_opened, here.new_sqlite(), 100_000), _insert_all)
     rows = [("100,000 rows in one batch, SQLite file", f"{sqlite:.1f}")]
     for name, new in (("PostgreSQL", here.new_postgresql), ("SQLite file", here.new_sqlite)):
@@ -207,6 +254,7 @@ def memory(here: Place) -> None:
 
 
 _EXTRA_MB = 2
+_MANY, _FRAME_MB = 1_000_000, 10
 
 
 def _opened(url: URL, count: int, lazy: bool = False) -> tuple[DatabaseFactory, Iterable[Any], int]:
@@ -217,6 +265,16 @@ def _opened(url: URL, count: int, lazy: bool = False) -> tuple[DatabaseFactory, 
     if lazy:
         return db, (stream.take(1)[0] for _ in range(count)), BATCH_SIZE
     return db, stream.take(count), count
+
+
+def _opened_frame(url: URL, count: int) -> tuple[DatabaseFactory, Any, int]:
+    db = DatabaseFactory(url)
+    few = ways.trades_table(TradeStream().take(1_000))
+    with db.get_session() as session:
+        PublicTradeRepository(session).bulk_create(few.slice(10))
+    table = pyarrow.concat_tables([few] * (count // len(few)))
+    times = pyarrow.array(range(1_735_689_600_000_000, 1_735_689_600_000_000 + count)).cast(table["local_ts"].type)
+    return db, table.set_column(2, "exchange_ts", times).combine_chunks(), BATCH_SIZE
 
 
 def _insert_all(opened: tuple[DatabaseFactory, Iterable[Any], int]) -> None:
@@ -247,5 +305,6 @@ BENCHMARKS = {
     "trades-sqlite": trades_sqlite,
     "executions": executions,
     "filling": filling,
+    "frames-in": frames_in,
     "memory": memory,
 }

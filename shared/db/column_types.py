@@ -15,6 +15,7 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_DOWN, ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 from enum import StrEnum
 from functools import partial
+from types import ModuleType
 from typing import Any, ClassVar, Final, TypeVar
 
 from sqlalchemy import (
@@ -266,6 +267,10 @@ class Money(CheckedType):
         """For amounts of at most 8 places."""
         return amounts.usual_floats if port_of(dialect).money_is_float else amounts.usual_texts
 
+    def arrow_checked(self, values: Any, dialect: Dialect, arrow: ModuleType) -> Any:
+        """Decimals that lose no digits, and whole numbers."""
+        return arrow.amounts(values)
+
     def rounding(self, dialect: Dialect, *, nullable: bool) -> Callable[[Any, bool], Rounded]:
         """What is lost is told."""
         floats = port_of(dialect).money_is_float
@@ -442,6 +447,10 @@ class UTCDateTime(CheckedType):
         """For plain datetimes."""
         return instants.stored_texts_with_zone if port_of(dialect).keeps_zone else instants.stored_texts
 
+    def arrow_checked(self, values: Any, dialect: Dialect, arrow: ModuleType) -> Any:
+        """Times with a zone, of whole microseconds."""
+        return arrow.instants(values, _EARLIEST, _LATEST)
+
     def line_writer(self) -> Callable[[Any], str | None]:
         """ISO 8601, in the value's own zone."""
         return instants.iso_text
@@ -527,6 +536,10 @@ class BoundedString(CheckedType):
         """For ASCII."""
         return texts.bounded(self.length)
 
+    def arrow_checked(self, values: Any, dialect: Dialect, arrow: ModuleType) -> Any:
+        """Text of at most `length` characters."""
+        return arrow.texts(values, most=self.length)
+
     def text(self, value: Any) -> str:
         """The text, or `InvalidValueError`."""
         text = checked_text(self, value)
@@ -550,6 +563,10 @@ class CheckedText(CheckedType):
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
         """The text itself."""
         return None if value is None else checked_text(self, value)
+
+    def arrow_checked(self, values: Any, dialect: Dialect, arrow: ModuleType) -> Any:
+        """Text."""
+        return arrow.texts(values)
 
 
 class Vocabulary(CheckedType):
@@ -584,6 +601,10 @@ class Vocabulary(CheckedType):
         """For plain strings."""
         return texts.words(frozenset(self._allowed))
 
+    def arrow_checked(self, values: Any, dialect: Dialect, arrow: ModuleType) -> Any:
+        """Words of the list."""
+        return arrow.texts(values, allowed=self._allowed)
+
 
 def one_of(column: str, words: type[StrEnum]) -> CheckConstraint:
     """A CHECK, named after the column, with the words that a `Vocabulary` takes: for a model's `__table_args__`."""
@@ -612,6 +633,10 @@ class CheckedInteger(CheckedType):
             raise self.refuse("the number does not fit 64 bits")
         return int(value)
 
+    def arrow_checked(self, values: Any, dialect: Dialect, arrow: ModuleType) -> Any:
+        """Whole numbers."""
+        return arrow.whole_numbers(values)
+
 
 class CheckedBoolean(CheckedType):
     """True or False, and nothing that merely looks like it."""
@@ -626,6 +651,10 @@ class CheckedBoolean(CheckedType):
         if value is None or isinstance(value, bool):
             return value
         raise self.refuse(f"True or False is needed, not {type(value).__name__}")
+
+    def arrow_checked(self, values: Any, dialect: Dialect, arrow: ModuleType) -> Any:
+        """True and False."""
+        return arrow.flags(values)
 
     def converting(self, source: Dialect, target: Dialect) -> Convert | None:
         """Whole numbers on SQLite."""

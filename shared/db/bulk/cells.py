@@ -7,13 +7,17 @@ values holds the two equal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from functools import cache, lru_cache
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from sqlalchemy import Column, Dialect, Table
 
-from shared.db.bulk.rows import CHUNK, Chunk, RowBatch
+from shared.db.bulk.rows import Chunk, RowBatch, is_array, listed
+from shared.db.dialects import port_of
 from shared.db.errors import InvalidValueError
 from shared.db.value_forms.forms import DIALECTS, Cells, Rounded, Values, forms_of
 
@@ -55,6 +59,26 @@ class CellLayout:
             cells.append(made[key])
         return cells
 
+    def packed(self, columns: Mapping[str, Any], size: int, stored_as: Mapping[str, str]) -> Packed | None:
+        """The same rows for PostgreSQL in binary form, of columns of which some are Arrow arrays.
+
+        `stored_as` has the names of the server's types. None where that form does not hold all values.
+        """
+        try:
+            binary = importlib.import_module("shared.db.value_forms.binary")
+        except ImportError:  # numpy is not installed
+            return None
+        if not self._names.issuperset(columns):
+            return None
+        try:
+            fields = [
+                column.packed(columns.get(column.name), size, stored_as.get(column.name, ""), binary)
+                for column in self.columns
+            ]
+        except (*_arrow().NOT_HELD, InvalidValueError):
+            return None
+        return Packed(binary.rows(fields, size), size)
+
     def check(self, chunk: Chunk) -> None:
         """`InvalidValueError` if any value that is given does not fit; missing columns are none of its business."""
         given = self._given(chunk)
@@ -82,12 +106,25 @@ def cell_layout_of(table: Table, dialect: str, numbered: bool) -> CellLayout:
     return CellLayout(table, dialect, numbered)
 
 
+@cache
+def _arrow() -> Any:
+    """What there is for Arrow arrays, whose library is there if they are."""
+    return importlib.import_module("shared.db.value_forms.arrow")
+
+
 class Digits(NamedTuple):
     """Where the digits of amounts are kept that a column cannot hold, if anywhere, and where that is noted."""
 
     kept: Values | None
     rounded: Losses
     first: int
+
+
+class Packed(NamedTuple):
+    """Rows in the binary form that COPY takes."""
+
+    data: bytes
+    size: int
 
 
 class CellColumn:
@@ -99,6 +136,7 @@ class CellColumn:
         self.nullable = bool(column.nullable)
         self.alike, self.escaped, self.kept_in = forms.alike, forms.escaped, forms.kept_in
         self.shortcut, self.cell = forms.shortcut(dialect), forms.cell(dialect)
+        self._check, self._dialect, self._document = forms.arrow_checked, dialect, forms.document
         self._rounding = forms.rounding(dialect, nullable=self.nullable)
         self._default: Any = column.default
         self._place = f"{column.table.name}.{column.name}"
@@ -107,6 +145,11 @@ class CellColumn:
         """The cells of `values`; of the default if the rows do not name the column."""
         if values is None:
             values = self._defaults(size)
+        if is_array(values):
+            with suppress(*_arrow().NOT_HELD):
+                checked = self._checked(values)
+                return [None] * size if checked is None else _arrow().cells(checked, port_of(self._dialect))
+            values = listed(values)
         cells = self._quickly(values)
         if cells is not None:
             return cells
@@ -127,6 +170,26 @@ class CellColumn:
             ]
         cell = self.cell
         return [None if value is None else cell(value) for value in values]
+
+    def packed(self, values: Any, size: int, stored_as: str, binary: ModuleType) -> Any:
+        """The `binary.Field` of `values`; `InvalidValueError`, or one of `arrow.NOT_HELD`, where it has none."""
+        if self._document:
+            values = listed(values)
+        if is_array(values):
+            checked = self._checked(values)
+            return binary.nothing(size) if checked is None else binary.field(checked, stored_as)
+        lost: Losses = {}
+        cells = self.cells(values, size, Digits(None, lost, 0))
+        if lost:
+            raise _arrow().NotHeldError
+        return binary.nothing(size) if cells.count(None) == size else binary.field_of_cells(cells, stored_as)
+
+    def _checked(self, values: Any) -> Any:
+        """The array as `arrow_checked` gives it; None for NULLs alone."""
+        arrow = _arrow()
+        if values.null_count and not self.nullable:
+            raise arrow.NotHeldError
+        return None if values.null_count == len(values) else self._check(values, self._dialect, arrow)
 
     def _rounded(self, make: Callable[[Any, bool], Rounded], value: Any, index: int, digits: Digits) -> Any:
         cell, lost = make(value, digits.kept is not None and digits.kept[index] is not None)
@@ -151,8 +214,8 @@ class CellColumn:
 def prepared(layout: CellLayout, batch: RowBatch, rounded: Losses) -> Iterator[list[Cells]]:
     """The cells of a batch, a chunk at a time; `InvalidValueError` with the position of the first bad row."""
     rounded.clear()  # a second attempt makes all of them again
-    for start in range(0, len(batch), CHUNK):
-        stop = min(start + CHUNK, len(batch))
+    for start in range(0, len(batch), batch.step):
+        stop = min(start + batch.step, len(batch))
         try:
             first = start
             for chunk in batch.chunks(start, stop):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Any, get_args
 
@@ -13,11 +14,11 @@ from sqlalchemy.pool import StaticPool
 
 from shared.db import commits
 from shared.db.audit import record_bulk
-from shared.db.bulk.cells import Losses, cell_layout_of, cells_of_row, prepared
+from shared.db.bulk.cells import Losses, Packed, cell_layout_of, cells_of_row, prepared
 from shared.db.bulk.mysql import MySQLWriter
 from shared.db.bulk.postgresql import PostgreSQLWriter
 from shared.db.bulk.result import NOTES, BulkResult, OnBadRow, OnConflict, RejectedRow, RowNote
-from shared.db.bulk.rows import CHUNK, Row, RowBatch, mapping_of, row_batches
+from shared.db.bulk.rows import CHUNK, Row, RowBatch, is_array, mapping_of, row_batches
 from shared.db.bulk.sqlite import SQLiteWriter
 from shared.db.bulk.writer import Transaction, Writer, conflict_key
 from shared.db.dialects import MYSQL, POSTGRESQL, SQLITE, PerDatabase, port_of
@@ -45,8 +46,8 @@ def bulk_create(
     """Insert any number of rows as one unit of the caller's transaction, and say what became of them.
 
     `rows`: mappings, objects of the model or named tuples, from any iterable, of which at most `batch_size` are in
-    memory at a time; or a pyarrow Table or RecordBatch, or a polars DataFrame. Columns that may be NULL or have a
-    default may be missing.
+    memory at a time; or a pyarrow Table or RecordBatch, or a DataFrame of polars or pandas, whose index is no column
+    and whose missing values are NULL. Columns that may be NULL or have a default may be missing.
 
     A row whose unique key is stored already, or came earlier in `rows`, is left out with `on_conflict="skip"`; gives
     the stored row the columns it names with "update"; raises `IntegrityError` with "error". With "fill" it gives the
@@ -171,16 +172,19 @@ class _Creation:
     def take(self, batch: RowBatch) -> None:
         """Write a batch; the first bad row raises."""
         self._prove_batch(batch)
-        self._write(lambda: self._owned(prepared(self._writer.layout, batch, self._rounded_now)), batch)
+        packed = self._packed(batch)
+        self._write(packed or (lambda: self._owned(prepared(self._writer.layout, batch, self._rounded_now))), batch)
         self._note_rounded(batch)
 
     def take_what_fits(self, batch: RowBatch) -> None:
         """Write the rows of a batch that can be written, and keep the reason for every other one."""
         self._rounded_now.clear()
+        if self._took_all(batch):
+            return
         positions: list[int] = []
         columns: list[list[Any]] = [[] for _ in self._writer.layout.columns]
-        for start in range(0, len(batch), CHUNK):
-            for numbers, cells in self._sifted(batch, start, min(start + CHUNK, len(batch))):
+        for start in range(0, len(batch), batch.step):
+            for numbers, cells in self._sifted(batch, start, min(start + batch.step, len(batch))):
                 positions += numbers
                 for column, more in zip(columns, cells, strict=True):
                     column += more
@@ -188,6 +192,22 @@ class _Creation:
         if positions:
             self._salvage(batch, positions, columns)
         self._note_rounded(batch)
+
+    def _packed(self, batch: RowBatch) -> Packed | None:
+        # Objects may claim to be what they are not, and only cells tell: see `_owned`.
+        told = all(is_array(batch.columns.get(name)) for name in self._owner_names())
+        return self._writer.packed(batch) if told else None
+
+    def _took_all(self, batch: RowBatch) -> bool:
+        """Write a batch of which nothing needs a closer look, if it is one."""
+        packed = self._packed(batch)
+        if packed is None:
+            return False
+        self._prove_batch(batch)
+        with suppress(IntegrityError, DataError), self._writer.savepoint("shared_db_part"):
+            self._write(packed, batch)
+            return True
+        return False
 
     def result(self) -> BulkResult:
         """What became of the rows so far."""
@@ -208,7 +228,8 @@ class _Creation:
 
     def _write(self, source: Any, batch: RowBatch, positions: Sequence[int] | None = None) -> None:
         """Write rows of a batch: those at `positions`, or all."""
-        new, count, changed, differing = self._writer.write(source, self._changing(batch))
+        write: Any = self._writer.write_packed if isinstance(source, Packed) else self._writer.write
+        new, count, changed, differing = write(source, self._changing(batch))
         self._new += new
         self._written += count
         self._changed += changed
@@ -297,13 +318,8 @@ class _Creation:
         """Check whose the rows are, before COPY begins: it leaves no room for a question to the server."""
         if not self._owners:
             return
-        names = self._owner_names()
-        found: set[tuple[Any, ...]] = set()
         try:
-            for start in range(0, len(batch), CHUNK):
-                for chunk in batch.chunks(start, start + CHUNK):
-                    given = dict(zip(chunk.names, chunk.columns, strict=True))
-                    found.update(zip(*(given.get(name, [None] * chunk.size) for name in names), strict=True))
+            found = batch.distinct(self._owner_names())
         except (InvalidValueError, TypeError):
             for _ in prepared(self._writer.layout, batch, {}):
                 pass  # raises, with the row's position

@@ -4,6 +4,8 @@ Straight into the table as long as nothing collides, which the server finds out 
 batch, and it goes again through a temporary table and INSERT ... SELECT ... ON CONFLICT, which costs half as much
 again. As one batch collided or not, so probably will the next; that is remembered with the connection.
 
+The columns of a frame go in binary form, of which the server parses nothing, if that holds all of a batch.
+
 INSERT ... SELECT FROM unnest(...) was measured for small batches: it is not faster than the temporary table. It
 stands in for COPY where the driver has none: under a wait callback (gevent with psycogreen).
 """
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import add
@@ -22,11 +24,12 @@ from sqlalchemy import Connection
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from shared.db.bulk.cells import CellColumn, CellLayout
+from shared.db.bulk.cells import CellColumn, CellLayout, Packed
 from shared.db.bulk.filling import Filling
 from shared.db.bulk.result import OnConflict
+from shared.db.bulk.rows import RowBatch, is_array
 from shared.db.bulk.writer import Source, Transaction, Writer, Written, conflict_key
-from shared.db.dialects.postgresql import FeatureNotSupported, UniqueViolation, has_copy
+from shared.db.dialects.postgresql import FeatureNotSupported, UniqueViolation, has_copy, sends_utf8
 from shared.db.errors import NumberingError
 from shared.db.numbering import statement_that_mends
 from shared.db.value_forms.forms import Cells
@@ -53,28 +56,57 @@ class PostgreSQLWriter(Writer):
         self._through_stage = how.through_stage
         # A temporary table belongs to the role that made it, and outlives this process where a pooler keeps the
         # server's sessions: so its name says whose it is, and what columns it has.
-        tenant = "_of_tenant" if how.as_tenant else ""
-        self._stage = self.quote(f"shared_db_stage_{layout.table.name}{tenant}_{_shape(layout)}")
+        self._stage_name = f"shared_db_stage_{layout.table.name}{'_of_tenant' if how.as_tenant else ''}_"
+        self._stage = self.quote(self._stage_name + _shape(layout))
+        self._stored_as: dict[str, str] | None = None
         self._memory: _Memory = connection.info.setdefault("shared_db_bulk", _Memory())
 
     def write(self, source: Source, changing: list[str]) -> Written:
         """Write a batch."""
+        return self._written(lambda: CopyStream(source(), self.layout), changing)
+
+    def packed(self, batch: RowBatch) -> Packed | None:
+        """In binary form, of which the server parses no number and no time: columns of a frame that it holds."""
+        if not any(map(is_array, batch.columns.values())) or not has_copy() or not sends_utf8(self.driver):
+            return None
+        return self.layout.packed(batch.columns, len(batch), self._server_types())
+
+    def write_packed(self, packed: Packed, changing: list[str]) -> Written:
+        """Write a batch as `packed` gave it."""
+        return self._written(lambda: PackedStream(packed), changing)
+
+    def _server_types(self) -> dict[str, str]:
+        """What the server calls the columns' types: somebody may have altered one, and would get other values."""
+        if self._stored_as is None:
+            with self.named_errors(), self.driver.cursor() as cursor:
+                cursor.execute(
+                    "SELECT attname, typname FROM pg_catalog.pg_attribute "
+                    "JOIN pg_catalog.pg_type ON pg_type.oid = atttypid "
+                    "WHERE attrelid = pg_catalog.to_regclass(%s) AND typnamespace = 'pg_catalog'::regnamespace",
+                    [self.table],
+                )
+                self._stored_as = dict(cursor.fetchall())
+            # A stage that is there already was made of the types that its name tells.
+            self._stage = self.quote(self._stage_name + _digest(str(sorted(self._stored_as.items()))))
+        return self._stored_as
+
+    def _written(self, stream: Callable[[], Stream], changing: list[str]) -> Written:
         try:
-            return self._write(source, changing)
+            return self._write(stream, changing)
         except NumberingError:
             self._undo()
             self.run(statement_that_mends(self.connection, self.layout.table))
-            return self._write(source, changing)
+            return self._write(stream, changing)
         except DBAPIError as error:
             if not isinstance(error.orig, FeatureNotSupported) or self.table in self._memory.partitioned:
                 raise
             self._undo()
             self._memory.partitioned.add(self.table)
-            return self._write(source, changing)
+            return self._write(stream, changing)
 
-    def _write(self, source: Source, changing: list[str]) -> Written:
+    def _write(self, stream: Callable[[], Stream], changing: list[str]) -> Written:
         if not self._through_stage and (self.on_conflict == "error" or self.table not in self._memory.colliding):
-            rows = CopyStream(source(), self.layout)
+            rows = stream()
             self._unsent.append("SAVEPOINT shared_db_copy")
             try:
                 self._copy(self.table, rows, "RELEASE SAVEPOINT shared_db_copy")
@@ -85,7 +117,7 @@ class PostgreSQLWriter(Writer):
                 self._memory.colliding.add(self.table)
             else:
                 return Written(rows.count, rows.count)
-        return self._write_staged(source, changing)
+        return self._write_staged(stream, changing)
 
     def _undo(self) -> None:
         self.run("ROLLBACK TO SAVEPOINT shared_db_copy", "RELEASE SAVEPOINT shared_db_copy")
@@ -95,8 +127,8 @@ class PostgreSQLWriter(Writer):
         with self.named_errors(), self.driver.cursor() as cursor:
             cursor.execute(self._with_unsent(*statements))
 
-    def _write_staged(self, source: Source, changing: list[str]) -> Written:
-        rows = CopyStream(source(), self.layout)
+    def _write_staged(self, stream: Callable[[], Stream], changing: list[str]) -> Written:
+        rows = stream()
         self._empty_stage()
         self._unsent.append("SAVEPOINT shared_db_copy")
         self._copy(self._stage, rows)
@@ -206,11 +238,11 @@ class PostgreSQLWriter(Writer):
             "SELECT count(*) FILTER (WHERE is_new) FROM written"
         )
 
-    def _copy(self, table: str, rows: CopyStream, *afterwards: str) -> None:
-        if not has_copy():
+    def _copy(self, table: str, rows: Stream, *afterwards: str) -> None:
+        if isinstance(rows, CopyStream) and not has_copy():
             self._insert(table, rows, *afterwards)
             return
-        copy = f"COPY {table} ({self.names}) FROM STDIN WITH (ENCODING 'UTF8')"
+        copy = f"COPY {table} ({self.names}) FROM STDIN WITH ({rows.options})"
         with self.named_errors(), self.driver.cursor() as cursor:
             cursor.copy_expert(self._with_unsent(copy, *afterwards), rows)
         if rows.failure is not None:
@@ -239,7 +271,10 @@ class PostgreSQLWriter(Writer):
 def _shape(layout: CellLayout) -> str:
     columns = (layout.table.columns[name] for name in layout.names)
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call] # SQLAlchemy's dialects have no types
-    described = ", ".join(f"{column.name} {column.type.compile(dialect)}" for column in columns)
+    return _digest(", ".join(f"{column.name} {column.type.compile(dialect)}" for column in columns))
+
+
+def _digest(described: str) -> str:
     return hashlib.sha256(described.encode()).hexdigest()[:8]
 
 
@@ -253,6 +288,8 @@ def _casts(layout: CellLayout) -> list[str]:
 
 class CopyStream:
     """The file that COPY reads: a chunk of rows a read, in its text format."""
+
+    options = "ENCODING 'UTF8'"
 
     def __init__(self, chunks: Any, layout: CellLayout) -> None:
         self.count = 0
@@ -278,6 +315,25 @@ class CopyStream:
         except BaseException as error:  # noqa: BLE001 # kept, and raised as soon as COPY has ended
             self.failure = error
             return b""
+
+
+class PackedStream:
+    """The same of rows in binary form."""
+
+    options = "FORMAT binary"
+    failure: BaseException | None = None
+
+    def __init__(self, packed: Packed) -> None:
+        self.count = packed.size
+        self._left = packed.data
+
+    def read(self, size: int = -1) -> bytes:
+        """All of it, and then nothing."""
+        data, self._left = self._left, b""
+        return data
+
+
+Stream = CopyStream | PackedStream
 
 
 def _copy_texts(column: CellColumn, cells: Cells) -> Cells:

@@ -5,6 +5,8 @@ Columns, because a check or a conversion of 250 values at once is one call into 
 
 from __future__ import annotations
 
+import importlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -14,10 +16,12 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import inspect
 
-from shared.db.errors import InvalidValueError
+from shared.db.errors import InvalidValueError, MissingExtraError
 
 # Enough to make the cost of a call small, few enough to be converted while the server works on the ones before.
 CHUNK = 250
+# A call into Arrow costs more.
+ARRAY_CHUNK = 5_000
 Row = dict[str, Any]
 
 
@@ -32,13 +36,16 @@ class Chunk(NamedTuple):
 class RowBatch:
     """Rows that are written together: those of `rows` in `span`, or all of them.
 
-    `position` is the first one's place in all that was given.
+    `position` is the first one's place in all that was given. `columns` are there where the rows came as such. They
+    are converted `step` at a time.
     """
 
     def __init__(
         self, model: type[Any], rows: list[Any], position: int, fillable: frozenset[str], span: range | None = None
     ) -> None:
         self.position = position
+        self.step = CHUNK
+        self.columns: dict[str, Any] = {}
         self._model = model
         self._rows = rows
         self._fillable = fillable
@@ -58,6 +65,15 @@ class RowBatch:
                 return tuple(mapping_of(self._rows[index], self._model))
         return ()
 
+    def distinct(self, names: Sequence[str]) -> set[tuple[Any, ...]]:
+        """What there is in these columns; `InvalidValueError` or `TypeError` if that cannot be told."""
+        found: set[tuple[Any, ...]] = set()
+        for start in range(0, len(self), CHUNK):
+            for chunk in self.chunks(start, start + CHUNK):
+                given = dict(zip(chunk.names, chunk.columns, strict=True))
+                found.update(zip(*(given.get(name, [None] * chunk.size) for name in names), strict=True))
+        return found
+
     def chunks(self, start: int, stop: int) -> list[Chunk]:
         """The rows from `start` to before `stop`, in order; `InvalidValueError` for an item that is not a row."""
         part = self._span[start:stop]
@@ -74,30 +90,67 @@ class RowBatch:
 
 
 class FrameBatch(RowBatch):
-    """The same out of a frame, which has its columns already."""
+    """The same out of a frame, which has its columns already: lists, or Arrow arrays, which become lists if need be."""
 
-    def __init__(self, model: type[Any], columns: dict[str, list[Any]], size: int, position: int) -> None:
+    def __init__(self, model: type[Any], columns: dict[str, Any], size: int, position: int) -> None:
         super().__init__(model, [], position, frozenset())
-        self._columns = columns
+        self.columns = columns
+        if any(map(is_array, columns.values())):
+            self.step = ARRAY_CHUNK
         self._size = size
+        self._lists: dict[str, list[Any]] = {}
 
     def __len__(self) -> int:
         return self._size
 
     def row(self, index: int) -> Any:
         """A row as a mapping."""
-        return {name: values[index] for name, values in self._columns.items()}
+        return {name: self._list(name)[index] for name in self.columns}
 
     def names(self) -> tuple[str, ...]:
         """The frame's columns."""
-        return tuple(self._columns)
+        return tuple(self.columns)
 
     def chunks(self, start: int, stop: int) -> list[Chunk]:
         """The rows from `start` to before `stop`."""
         size = min(stop, self._size) - start
+        # A single row is asked for where something is wrong with it, and goes the way of any other.
+        whole = [
+            one if size > 1 and is_array(one) and not one.type.num_fields else self._list(name)
+            for name, one in self.columns.items()
+        ]
         # A column that the frame has twice stays one, and is converted once.
-        parts = {id(values): values[start:stop] for values in self._columns.values()}
-        return [Chunk(tuple(self._columns), [parts[id(values)] for values in self._columns.values()], size)]
+        parts = {id(values): values[start:stop] for values in whole}
+        return [Chunk(tuple(self.columns), [parts[id(values)] for values in whole], size)]
+
+    def distinct(self, names: Sequence[str]) -> set[tuple[Any, ...]]:
+        """Out of these columns alone."""
+        nothing = [None] * self._size
+        return set(zip(*(self._list(name) if name in self.columns else nothing for name in names), strict=True))
+
+    def clear(self) -> None:
+        """Let go of the rows."""
+        self.columns.clear()
+        self._lists.clear()
+
+    def _list(self, name: str) -> list[Any]:
+        if name not in self._lists:
+            try:
+                self._lists[name] = listed(self.columns[name])
+            except ValueError as error:  # Arrow says what is wrong with it: nanoseconds, where pandas is not installed
+                raise InvalidValueError(str(error), name) from error
+        return self._lists[name]
+
+
+def is_array(values: Any) -> bool:
+    """Whether these are an Arrow array."""
+    return hasattr(values, "null_count")
+
+
+def listed(values: Any) -> list[Any]:
+    """A column as a list."""
+    converted: list[Any] = values.to_pylist() if is_array(values) else values
+    return converted
 
 
 def row_batches(
@@ -111,15 +164,15 @@ def row_batches(
     position = 0
     frames = _frames(rows, size)
     if frames is not None:
-        for given, height in frames:
-            columns = dict(given)
-            yield FrameBatch(model, columns, height, position)
+        for columns, height in frames:
+            batch = FrameBatch(model, columns, height, position)
+            yield batch
             position += height
-            columns.clear()
+            batch.clear()
         return
     if isinstance(rows, (Mapping, str, bytes)) or not isinstance(rows, Iterable):
         raise InvalidValueError(
-            f"rows are an iterable of mappings or {model.__name__} objects, an Arrow table or a polars DataFrame, "
+            f"rows are an iterable of mappings or {model.__name__} objects, a frame of pyarrow, polars or pandas, "
             f"not a {type(rows).__name__}; a single row goes into a list"
         )
     if isinstance(rows, list) and not by_shape:
@@ -190,25 +243,59 @@ def _by_shape(rows: list[Any], model: type[Any]) -> list[list[Any]]:
     return [list(alike) for _, alike in groupby(rows, key=shape)]
 
 
-def _frames(rows: Any, size: int) -> Iterator[tuple[dict[str, list[Any]], int]] | None:
-    """Slices of a frame as Python lists; None for what is no frame.
+def _frames(rows: Any, size: int) -> Iterator[tuple[dict[str, Any], int]] | None:
+    """Slices of a frame as columns; None for what is no frame.
 
     Frames are known by their methods, so nothing is imported, and anything with `to_pydict`, `slice` and `num_rows`
     is as good as a record batch.
     """
     if hasattr(rows, "iter_slices") and hasattr(rows, "to_dict"):  # polars.DataFrame
-        return (_polars_columns(part) for part in rows.iter_slices(size))
-    if hasattr(rows, "to_batches") and hasattr(rows, "to_pydict"):  # pyarrow.Table
-        return ((part.to_pydict(), part.num_rows) for part in rows.to_batches(max_chunksize=size))
-    if hasattr(rows, "to_pydict") and hasattr(rows, "slice"):  # pyarrow.RecordBatch
+        return (({one.name: _polars_column(one) for one in part}, part.height) for part in rows.iter_slices(size))
+    if hasattr(rows, "itertuples") and hasattr(rows, "iloc"):  # pandas.DataFrame
+        _one_of_each(rows.columns)
+        parts = (rows.iloc[start : start + size] for start in range(0, len(rows), size))
+        return (({name: _pandas_column(one) for name, one in part.items()}, len(part)) for part in parts)
+    if hasattr(rows, "to_pydict") and hasattr(rows, "slice"):  # pyarrow.Table, pyarrow.RecordBatch
         slices = (rows.slice(start, size) for start in range(0, rows.num_rows, size))
-        return ((part.to_pydict(), part.num_rows) for part in slices)
+        return ((_arrow_columns(part), part.num_rows) for part in slices)
     return None
 
 
-def _polars_columns(frame: Any) -> tuple[dict[str, list[Any]], int]:
-    for series in frame:
-        # Its conversion to Python cuts nanoseconds off without a word.
-        if getattr(series.dtype, "time_unit", None) == "ns" and (series.dt.nanosecond() % 1000 != 0).any():
-            raise InvalidValueError("nanoseconds would be lost; round to microseconds first", series.name)
-    return frame.to_dict(as_series=False), frame.height
+def _arrow_columns(part: Any) -> dict[str, Any]:
+    if type(part).__module__ != "pyarrow.lib":
+        return dict(part.to_pydict())
+    _one_of_each(part.schema.names)
+    return dict(zip(part.schema.names, part.columns, strict=True))
+
+
+def _polars_column(series: Any) -> Any:
+    try:
+        if str(series.dtype) != "Object":  # of which Arrow would get the addresses
+            return series.to_arrow()
+    except (ImportError, ValueError):  # pyarrow is not installed, or has no such type
+        pass
+    # Its conversion to Python cuts nanoseconds off without a word.
+    if getattr(series.dtype, "time_unit", None) == "ns" and (series.dt.nanosecond() % 1000 != 0).any():
+        raise InvalidValueError("nanoseconds would be lost; round to microseconds first", series.name)
+    return series.to_list()
+
+
+def _pandas_column(series: Any) -> Any:
+    if series.dtype == object:
+        return [None if _is_missing(value) else value for value in series]
+    try:
+        arrow = importlib.import_module("pyarrow")
+    except ImportError as error:
+        raise MissingExtraError("pyarrow", "frames") from error
+    return arrow.array(series, from_pandas=True)
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether it is what pandas has for no value: None, NA, NaT, or a float that is no number."""
+    return value is None or type(value).__name__ in ("NAType", "NaTType") or (type(value) is float and value != value)
+
+
+def _one_of_each(names: Any) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise InvalidValueError(f"the frame has more than one column {twice[0]!r}")

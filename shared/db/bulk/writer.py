@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Table, UniqueConstraint
 from sqlalchemy.exc import DBAPIError
 
-from shared.db.bulk.cells import CellLayout
+from shared.db.bulk.cells import CellLayout, Packed
 from shared.db.bulk.result import OnConflict
+from shared.db.bulk.rows import RowBatch
 from shared.db.driver_errors import named_errors
 from shared.db.value_forms.forms import Cells
 
@@ -62,9 +63,17 @@ class Writer(ABC):
         assert driver is not None
         self.driver: Any = driver
 
+    def packed(self, batch: RowBatch) -> Packed | None:
+        """The batch in a form that is faster to write; None where there is none that holds all of its values."""
+        return None
+
     @abstractmethod
     def write(self, source: Source, changing: list[str]) -> Written:
         """Write a batch."""
+
+    def write_packed(self, packed: Packed, changing: list[str]) -> Written:
+        """Write a batch as `packed` gave it."""
+        raise NotImplementedError
 
     @abstractmethod
     def run(self, *statements: str) -> None:

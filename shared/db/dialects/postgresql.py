@@ -125,6 +125,11 @@ def has_copy() -> bool:
     return extensions.get_wait_callback() is None
 
 
+def sends_utf8(driver: Any) -> bool:
+    """Whether the server takes a connection's text for UTF-8, which COPY cannot be told in binary form."""
+    return bool(driver.get_parameter_status("client_encoding") == "UTF8")
+
+
 def no_copy() -> CopyUnsupportedError:
     """The error to raise where COPY is asked for all the same."""
     return CopyUnsupportedError(psycopg2.NotSupportedError("a wait callback is set"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
 
 from sqlalchemy import (
@@ -108,6 +109,13 @@ class Forms:
             return bound if isinstance(bound, str) else str(bound)
 
         return made
+
+    def arrow_checked(self, values: Any, dialect: Dialect, arrow: ModuleType) -> Any:
+        """An Arrow array of the same values in the one type that `value_forms.arrow` has for them.
+
+        One of `arrow.NOT_HELD` where any of them needs a closer look.
+        """
+        raise arrow.NotHeldError
 
     def rounding(self, dialect: Dialect, *, nullable: bool) -> Callable[[Any, bool], Rounded] | None:
         """As `cell`, for a type that may lose digits; the second argument says whether they are kept elsewhere."""
@@ -229,6 +237,16 @@ class _OthersForms(Forms):
     @property
     def _kind(self) -> TypeEngine[Any]:
         return self._others
+
+    def arrow_checked(self, values: Any, dialect: Dialect, arrow: ModuleType) -> Any:
+        """Of the types that bind a value as it is."""
+        kind = self.sql_type
+        checks = {Boolean: arrow.flags, Integer: arrow.whole_numbers, Float: arrow.floats, String: arrow.texts}
+        found = next((check for one, check in checks.items() if isinstance(kind, one)), None)
+        as_it_is = kind is self._kind and self._binding(dialect) is files.as_it_is
+        if found is None or isinstance(kind, Enum) or not as_it_is:
+            raise arrow.NotHeldError
+        return found(values)
 
     def converting(self, source: Dialect, target: Dialect) -> Convert | None:
         """Read as the type reads on the one, and written as it writes on the other."""

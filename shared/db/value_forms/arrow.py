@@ -1,0 +1,129 @@
+"""Columns of Arrow arrays: checked as a column type checks its values, many at once, and turned into cells.
+
+Needs pyarrow, so it is imported late. What a check does not pass for certain (another type, an amount of more digits,
+text with a NUL) raises one of `NOT_HELD`: it goes the way of Python's objects, which says what is wrong with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shared.db.dialects.port import Port
+from shared.db.value_forms.amounts import MONEY_DIGITS, MONEY_PLACES, UNITS
+from shared.db.value_forms.forms import Cells
+
+MONEY: Final = pa.decimal128(MONEY_DIGITS, MONEY_PLACES)
+INSTANT: Final = pa.timestamp("us", "UTC")
+_WIDE = pa.decimal128(38, MONEY_PLACES)
+_ARROW_TEXTS = frozenset({"string", "large_string", "string_view"})
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+# Below, the quotient is the float that gives back all of the 15 digits.
+_SURELY_EXACT = 10**15
+
+
+class NotHeldError(Exception):
+    """Values that are not held for certain."""
+
+
+NOT_HELD: Final = (NotHeldError, pa.ArrowException, OverflowError)
+
+
+def amounts(values: Any) -> Any:
+    """Decimals and whole numbers that lose no digits, as decimal128(20, 8)."""
+    _require(pa.types.is_decimal(values.type) or pa.types.is_integer(values.type))
+    return _one(values.cast(_WIDE).cast(MONEY))
+
+
+def instants(values: Any, earliest: datetime, latest: datetime) -> Any:
+    """Times with a zone, of whole microseconds and between the two, as timestamp[us, UTC]."""
+    _require(pa.types.is_timestamp(values.type) and values.type.tz is not None)
+    array = _one(values.cast(INSTANT))
+    between = pc.min_max(array.cast(pa.int64())).as_py()
+    if between["min"] is not None:
+        first, last = ((one - _EPOCH) // _MICROSECOND for one in (earliest, latest))
+        _require(first <= between["min"] and between["max"] <= last)
+    return array
+
+
+def whole_numbers(values: Any) -> Any:
+    """Whole numbers of 64 bits."""
+    _require(pa.types.is_integer(values.type))
+    return _one(values.cast(pa.int64()))
+
+
+def floats(values: Any) -> Any:
+    """Floats of 64 bits."""
+    _require(pa.types.is_floating(values.type))
+    return _one(values.cast(pa.float64()))
+
+
+def flags(values: Any) -> Any:
+    """True and False."""
+    _require(pa.types.is_boolean(values.type))
+    return _one(values)
+
+
+def texts(values: Any, *, most: int | None = None, allowed: Collection[str] | None = None) -> Any:
+    """Texts of at most so many characters, or words of a closed list."""
+    kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
+    _require(str(kind) in _ARROW_TEXTS)
+    array = _one(values.cast(pa.string()))
+    array.validate(full=True)  # UTF-8 for one thing
+    if allowed is not None:
+        known = pc.is_in(array, pa.array([*allowed, None], pa.string()))
+        _require(pc.all(known).as_py() is not False)
+        return array
+    longest = pc.max(pc.binary_length(array)).as_py() or 0
+    _require(most is None or longest <= most or pc.max(pc.utf8_length(array)).as_py() <= most)
+    _require(not _has_nul(array))
+    return array
+
+
+def cells(array: Any, port: Port) -> Cells:
+    """The cells of a checked array on a database."""
+    kind = array.type
+    if pa.types.is_decimal(kind):
+        return _floats_of(array) if port.money_is_float else _list(array.cast(pa.string()))
+    if pa.types.is_timestamp(kind):
+        as_text = array.cast(pa.timestamp("us")).cast(pa.string())
+        return _list(pc.binary_join_element_wise(as_text, "+00:00", "") if port.keeps_zone else as_text)
+    if pa.types.is_string(kind):
+        return _list(array)
+    _require(not port.takes_texts)
+    return _list(array.cast(pa.int64()) if pa.types.is_boolean(kind) else array)
+
+
+def _floats_of(array: Any) -> Cells:
+    # A decimal128 is a number of units; where its point stands is noted in the type alone.
+    units = pa.Array.from_buffers(pa.decimal128(MONEY_DIGITS), len(array), array.buffers(), offset=array.offset)
+    whole = units.cast(pa.int64())
+    _require(pc.all(pc.less(pc.abs(whole), _SURELY_EXACT)).as_py() is not False)
+    return _list(pc.divide(whole.cast(pa.float64()), UNITS))
+
+
+def _has_nul(array: Any) -> bool:
+    _, offsets, data = array.buffers()
+    if not len(array) or data is None:
+        return False
+    first, *_, last = memoryview(offsets).cast("i")[array.offset :][: len(array) + 1]
+    return 0 in data[first:last].to_pybytes()
+
+
+def _list(array: Any) -> list[Any]:
+    converted: list[Any] = array.to_pylist()
+    return converted
+
+
+def _one(values: Any) -> Any:
+    return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+
+
+def _require(held: object) -> None:
+    if not held:
+        raise NotHeldError
