@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from shared.db.commands.arguments import settings_from_arguments
 from shared.db.database import DatabaseFactory
 from shared.db.health.report import Health
-
-_UNITS = ("bytes", "kB", "MB", "GB", "TB")
+from shared.db.report.page import size
+from shared.db.report.status_page import read_before, status_page
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
@@ -19,6 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespa
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON object")
     form.add_argument("--prometheus", action="store_true", help="print metrics for Prometheus, exit with 0")
+    form.add_argument("--html", action="store_true", help="print a page to look at")
+    parser.add_argument(
+        "--before",
+        metavar="FILE",
+        help="with --html: what --json printed earlier; the page tells the growth since then",
+    )
     parser.add_argument(
         "--check",
         action="store_true",
@@ -27,10 +33,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespa
     parser.add_argument("--timeout", type=_seconds, default=5.0, metavar="SECONDS", help="wait no longer (default: 5)")
 
     def run(options: argparse.Namespace) -> int:
+        if options.before is not None and not options.html:
+            parser.error("--before is for --html, which tells the growth since then")
+        before = None if options.before is None else read_before(options.before)
         with DatabaseFactory(settings_from_arguments(options)) as db:
             health = db.health(check=options.check, timeout=options.timeout)
         if options.json:
             print(json.dumps(health.as_dict()))
+        elif options.html:
+            # In any locale: its scripts and styles have no other letters.
+            print(status_page(health, before).encode("ascii", "xmlcharrefreplace").decode(), end="")
         elif options.prometheus:
             print("\n".join(_metrics(health)))
             return 0  # what is wrong is told by shared_db_up and shared_db_problems
@@ -61,11 +73,11 @@ def _lines(health: Health) -> Iterator[str]:
     )
     if health.row_security is not None:
         yield f"row-level security: {'on' if health.row_security else 'off'}"
-    disk = [f"database {_size(health.size_bytes)}"] if health.size_bytes is not None else []
+    disk = [f"database {size(health.size_bytes)}"] if health.size_bytes is not None else []
     if health.wal_bytes is not None:
-        disk.append(f"write-ahead log {_size(health.wal_bytes)}")
+        disk.append(f"write-ahead log {size(health.wal_bytes)}")
     if health.disk_free_bytes is not None:
-        disk.append(f"{_size(health.disk_free_bytes)} free")
+        disk.append(f"{size(health.disk_free_bytes)} free")
     if disk:
         yield f"on disk: {', '.join(disk)}" + (f"; journal mode {health.journal_mode}" if health.journal_mode else "")
     if health.connections is not None:
@@ -80,7 +92,7 @@ def _lines(health: Health) -> Iterator[str]:
         for table in health.tables:
             rows = "unknown" if table.rows is None else f"{'about ' if table.estimated else ''}{table.rows:,}"
             yield f"  {table.name:<{width}}  {rows:>18} rows" + (
-                "" if table.size_bytes is None else f"  {_size(table.size_bytes):>10}"
+                "" if table.size_bytes is None else f"  {size(table.size_bytes):>10}"
             )
     if health.not_ours:
         yield not_ours_told(health.not_ours)
@@ -150,12 +162,3 @@ def _escaped(text: str) -> str:
 def not_ours_told(tables: Iterable[str]) -> str:
     """What is said of tables that are in no package that is loaded."""
     return f"not ours: {', '.join(tables)} (another program's, or of a package that is not loaded: --models)"
-
-
-def _size(size: float | None) -> str:
-    assert size is not None
-    for unit in _UNITS[:-1]:
-        if size < 1024:
-            return f"{size:.0f} {unit}"
-        size /= 1024
-    return f"{size:.1f} {_UNITS[-1]}"

@@ -21,6 +21,7 @@ from typing import Any
 from shared.db.errors import MissingExtraError
 from shared.db.report.markup import Markup, element, joined
 
+_UNITS = ("bytes", "kB", "MB", "GB", "TB")
 # Within <script> HTML knows no entities, so that what could end it or begin a comment is written as JSON has it.
 _IN_SCRIPT = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
 
@@ -98,6 +99,15 @@ def number(value: Decimal | int | None) -> str:
         return "0"  # without the sign that a Decimal's may have
     text = f"{value:,f}" if isinstance(value, Decimal) else f"{value:,}"
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def size(count: float) -> str:
+    """A number of bytes, shortened."""
+    for unit in _UNITS[:-1]:
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} {_UNITS[-1]}"
 
 
 def moment(when: datetime | None) -> Markup:

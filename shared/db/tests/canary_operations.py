@@ -160,6 +160,7 @@ def commands(stage: Stage, folder: Path) -> list[list[str]]:
         ["status"],
         ["status", "--json"],
         ["status", "--prometheus"],
+        ["status", "--html"],
         ["coverage"],
         ["keys", "generate", "--id", "k9"],
         *([["keys", "rotate"]] if stage.sealed else []),

@@ -21,11 +21,13 @@ from sqlalchemy.exc import DBAPIError
 import shared.db
 from shared.db import (
     Base,
+    BybitAccount,
     DatabaseFactory,
     DatabaseSettings,
     PublicTradeRepository,
     Run,
     RunRepository,
+    Strategy,
     User,
     UserRepository,
 )
@@ -444,6 +446,25 @@ def test_every_symptom_of_the_troubleshooting_is_provoked() -> None:
     """No text is quoted on the page without a proof above."""
     headings = re.findall(r"^## `(.+?)`", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
     assert headings == [*SYMPTOMS, "uv: command not found"]
+
+
+def test_the_commands_of_the_page_on_reports_run(tmp_path: Path) -> None:
+    """docs/report.md's commands, in their order, write the files that they name."""
+    url = f"sqlite:///{tmp_path / 'grid_bot.db'}"
+    with DatabaseFactory(url) as db:
+        db.create_tables()
+        with db.get_session() as session:
+            account = BybitAccount(account_name="main", environment="testnet", user=User(username="alice"))
+            strategy = Strategy(account=account, strategy_type="Grid", symbol="BTCUSDT", config_json={})
+            session.add(Run(run_id="RUN_ID", user=account.user, account=account, strategy=strategy, run_type="live"))
+    for line in "".join(blocks((DOCS / "report.md").read_text(), "bash")).splitlines():
+        command, _, target = line.partition(" > ")
+        result = run_python(*command.split()[1:], cwd=tmp_path, environment={"GRIDBOT_DB_URL": url})
+        assert result.returncode == 0, result.stderr
+        if target:
+            (tmp_path / target).write_text(result.stdout)
+    written = {path.name for ending in ("html", "json") for path in tmp_path.glob(f"*.{ending}")}
+    assert written == {"report.html", "may.html", "yesterday.json", "status.html"}
 
 
 def test_the_example_of_the_recorder_prints_what_it_promises(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 
 from shared.db import DatabaseFactory, PrivateExecutionRepository, RunRepository
 from shared.db.report.page import number
+from shared.db.report.status_page import status_page
 from shared.db.report.user_report import write_report
 from shared.db.tests.report_pages import HOSTILE, store_prices, trade_for
 
@@ -64,29 +66,36 @@ class Visit:
         return dict(zip(names, values, strict=True))
 
 
-@pytest.fixture(params=WIDTHS)
-def visit(
-    browser: Any, request: pytest.FixtureRequest, policed_fleet: DatabaseFactory, tmp_path: Path
-) -> Iterator[Visit]:
-    """The report of ann, who has hostile names, in a window of one width; its screenshot where it is asked for."""
-    trade_for(policed_fleet, "ann")
-    trade_for(policed_fleet, "bob", seed=2)
-    store_prices(policed_fleet)
-    write_report(policed_fleet, tmp_path / "report.html", "name-ann")
+@contextmanager
+def visiting(browser: Any, file: Path, width: int) -> Iterator[Visit]:
+    """A page that was looked at from top to bottom in a window of one width; its screenshot where it is asked for."""
     window = browser.new_context(
-        viewport={"width": request.param, "height": 900}, timezone_id=ZONE, locale="en-GB", reduced_motion="reduce"
+        viewport={"width": width, "height": 900}, timezone_id=ZONE, locale="en-GB", reduced_motion="reduce"
     )
     opened = Visit(window.new_page())
     opened.page.on("request", lambda asked: opened.requests.append(asked.url))
     opened.page.on("console", lambda said: opened.complaints.append(said.text))
     opened.page.on("pageerror", lambda error: opened.complaints.append(str(error)))
     opened.page.on("dialog", lambda dialog: opened.complaints.append(dialog.message))
-    opened.page.goto((tmp_path / "report.html").as_uri())
+    opened.page.goto(file.as_uri())
     opened.look_at_all()
     yield opened
     if folder := os.environ.get("GRIDBOT_TEST_SCREENSHOTS"):
-        opened.page.screenshot(path=Path(folder) / f"report-{request.param}.png", full_page=True)
+        opened.page.screenshot(path=Path(folder) / f"{file.stem}-{width}.png", full_page=True)
     window.close()
+
+
+@pytest.fixture(params=WIDTHS)
+def visit(
+    browser: Any, request: pytest.FixtureRequest, policed_fleet: DatabaseFactory, tmp_path: Path
+) -> Iterator[Visit]:
+    """The report of ann, who has hostile names."""
+    trade_for(policed_fleet, "ann")
+    trade_for(policed_fleet, "bob", seed=2)
+    store_prices(policed_fleet)
+    write_report(policed_fleet, tmp_path / "report.html", "name-ann")
+    with visiting(browser, tmp_path / "report.html", request.param) as opened:
+        yield opened
 
 
 def test_the_page_opens_in_peace_and_alone(visit: Visit, tmp_path: Path) -> None:
@@ -96,6 +105,21 @@ def test_the_page_opens_in_peace_and_alone(visit: Visit, tmp_path: Path) -> None
     assert visit.requests == [(tmp_path / "report.html").as_uri()]
     width = visit.page.viewport_size["width"]
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_for_operators_opens_in_peace_too(
+    browser: Any, width: int, policed_fleet: DatabaseFactory, tmp_path: Path
+) -> None:
+    """With no picture, no complaint and no request, as wide as the window, and its times in the reader's zone."""
+    health = policed_fleet.health()
+    (tmp_path / "status.html").write_text(status_page(health.with_problem("run: python -m shared.db migrate up")))
+    with visiting(browser, tmp_path / "status.html", width) as visit:
+        assert visit.complaints == []
+        assert visit.requests == [(tmp_path / "status.html").as_uri()]
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+        local = health.checked_at.astimezone(ZoneInfo(ZONE))
+        assert f"Looked at {local.day} {local:%b %Y, %H:%M:%S}" in visit.page.locator("main").inner_text()
 
 
 def test_the_numbers_in_the_window_are_the_database_s(visit: Visit, policed_fleet: DatabaseFactory) -> None:
