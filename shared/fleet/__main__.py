@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from shared.db import DatabaseFactory
 from shared.db.commands import check, interruptible, run_commands, settings_from_arguments
-from shared.fleet.import_json import KINDS, RULES, TaggingRule, import_json
+from shared.fleet.import_json import KINDS, RULES, import_json
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,7 +30,7 @@ def _import_json(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespac
     add("--as", dest="kind", choices=KINDS, help="what an array holds, if its file's name does not say")
     add("--leave-out", action="append", default=[], metavar="FIELD", help="a field that has no column")
     tags = f"tag as test what it fits: FIELD=VALUE, FIELD<NUMBER, FIELD>NUMBER, FIELD=BEGIN*, or {', '.join(RULES)}"
-    add("--test-rule", action="append", default=[], type=_rule, metavar="RULE", help=tags)
+    add("--test-rule", action="append", default=[], metavar="RULE", help=tags)
 
     def run(options: argparse.Namespace) -> int:
         how = {name: getattr(options, name) for name in ("bot", "kind", "leave_out")}
@@ -52,13 +52,6 @@ def _import_json(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespac
         return code
 
     return run
-
-
-def _rule(text: str) -> TaggingRule:
-    try:
-        return TaggingRule.parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 if __name__ == "__main__":

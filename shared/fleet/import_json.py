@@ -11,7 +11,7 @@ import operator
 import re
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -36,35 +36,8 @@ RULES = {
 _THEIRS = {"timestamp": "ts", "action": "side", "amount": "quantity", "bot_id": "bot_of_the_file"}
 _NAMESPACE = uuid.UUID("6d5b3c0e-2f0a-4c7e-9a7e-5f1d5b0c3a11")
 _RULE = re.compile(r"(\w+)(=|[<>](?=-?\d+(?:\.\d+)?$))(.+)")
+_Fits = Callable[[dict[str, Any]], bool]
 _COMPARED = {"=": operator.eq, "<": operator.lt, ">": operator.gt}
-
-
-class TaggingRule(NamedTuple):
-    """What tags a record as test data: a field, one of `=`, `<` and `>`, and a value; `TEST*` fits beginnings."""
-
-    field: str
-    operator: str
-    value: str
-
-    @classmethod
-    def parse(cls, text: str) -> TaggingRule:
-        """The rule that `text` writes or names. Raises `ValueError` for any other."""
-        found = _RULE.fullmatch(RULES.get(text, text))
-        if found is None:
-            raise ValueError(
-                f"{text!r} is no rule; write FIELD=VALUE, FIELD<NUMBER or FIELD>NUMBER, or one of {[*RULES]}"
-            )
-        return cls(*found.groups())
-
-    def fits(self, row: dict[str, Any]) -> bool:
-        """Whether a record, by our names, is test data."""
-        said: Any = row.get(_THEIRS.get(self.field, self.field))
-        if self.operator == "=" and self.value.endswith("*"):
-            return isinstance(said, str) and said.startswith(self.value[:-1])
-        try:
-            return bool(_COMPARED[self.operator](Decimal(said), Decimal(self.value)))
-        except (TypeError, ValueError, InvalidOperation):
-            return self.operator == "=" and said == self.value
 
 
 class JsonImport(NamedTuple):
@@ -86,7 +59,7 @@ def import_json(
     user_id: str,
     bot: str,
     kind: str | None = None,
-    rules: Sequence[TaggingRule] = (),
+    rules: Sequence[str] = (),
     leave_out: Sequence[str] = (),
 ) -> Iterator[JsonImport]:
     """Store the records of each file as those of a user's bot, 1,000 a transaction; a second time changes nothing.
@@ -94,10 +67,13 @@ def import_json(
     A record is known by its id and the bot, without one by what it says. One that cannot be stored goes with its reason
     into FILE.rejected.jsonl, the dead letters of a recorder: corrected there, it is stored by
     `python -m shared.db replay`. What was told there before stays, corrected or not. `rules` say which records are
-    test data; one that says so itself stays it. `kind` is that of an array whose file's name begins with neither.
+    test data, by a name of `RULES` or in words ("price>200000"); one that says so itself stays it. `kind` is that of an
+    array whose file's name begins with neither.
 
-    Raises `InputError` for a file that cannot be read, before anything of it is stored, and if there is no such bot.
+    Raises `InputError` for a file that cannot be read, before anything of it is stored, for a rule that is none, and if
+    there is no such bot.
     """
+    tagging = [*map(_rule, rules)]
     db.check_schema()
     with db.get_session(user_id=user_id, read_only=True) as session:
         found = BotRepository(session).get_by_name(user_id, bot)
@@ -107,7 +83,7 @@ def import_json(
     for path in map(Path, files):
         records = _records(path, kind)
         for each in (one for one in KINDS if one in records):
-            yield _store(db, user_id, each, _rows(records[each], each, bot_id, rules, leave_out), path)
+            yield _store(db, user_id, each, _rows(records[each], each, bot_id, tagging, leave_out), path)
 
 
 def _store(db: DatabaseFactory, user_id: str, kind: str, rows: list[dict[str, Any]], path: Path) -> JsonImport:
@@ -129,7 +105,7 @@ def _store(db: DatabaseFactory, user_id: str, kind: str, rows: list[dict[str, An
 
 
 def _rows(
-    records: Sequence[Any], kind: str, bot_id: str, rules: Sequence[TaggingRule], leave_out: Sequence[str]
+    records: Sequence[Any], kind: str, bot_id: str, rules: Sequence[_Fits], leave_out: Sequence[str]
 ) -> list[dict[str, Any]]:
     """The records by our names. What is no record, or has a field without a column, is left to be refused."""
     key, seen, rows = f"{kind[:-1]}_id", Counter[str](), []
@@ -150,7 +126,7 @@ def _rows(
             row = {"status": TradeStatus.FILLED.value, "executed_price": row.get("price")} | row
             if "signal_id" in row:
                 row["signal_id"] = _id(bot_id, "signals", row["signal_id"])
-        row["test_mode"] = any(rule.fits(row) for rule in rules) or row.get("test_mode", False)
+        row["test_mode"] = any(fits(row) for fits in rules) or row.get("test_mode", False)
         rows.append(row | {"bot_id": bot_id})
     return rows
 
@@ -188,3 +164,22 @@ def _number(number: Decimal) -> float | str:
 
 def _id(*parts: Any) -> str:
     return str(uuid.uuid5(_NAMESPACE, json.dumps(parts, default=str)))
+
+
+def _rule(text: str) -> _Fits:
+    """Whether a record, by our names, is test data by the rule that `text` writes or names."""
+    found = _RULE.fullmatch(RULES.get(text, text))
+    if found is None:
+        raise InputError(f"{text!r} is no rule; write FIELD=VALUE, FIELD<NUMBER or FIELD>NUMBER, or one of {[*RULES]}")
+    field, sign, value = found.groups()
+
+    def fits(row: dict[str, Any]) -> bool:
+        said: Any = row.get(_THEIRS.get(field, field))
+        if sign == "=" and value.endswith("*"):
+            return isinstance(said, str) and said.startswith(value[:-1])
+        try:
+            return bool(_COMPARED[sign](Decimal(said), Decimal(value)))
+        except (TypeError, ValueError, InvalidOperation):
+            return sign == "=" and said == value
+
+    return fits

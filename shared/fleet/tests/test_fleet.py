@@ -15,11 +15,9 @@ from shared.db import (
     ConstraintError,
     DatabaseFactory,
     InvalidValueError,
-    Recorder,
     TenantViolation,
     User,
 )
-from shared.db.commands.cli import main
 from shared.db.migrations import runner
 from shared.db.testing import has_mysql
 from shared.fleet import (
@@ -288,52 +286,6 @@ def test_a_user_has_one_external_bot_at_an_address(db: DatabaseFactory) -> None:
     for refused in ({"name": "again", "bot_type": BotType.EXTERNAL}, {"name": "ours", "bot_type": BotType.PLATFORM}):
         with pytest.raises(ConstraintError), db.get_session(user_id=bot.user_id) as session:
             session.add(Bot(user_id=bot.user_id, api_url=url if refused["name"] == "again" else url + "2", **refused))
-
-
-def test_the_recorder_and_the_commands_take_these_tables(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], postgresql_url: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Recorder, status, export, purge, import, backup and restore, here and in a copy on PostgreSQL."""
-    monkeypatch.chdir(tmp_path)
-    url, into = "sqlite:///fleet.db", postgresql_url.render_as_string(hide_password=False)
-    at, there = ["--db-url", url], ["--db-url", into]
-    assert main(["migrate", "up", *at]) == 0
-    with DatabaseFactory(url) as db:
-        bot, _ = two_bots(db)
-        with db.get_session(user_id=bot.user_id) as session:
-            session.add_all(every_table(bot))
-        with Recorder(db, Trade, user_id=bot.user_id) as recorder:
-            row = {"trade_id": "1", "bot_id": bot.bot_id, "ts": NOW, "symbol": "X", "side": "Buy", "quantity": 1}
-            recorder.add([row, row])
-        with db.get_session(user_id=bot.user_id) as session:
-            assert len(TradeRepository(session).get_by_bot(bot.bot_id)) == 2
-    owned = ["--user", bot.user_id, *at]
-    for command in (
-        ["migrate", "check", *at],
-        ["status", *at],
-        ["backup", "backup.db", *at],
-        ["export", "bot_trades", "--key", bot.bot_id, "-o", "trades.csv", *owned],
-        ["purge", "--table", "bot_trades", "--key", bot.bot_id, *owned],
-        ["import", "bot_trades", "trades.csv", *owned],
-        ["import", "bot_trades", "trades.csv", *owned],
-        ["restore", "backup.db", "--force", *at],
-        ["copy", url, into],
-        ["migrate", "check", *there],
-    ):
-        assert main(command) == 0, (command, capsys.readouterr().err)
-    printed = capsys.readouterr().out
-    told = [
-        "2 rows of bot_trades deleted",
-        "2 new rows of bot_trades, 0",
-        "0 new rows of bot_trades, 2",
-        "bot_trades 2",
-        "signals 1",
-    ]
-    assert [words for words in told if words not in printed] == []
-    assert "not ours" not in printed
-    with DatabaseFactory(into) as copied, copied.get_session(user_id=bot.user_id) as session:
-        assert TradeRepository(session).get_totals(bot.bot_id).pnl == Decimal("1.5")
-        assert [len(session.scalars(select(type(one))).all()) for one in every_table(bot)] == [1, 1, 2] + [1] * 7
 
 
 def test_signals_are_found_by_what_a_strategy_advised(either_db: DatabaseFactory) -> None:
