@@ -42,6 +42,7 @@ from shared.fleet import (
     Signal,
     SignalRepository,
     Subscription,
+    SubscriptionRepository,
     Trade,
     TradeRepository,
     TradeTotals,
@@ -286,6 +287,53 @@ def test_a_user_has_one_external_bot_at_an_address(db: DatabaseFactory) -> None:
     for refused in ({"name": "again", "bot_type": BotType.EXTERNAL}, {"name": "ours", "bot_type": BotType.PLATFORM}):
         with pytest.raises(ConstraintError), db.get_session(user_id=bot.user_id) as session:
             session.add(Bot(user_id=bot.user_id, api_url=url if refused["name"] == "again" else url + "2", **refused))
+
+
+def test_a_public_template_is_everybody_s_to_read_and_its_creator_s_to_write(either_db: DatabaseFactory) -> None:
+    """A private one is seen by its creator alone; another user follows the public one by an own bot, once at a time."""
+    mine, others = two_bots(either_db)
+    with either_db.get_session(user_id=mine.user_id) as session:
+        for name, is_public in (("dca", True), ("secret", False)):
+            config = {"grid": {"levels": 20, "step": "0.2"}, "kind": name}
+            template = BotTemplate(creator_id=mine.user_id, name=name, is_public=is_public, config_json=config)
+            BotTemplateRepository(session).create(template)
+    with either_db.get_session(user_id=others.user_id) as session:
+        templates = BotTemplateRepository(session)
+        (public,) = templates.get_all()
+        assert [public] == templates.get_public() == templates.get_by_config({"grid": {"levels": 20}})
+        assert templates.get_by_config({"kind": "secret"}) == []
+        assert templates.get_by_performance({"sharpe": 2}) == []
+        following = {"user_id": others.user_id, "bot_id": others.bot_id, "template_id": public.template_id}
+        first = SubscriptionRepository(session).create(Subscription(**following, allocation_amount=Decimal("0.5")))
+    for foreign in ({"bot_id": mine.bot_id}, {"user_id": mine.user_id}):
+        with pytest.raises(TenantViolation), either_db.get_session(user_id=others.user_id) as session:
+            session.add(Subscription(**following | foreign, status="paused"))
+    with pytest.raises(ConstraintError), either_db.get_session(user_id=others.user_id) as session:
+        session.add(Subscription(**following))
+    with pytest.raises(ConstraintError), either_db.get_session(user_id=others.user_id) as session:
+        session.add(Subscription(**following, status="paused", allocation_amount=Decimal(-1)))
+    with either_db.get_session(user_id=others.user_id) as session:
+        subscriptions = SubscriptionRepository(session)
+        assert [one.subscription_id for one in subscriptions.get_active(others.user_id)] == [first.subscription_id]
+        subscriptions.cancel(subscriptions.get_active(others.user_id)[0])
+        assert subscriptions.count_active(public.template_id) == 0
+        subscriptions.create(Subscription(**following))
+        assert subscriptions.count_active(public.template_id) == 1
+    with pytest.raises(TenantViolation), either_db.get_session(user_id=others.user_id) as session:
+        BotTemplateRepository(session).get_public()[0].name = "mine"
+    with pytest.raises(TenantViolation, match="is public"), either_db.get_session(user_id=others.user_id) as session:
+        BotTemplateRepository(session).delete(BotTemplateRepository(session).get_public()[0])
+    with either_db.get_session(user_id=others.user_id) as session:
+        session.execute(update(BotTemplate).values(name="mine"))
+    with either_db.get_session(user_id=mine.user_id) as session:
+        assert sorted(one.name for one in BotTemplateRepository(session).get_all()) == ["dca", "secret"]
+        assert SubscriptionRepository(session).count_active(public.template_id) == 0, "another user's is not seen"
+        session.execute(update(BotTemplate).values(is_public=False))
+    with either_db.get_session(user_id=others.user_id) as session:
+        assert BotTemplateRepository(session).get_all() == []
+    with either_db.get_session() as session:
+        assert SubscriptionRepository.across_users(session).count_active(public.template_id) == 1
+        assert {one.name for one in BotTemplateRepository.across_users(session).get_all()} == {"dca", "secret"}
 
 
 def test_signals_are_found_by_what_a_strategy_advised(either_db: DatabaseFactory) -> None:
