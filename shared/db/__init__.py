@@ -22,6 +22,7 @@ from shared.db.column_types import (
 )
 from shared.db.columns import created_column, id_column, parent_column, updated_column, word_column
 from shared.db.database import DatabaseFactory, get_db, initialize_database
+from shared.db.encryption import SecretText
 from shared.db.errors import (
     AsyncSessionError,
     AuditError,
@@ -242,6 +243,7 @@ __all__ = [
     "SchemaDriftError",
     "SchemaVersionError",
     "SecretError",
+    "SecretText",
     "SelfDeadlockError",
     "ServerConnections",
     "ServerReadOnlyError",

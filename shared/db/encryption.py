@@ -1,4 +1,4 @@
-"""The key ring; API secrets sealed to their row.
+"""The key ring; secrets sealed to their row.
 
 A sealed secret is text: `enc:v1:<key id>:<base64 of nonce, ciphertext and tag>`, AES-256-GCM with a random 96-bit
 nonce. Its associated data binds it to version, key id, table, column and row: copied to another row, it does not
@@ -137,10 +137,12 @@ class StoredSecret:
 
 
 class SecretText(CheckedType):
-    """Text that is stored sealed where the connection's dialect has a key ring, and as it is where it has none.
+    """A secret: text that is stored sealed to its row where there is a key ring, and as it is where there is none.
 
-    Gives plain text as text and everything else as `StoredSecret`: opening takes the row, which a column does not
-    know. For the same reason a bare string is refused where there is a ring; mapped objects seal it themselves.
+    `api_token: Mapped[str | None] = mapped_column(SecretText())` reads and writes plain text on mapped objects, which
+    seal and open it themselves. A SELECT of the column alone gives what is sealed as an object that shows nothing,
+    and a bare string in a statement is refused where there is a ring: neither knows the row. The table's key is one
+    text that Python makes, or that the row is given.
     """
 
     impl = Text
@@ -176,6 +178,19 @@ class SecretText(CheckedType):
         if is_sealed(value) or (encryption is not None and encryption.strict):
             return StoredSecret(value, None if encryption is None else encryption.ring)
         return PlainSecret(value)
+
+
+def place_of(column: Any, key: Any) -> str:
+    """What a sealed secret is bound to: its column, and the primary key of its row."""
+    return f"{column.table.name}.{column.name}:{key}"
+
+
+def sealed(value: Any, column: Any, key: Any, encryption: Encryption | None) -> PlainSecret | StoredSecret:
+    """`value` as the row with this key is to store it. `InvalidValueError` for what is no plain text."""
+    plain = storable_plain(value, f"{column.table.name}.{column.name}")
+    if encryption is None:
+        return plain
+    return StoredSecret(encryption.ring.seal(plain, place_of(column, key)), encryption.ring)
 
 
 def storable_plain(value: Any, column: str | None) -> PlainSecret:

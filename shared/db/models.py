@@ -7,25 +7,20 @@ first: deleting a user must not read 50,000 executions.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple
 
 from sqlalchemy import (
-    Connection,
     ForeignKeyConstraint,
     Index,
     MetaData,
     UniqueConstraint,
-    event,
-    inspect,
     text,
     true,
 )
-from sqlalchemy.ext.hybrid import hybrid_property
-from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 import shared.db.mapped_values  # noqa: F401 # importing it is what it takes: mapped classes are watched from then on
 from shared.db.column_types import (
@@ -38,8 +33,9 @@ from shared.db.column_types import (
     Vocabulary,
     one_of,
 )
-from shared.db.columns import ID_LENGTH, created_column, id_column, new_id, parent_column, updated_column, word_column
-from shared.db.encryption import PlainSecret, SecretText, StoredSecret, encryption_of, storable_plain
+from shared.db.columns import ID_LENGTH, created_column, id_column, parent_column, updated_column, word_column
+from shared.db.encryption import SecretText
+from shared.db.sealing import hold_secrets
 from shared.db.tables import SHARED_BY_ALL, Ownership, Reference, Stream, cursor_text, declare
 
 # The specification's 20 is a minimum: options have up to 25 characters, such as BTC-25JUN27-106000-C-USDT.
@@ -112,6 +108,7 @@ class Base(DeclarativeBase):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if hasattr(cls, "__table__"):  # an abstract class has none
+            hold_secrets(cls)
             declare(cls)
 
     def __repr__(self) -> str:
@@ -212,75 +209,12 @@ class ApiCredential(Base):
     credential_id: Mapped[str] = id_column()
     account_id: Mapped[str] = parent_column("bybit_accounts.account_id")
     api_key_id: Mapped[str] = mapped_column(BoundedString(100), comment="Bybit API key (public part)")
-    # What is stored, sealed or plain. Read and written through `api_secret`, which knows the row.
-    _api_secret: Mapped[Any] = mapped_column("api_secret", SecretText(), comment="Bybit API secret")
+    api_secret: Mapped[str] = mapped_column(SecretText(), comment="Bybit API secret")
     is_active: Mapped[bool] = mapped_column(CheckedBoolean(), default=True, server_default=true())
     created_at: Mapped[datetime] = created_column()
     rotated_at: Mapped[datetime | None] = mapped_column(UTCDateTime(), comment="Last rotation at the exchange, UTC")
 
     account: Mapped[BybitAccount] = relationship(back_populates="credentials")
-
-    def __new__(cls, *_: Any, **values: Any) -> Self:
-        """A misspelt keyword is SQLAlchemy's `TypeError` before SQLAlchemy keeps the values in a traceback's frames."""
-        unknown = [name for name in values if not hasattr(cls, name)]
-        values.clear()
-        if unknown:
-            raise TypeError(f"{unknown[0]!r} is an invalid keyword argument for {cls.__name__}")
-        return super().__new__(cls)
-
-    @hybrid_property
-    def api_secret(self) -> str:
-        """The secret in plain. Raises `SecretError` if it is sealed and does not open here."""
-        stored = self._api_secret
-        if isinstance(stored, StoredSecret):
-            return stored.open(self.place_of_secret(self.credential_id))
-        return str(stored) if isinstance(stored, PlainSecret) else stored
-
-    @api_secret.inplace.setter
-    def _set_api_secret(self, secret: str) -> None:
-        self._api_secret = PlainSecret(secret) if isinstance(secret, str) else secret
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A pickle leaves the secret behind; the copy loads it, when it is asked for it in a session.
-        return {name: value for name, value in self.__dict__.items() if name != "_api_secret"}
-
-    @api_secret.inplace.expression
-    @classmethod
-    def _api_secret_column(cls) -> Any:
-        return cls._api_secret
-
-    if hasattr(hybrid_property, "bulk_dml"):  # SQLAlchemy 2.0 leaves it out of a list of rows, which is then refused
-
-        @api_secret.inplace.bulk_dml
-        @classmethod
-        def _api_secret_in_rows(cls: Any, mapping: MutableMapping[str, Any], value: Any) -> None:
-            mapping["_api_secret"] = value
-
-    @staticmethod
-    def place_of_secret(credential_id: str) -> str:
-        """What a sealed secret is bound to."""
-        return f"api_credentials.api_secret:{credential_id}"
-
-
-@event.listens_for(ApiCredential, "unpickle")
-def _load_secret_again(credential: ApiCredential, state: dict[str, Any]) -> None:
-    inspect(credential).expired_attributes.add("_api_secret")
-
-
-@event.listens_for(ApiCredential, "before_insert")
-@event.listens_for(ApiCredential, "before_update")
-def _seal_secret(mapper: Mapper[ApiCredential], connection: Connection, credential: ApiCredential) -> None:
-    """Seal a secret that was set, now that the row's id is certain and the connection tells the key ring."""
-    if credential.credential_id is None:
-        credential.credential_id = new_id()
-    encryption = encryption_of(connection)
-    secret = credential.__dict__.get("_api_secret")
-    if encryption is None or not isinstance(secret, str) or not inspect(credential).attrs._api_secret.history.added:
-        return
-    plain = storable_plain(secret, "api_credentials.api_secret")
-    credential._api_secret = StoredSecret(
-        encryption.ring.seal(plain, credential.place_of_secret(credential.credential_id)), encryption.ring
-    )
 
 
 class Strategy(Base):

@@ -346,6 +346,10 @@ def _check_public(model: type[Any], declared: Ownership) -> None:
             model.__name__,
             f"{declared.public} cannot say what is public; make it a CheckedBoolean() that is never NULL",
         )
+    if secrets_of(model.__table__):
+        raise DeclarationError(
+            model.__name__, "every user would read the secrets of a public row; keep them in a table of their own"
+        )
     if declared.column == primary_key(model) and declared.parent is None:
         raise DeclarationError(
             model.__name__, "its rows are the users themselves; keep what all may read in a table of its own"

@@ -22,13 +22,14 @@ from shared.db.bulk.rows import CHUNK, Row, RowBatch, is_array, mapping_of, row_
 from shared.db.bulk.sqlite import SQLiteWriter
 from shared.db.bulk.writer import Transaction, Writer, conflict_key
 from shared.db.dialects import MYSQL, POSTGRESQL, SQLITE, PerDatabase, port_of
-from shared.db.encryption import StoredSecret, encryption_of, storable_plain
+from shared.db.encryption import encryption_of, sealed
 from shared.db.errors import InvalidValueError
 from shared.db.models import AuditAction
+from shared.db.sealing import secret_columns
 from shared.db.tables import ownership_of, primary_key
 from shared.db.tenancy.guard import OwnershipGuard
 from shared.db.tenancy.session_scope import TenantRequiredSession, UserSession
-from shared.db.value_forms.forms import Cells, secrets_of
+from shared.db.value_forms.forms import Cells
 
 BATCH_SIZE = 5000
 
@@ -85,7 +86,7 @@ def bulk_create(
     # Rows that name different columns change different ones; to be filled with nothing changes none.
     by_shape = on_conflict == "update" or (on_conflict == "fill" and any(map(_has_default, table.columns)))
     optional = () if by_shape else (c.name for c in table.columns if c.nullable and c.default is None)
-    if secrets_of(table):
+    if secret_columns(table):
         rows = _with_sealed_secrets(session, model, rows)
     given = row_batches(model, rows, batch_size, fillable=frozenset(optional), by_shape=by_shape)
     first = next(given, None)
@@ -111,20 +112,16 @@ def _has_default(column: Column[Any]) -> bool:
 def _with_sealed_secrets(session: Session, model: type[Any], rows: Iterable[Any]) -> Iterator[Row]:
     """The rows as mappings, each with its key made first, to which its secrets are sealed where there is a key ring."""
     table: Table = model.__table__
-    key = table.c[primary_key(model)]
+    key: Any = table.c[primary_key(model)]
     encryption = encryption_of(Session.connection(session))
-    secrets = secrets_of(table)
+    secrets = secret_columns(table)
     for row in rows:
         values = dict(mapping_of(row, model))
-        if values.get(key.name) is None:
-            values[key.name] = key.default.arg(None)  # type: ignore[union-attr] # such a table makes its keys in Python
-        for name in secrets:
-            if values.get(name) is not None:
-                plain = storable_plain(values[name], f"{table.name}.{name}")
-                place = f"{table.name}.{name}:{values[key.name]}"
-                values[name] = (
-                    plain if encryption is None else StoredSecret(encryption.ring.seal(plain, place), encryption.ring)
-                )
+        if values.get(key.name) is None and key.default is not None:
+            values[key.name] = key.default.arg(None)
+        for column in secrets:
+            if values.get(column.name) is not None:
+                values[column.name] = sealed(values[column.name], column, values.get(key.name), encryption)
         yield values
 
 

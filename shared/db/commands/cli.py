@@ -79,7 +79,7 @@ def _keys(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int
             rotation = rotate_keys(
                 db, options.batch, lambda done, total: progress.update(WHOLE * done // max(total, 1), done), stop
             )
-        print(f"sealed {rotation.sealed} API secrets")
+        print(f"sealed {rotation.sealed} secrets")
         for key_id, count in sorted(rotation.by_key_id.items()):
             print(f"  {key_id}: {count}")
         if not rotation.finished:
@@ -114,7 +114,7 @@ def _sequences(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace]
 
 COMMANDS: dict[str, tuple[str, Command]] = {
     "init": ("create missing tables and say what is there", lambda parser: initialize),
-    "keys": ("generate an encryption key, or bring all API secrets under the active one", _keys),
+    "keys": ("generate an encryption key, or bring all secrets under the active one", _keys),
     "row-security": (
         "PostgreSQL's row-level security for users' sessions: turn it on, off, or check it",
         _row_security,

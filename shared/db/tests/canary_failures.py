@@ -167,7 +167,7 @@ def _pickle_pending(stage: Stage) -> None:
         credential.api_secret = SECRET
         credential.api_secret = SECRET + "2"
         stage.see("pickled", pickle.dumps(credential).decode("latin-1"))
-        pickle.dumps(credential._api_secret)
+        pickle.dumps(vars(credential)["api_secret"])
 
 
 def _attempt(act: Callable[[Stage], object]) -> Callable[[Stage], None]:

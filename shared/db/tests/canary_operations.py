@@ -60,7 +60,7 @@ def use_everything(stage: Stage) -> None:
             stage.see("credential", credential, vars(credential), session, session.info, session.identity_map.values())
             stage.see(
                 "column",
-                session.scalars(select(ApiCredential._api_secret)).all(),
+                session.scalars(select(ApiCredential.api_secret)).all(),
                 session.execute(select(ApiCredential.__mapper__.class_)).all(),
             )
             session.refresh(credential)

@@ -38,6 +38,7 @@ ROOMS = (
     "sqlite_functions",
     "mapped_values",
     "encryption",
+    "sealing",
     "tables",
     "models",
     "packages",

@@ -649,7 +649,7 @@ def test_entities_travel_between_processes(db: DatabaseFactory, session: Session
     rows = _one_of_each(session, sample_run)
     twins = [pickle.loads(pickle.dumps(row)) for row in rows]
     for row, twin in zip(rows, twins, strict=True):
-        names = [column.key for column in inspect(row).mapper.column_attrs if column.key != "_api_secret"]
+        names = [column.key for column in inspect(row).mapper.column_attrs if column.key != "api_secret"]
         assert "canary" not in str(pickle.dumps(row))
         assert {name: getattr(twin, name) for name in names} == {name: getattr(row, name) for name in names}
     session.expunge_all()
