@@ -25,6 +25,7 @@ from benchmarks.fault_bench.forks import forks
 from benchmarks.fault_bench.ground import ground
 from benchmarks.fault_bench.interruptions import interruptions
 from benchmarks.fault_bench.kills import kills
+from benchmarks.fault_bench.promotions import promotions
 from benchmarks.fault_bench.quiet_losses import quiet_losses
 from benchmarks.fault_bench.races import races
 from benchmarks.fault_bench.recording import recording
@@ -37,6 +38,7 @@ _ALL = (
     kills,
     recording,
     restarts,
+    promotions,
     silence,
     quiet_losses,
     forks,

@@ -72,10 +72,10 @@ def policies(here: Place) -> None:
         of_run = "" if expected == _EXECUTIONS // _USERS else f" WHERE run_id = '{_RUN}'"
         raw = text(f"SELECT count(id) FROM private_executions{of_run}")
 
-        def count(db: DatabaseFactory, statement: Any, expected: int = expected, **user: str) -> Callable[[int], None]:
+        def count(db: DatabaseFactory, statement: Any, expected: int = expected, **user: Any) -> Callable[[int], None]:
             def run(number: int) -> None:
                 for _ in range(_COUNTS):
-                    with db.get_session(**user) as session:  # type: ignore[arg-type] # user_id or nothing
+                    with db.get_session(**user) as session:
                         assert session.scalar(statement) == expected
 
             return run
@@ -137,7 +137,7 @@ def _contests(db: DatabaseFactory) -> Iterator[tuple[str, str, list[Contender]]]
     def each(work: Work, load: Callable[[Any], Any], *, read_only: bool = False) -> list[Contender]:
         """`work` with each of what is loaded, in a session of its own."""
 
-        def run(loaded: Any, **user: str) -> None:
+        def run(loaded: Any, **user: Any) -> None:
             for one in loaded:
                 with db.get_session(read_only=read_only, **user) as session:
                     work(session, one)
@@ -147,7 +147,7 @@ def _contests(db: DatabaseFactory) -> Iterator[tuple[str, str, list[Contender]]]
     def in_one(work: Work, load: Callable[[Any], Any], *, read_only: bool = False) -> list[Contender]:
         """The same in one session."""
 
-        def run(loaded: Any, **user: str) -> None:
+        def run(loaded: Any, **user: Any) -> None:
             with db.get_session(read_only=read_only, **user) as session:
                 for one in loaded:
                     work(session, one)

@@ -32,7 +32,7 @@ from shared.db.errors import CommitUnknownError
 from shared.db.tests.cutting_proxy import CuttingProxy
 
 _WRITERS, _ROWS = 16, 6
-_STOP = "stop"
+STOP = "stop"
 
 
 def restarts(ground: Ground) -> list[Figure]:
@@ -45,9 +45,9 @@ def _restart(ground: Ground, count: int) -> Figure:
     url, folder = ground.new_postgresql(), ground.new_folder()
     clients = [f"c{number}" for number in range(_WRITERS)]
     open_counters(url, clients)
-    writers = [start(_write, url, folder, client, number % 2 == 0) for number, client in enumerate(clients)]
+    writers = [start(write, url, folder, client, number % 2 == 0) for number, client in enumerate(clients)]
     for number in range(count):
-        _wait_for_all(folder, clients)
+        wait_for_all(folder, clients)
         time.sleep(ground.random.uniform(0, 0.5))  # the moment is what is random here
         match number % 3:
             case 0:
@@ -58,24 +58,25 @@ def _restart(ground: Ground, count: int) -> Figure:
                 ground.server.start()
             case _:
                 ground.server.kill_backend(str(url.database))
-    _wait_for_all(folder, clients)
-    (folder / _STOP).touch()
+    wait_for_all(folder, clients)
+    (folder / STOP).touch()
     problems = finish(writers, 120)
-    verdict = _checked(url, folder)
+    verdict = checked(url, folder)
     return _figure(f"{count} restarts of PostgreSQL under {_WRITERS} writers", verdict, folder, problems)
 
 
-def _wait_for_all(folder: Path, clients: list[str]) -> None:
+def wait_for_all(folder: Path, clients: list[str]) -> None:
     """Wait until each client has got another operation done: a retry is bounded, and the next restart a new one."""
-    before = _done(folder)
+    before = done(folder)
     deadline = time.monotonic() + 120
-    while any(now <= before[client] for client, now in _done(folder).items()) or len(_done(folder)) < len(clients):
+    while any(now <= before[client] for client, now in done(folder).items()) or len(done(folder)) < len(clients):
         if time.monotonic() > deadline:
             raise TimeoutError("a writer does not get through")
         time.sleep(0.1)  # the writers need the processors too
 
 
-def _done(folder: Path) -> Counter[str]:
+def done(folder: Path) -> Counter[str]:
+    """How many operations each client has ended."""
     done = Counter[str]()
     for event in read_journals(folder):
         done[event.client] += event.kind != "invoke"
@@ -92,16 +93,18 @@ def _figure(what: str, verdict: Verdict, folder: Path, problems: list[str]) -> F
     return of_verdict(what, verdict, problems=[*problems, *surfaced], more=told)
 
 
-def _checked(url: URL, folder: Path) -> Verdict:
+def checked(url: URL, folder: Path) -> Verdict:
+    """The journals beside what is stored."""
     with DatabaseFactory(url) as db:
         return check(read_journals(folder), stored_rows(db), stored_counters(db))
 
 
-def _write(url: URL, folder: Path, client: str, idempotent: bool) -> None:
+def write(url: URL, folder: Path, client: str, idempotent: bool) -> None:
+    """One operation after the other, until a file called `STOP` is in the folder."""
     logging.disable()  # each of the many repetitions would be told
     with Journal(folder, client) as journal, DatabaseFactory(url) as db:
         for op in itertools.count():
-            if (folder / _STOP).exists():
+            if (folder / STOP).exists():
                 return
             _do(db, journal, op, idempotent=idempotent)
 
@@ -147,7 +150,7 @@ def _cut_commits(ground: Ground, count: int) -> Figure:
                 for op in range(count // 2):
                     proxy.cut(b"COMMIT\0", "before" if op % 2 else "after")
                     _do(db, journal, op, idempotent=client == "eager")
-    return _figure(f"{count} COMMITs cut off, before and after the server did it", _checked(url, folder), folder, [])
+    return _figure(f"{count} COMMITs cut off, before and after the server did it", checked(url, folder), folder, [])
 
 
 def _control(ground: Ground) -> Figure:

@@ -148,3 +148,23 @@ class PostgreSQLServer:
             stdout=subprocess.DEVNULL,  # a pipe would be held open by the server that pg_ctl starts
             stderr=subprocess.DEVNULL,
         ).returncode
+
+
+class Standby(PostgreSQLServer):
+    """A hot standby of another server, to which that sends its log; running inside the `with` block."""
+
+    def __init__(self, primary: PostgreSQLServer, folder: Path, name: str = "standby") -> None:
+        super().__init__(folder)
+        self._primary, self._name = primary, name
+
+    def __enter__(self) -> Self:
+        where = f"host={self._primary.url.query['host']} user=postgres application_name={self._name}"
+        self._run("pg_basebackup", "-d", where, "-D", self.data, "-R", "-C", "-S", self._name, "-c", "fast")
+        with (self.data / "postgresql.conf").open("a") as configuration:
+            configuration.write(f"unix_socket_directories = '{self._folder}'\n")
+        self.start()
+        return self
+
+    def promote(self) -> None:
+        """Have it be a primary of its own."""
+        self._run("pg_ctl", "-D", self.data, "-w", "-t", "60", "promote")

@@ -27,8 +27,10 @@ from shared.db.commits import OnCommit
 from shared.db.dialects import port_of
 from shared.db.encryption import encryption_from, use_encryption
 from shared.db.engine.make import as_read_only, make_engine
+from shared.db.engine.replica import Replica, Wanted
 from shared.db.errors import (
     CommitUnknownError,
+    DatabaseFailure,
     DatabaseMissingError,
     InvalidValueError,
     RowSecurityError,
@@ -49,11 +51,15 @@ T = TypeVar("T")
 
 
 class _Engines(NamedTuple):
-    """The engine, the same with transactions that only read, and what makes sessions. One pool serves them all."""
+    """The engine, the same with transactions that only read, and what makes sessions. One pool serves them all.
+
+    And the standby with a pool of its own, where there is one.
+    """
 
     writing: Engine
     reading: Engine
     sessions: sessionmaker[Session]
+    replica: Replica | None
 
 
 class DatabaseFactory:
@@ -134,8 +140,11 @@ class DatabaseFactory:
             # even after close().
             self._folder = os.getcwd()
         writing = make_engine(settings, self._folder or "")
+        url = settings.replica
+        replica = None if url is None else Replica(settings, self._folder or "", url)
         if self._encryption is not None:
-            use_encryption(writing.dialect, self._encryption)
+            for engine in (writing, *([replica.engine] if replica else [])):
+                use_encryption(engine.dialect, self._encryption)
         reading = as_read_only(writing)
         kind: type[Session] = TenantRequiredSession if settings.require_tenant else NamingSession
         sessions = sessionmaker(
@@ -146,15 +155,30 @@ class DatabaseFactory:
         )
         audit.watch(sessions)
         self._file_is_made = not settings.is_sqlite or settings.is_memory
-        return _Engines(writing, reading, sessions)
+        return _Engines(writing, reading, sessions, replica)
 
     @property
     def open_sessions(self) -> int:
         """How many sessions of `get_session()` are open now in this process."""
         return self._open_sessions
 
+    def write_position(self) -> str | None:
+        """Where the server's log stands, for `get_session(read_only=True, after=...)`: ask for it after a COMMIT.
+
+        All that was committed before is before it. None on databases that have no standby here.
+        """
+        with self._engine_for(read_only=True).connect() as connection:
+            return port_of(connection).write_position(connection)
+
     @contextmanager
-    def get_session(self, *, user_id: UserId = UNSET, read_only: bool = False) -> Iterator[Session]:
+    def get_session(
+        self,
+        *,
+        user_id: UserId = UNSET,
+        read_only: bool = False,
+        max_staleness: float | None = None,
+        after: str | None = None,
+    ) -> Iterator[Session]:
         """A session that commits when the block ends, rolls back when it raises, and is closed either way.
 
         With `user_id` nothing of another user can be read or written in it (`TenantViolation`); None, or what
@@ -164,10 +188,21 @@ class DatabaseFactory:
         SQLite the session never waits for a writer nor makes one wait, and makes no file. There all its reads see one
         moment; on PostgreSQL each sees what was committed when it began, as in any session, unless a stricter isolation
         level is asked for. A repository's read there takes one round trip and leaves no transaction open.
+
+        Where `replica_url` is set, sessions that only read ask that standby: if its answers are at most `max_staleness`
+        seconds old (the setting of that name, where neither is given; 0: never), and hold what was committed before
+        `after`, which `write_position()` gave. Else, and where it cannot be reached, they ask the primary. Where it
+        fails in the midst, the error is transient and the next session asks the primary. `InvalidValueError` for either
+        of the two in a session that writes. Without a standby every answer is new.
         """
         read_only = read_only or self.settings.read_only
+        wanted = Wanted.of(max_staleness, after, self.settings.max_staleness)
+        if not read_only and (max_staleness is not None or after is not None):
+            raise InvalidValueError("max_staleness and after are for sessions that only read: pass read_only=True")
         engine = self._engine_for(read_only=read_only)
-        session = self._new_session(engine, user_id, read_only)
+        replica = self._opened().replica if read_only else None
+        standby = None if replica is None else replica.connection(wanted)
+        session = self._new_session(engine if standby is None else standby, user_id, read_only)
         with self._lock:
             overlap = self._open_sessions > 0 and isinstance(engine.pool, StaticPool)
             self._open_sessions += 1
@@ -186,11 +221,15 @@ class DatabaseFactory:
             session.rollback()
             if isinstance(error, CommitUnknownError):
                 commits.tell(session)
+            if replica is not None and standby is not None and isinstance(error, DatabaseFailure) and error.transient:
+                replica.leave(error)
             raise
         finally:
             with self._lock:
                 self._open_sessions -= 1
             session.close()
+            if standby is not None:
+                standby.close()
 
     def run_in_transaction(
         self,
@@ -202,6 +241,8 @@ class DatabaseFactory:
         idempotent: bool = False,
         attempts: int = retry.ATTEMPTS,
         max_seconds: float = retry.MAX_SECONDS,
+        max_staleness: float | None = None,
+        after: str | None = None,
     ) -> T:
         """What `work(session)` returns, committed; run again, whole, when it failed for a reason that may pass.
 
@@ -214,10 +255,11 @@ class DatabaseFactory:
         `idempotent=True` declares that doing it twice is the same as once (`bulk_create` that skips duplicates).
 
         With `serializable=True` PostgreSQL too runs it as if nobody else were at work (SQLite's writers always do):
-        what was read holds until COMMIT, without a lock in any statement. `user_id` and `read_only` as in
-        `get_session()`.
+        what was read holds until COMMIT, without a lock in any statement; only the primary can do that. `user_id`,
+        `read_only`, `max_staleness` and `after` as in `get_session()`.
         """
-        return self._transaction(work, user_id, read_only, serializable, idempotent, attempts, max_seconds)
+        fresh = (max_staleness, after)
+        return self._transaction(work, user_id, read_only, fresh, serializable, idempotent, attempts, max_seconds)
 
     async def arun_in_transaction(
         self,
@@ -229,6 +271,8 @@ class DatabaseFactory:
         idempotent: bool = False,
         attempts: int = retry.ATTEMPTS,
         max_seconds: float = retry.MAX_SECONDS,
+        max_staleness: float | None = None,
+        after: str | None = None,
     ) -> T:
         """`run_in_transaction` for asyncio: in a thread, so that the event loop goes on meanwhile.
 
@@ -240,12 +284,18 @@ class DatabaseFactory:
         cause is a `TransactionAbandonedError`: the transaction is undone, unless its COMMIT was on its way, which the
         log of `shared.db` tells.
         """
+        fresh = (max_staleness, after)
         return await self._async_door.run(
-            partial(self._transaction, work, user_id, read_only, serializable, idempotent, attempts, max_seconds)
+            partial(self._transaction, work, user_id, read_only, fresh, serializable, idempotent, attempts, max_seconds)
         )
 
     def get_async_session(
-        self, *, user_id: UserId = UNSET, read_only: bool = False
+        self,
+        *,
+        user_id: UserId = UNSET,
+        read_only: bool = False,
+        max_staleness: float | None = None,
+        after: str | None = None,
     ) -> AbstractAsyncContextManager[AsyncSession]:
         """`get_session` for asyncio: `async with db.get_async_session(...) as session`, and `await` what it does.
 
@@ -254,7 +304,9 @@ class DatabaseFactory:
         `PoolExhaustedError` when none of those ended for `pool_timeout` seconds. A task that is cancelled waits for
         what the session is doing, then undoes it all, and is cancelled; after 10 seconds as in `arun_in_transaction`.
         """
-        return self._async_door.session(partial(self.get_session, user_id=user_id, read_only=read_only))
+        return self._async_door.session(
+            partial(self.get_session, user_id=user_id, read_only=read_only, max_staleness=max_staleness, after=after)
+        )
 
     async def arun(
         self,
@@ -293,6 +345,7 @@ class DatabaseFactory:
         work: Callable[[Session], T],
         user_id: UserId,
         read_only: bool,
+        fresh: tuple[float | None, str | None],
         serializable: bool,
         idempotent: bool,
         attempts: int,
@@ -302,8 +355,13 @@ class DatabaseFactory:
         if inspect.iscoroutinefunction(work):
             raise InvalidValueError("work must be a plain function: nobody would await a coroutine")
 
+        max_staleness, after = fresh
+        if serializable and read_only:
+            max_staleness = 0  # a standby cannot
+
         def transaction() -> T:
-            with self.get_session(user_id=user_id, read_only=read_only) as session, session.begin():
+            opened = self.get_session(user_id=user_id, read_only=read_only, max_staleness=max_staleness, after=after)
+            with opened as session, session.begin():
                 if serializable and port_of(self.engine).chooses_isolation:
                     Session.connection(session, execution_options={"isolation_level": "SERIALIZABLE"})
                 result = work(session)
@@ -321,20 +379,20 @@ class DatabaseFactory:
             caller=caller,
         )
 
-    def _new_session(self, engine: Engine, user_id: UserId, read_only: bool) -> Session:
+    def _new_session(self, bind: Engine | Connection, user_id: UserId, read_only: bool) -> Session:
         factory = self._opened().sessions
         if user_id is UNSET:
-            return factory(bind=engine)
+            return factory(bind=bind)
         user_id = checked_user_id(user_id)
         installed = self._policies_installed
         if installed is None:
-            with engine.connect() as connection:
+            with bind.engine.connect() as connection:
                 some = self._is_secured(connection)
                 installed = some and row_security.is_installed(connection)
             if installed == some:  # else asked again: the tables that lack their policies may get them
                 self._policies_installed = installed
         adopt = (self.settings.tenant_role, user_id) if installed else None
-        return UserSession(**(factory.kw | {"bind": engine}), user_id=user_id, adopt=adopt, read_only=read_only)
+        return UserSession(**(factory.kw | {"bind": bind}), user_id=user_id, adopt=adopt, read_only=read_only)
 
     def enable_row_security(self) -> None:
         """Have PostgreSQL confine users' sessions too: create the role and the policies, or renew them.
@@ -412,7 +470,9 @@ class DatabaseFactory:
             # Its only connection is that of the sessions, and what ends there ends for all.
             engine = None if self._open_sessions else self._engine_for(read_only=True)
         health = look(self.settings, self._folder or os.getcwd(), engine, check=check, timeout=timeout)
-        return with_stores(health, self._stores, timeout)
+        replica = None if self.settings.replica_url is None else self._opened().replica
+        stores = self._stores if replica is None else {"replica": replica.answers} | self._stores
+        return with_stores(health, stores, timeout)
 
     def add_store(self, name: str, answers: Callable[[], bool]) -> None:
         """Have `health()` ask a store beside the database too: a cache, metrics, a replica.
@@ -469,6 +529,8 @@ class DatabaseFactory:
         self._async_door.close()
         if engines is not None:
             engines.writing.dispose()
+            if engines.replica is not None:
+                engines.replica.engine.dispose()
 
     @contextmanager
     def _schema_transaction(self) -> Iterator[Connection]:

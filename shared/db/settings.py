@@ -44,7 +44,7 @@ from shared.db.hidden import HiddenText
 
 # What Kubernetes sets in every pod for each Service: tcp://10.96.0.7:5432.
 _SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
-_SECRETS = ("db_password", "database_url", "encryption_keys")
+_SECRETS = ("db_password", "database_url", "replica_url", "encryption_keys")
 _TEXTS = (str, str | None)
 _TYPES = get_args(DatabaseType)
 TargetSession = Literal["any", "read-write", "read-only", "primary", "standby", "prefer-standby"]
@@ -109,6 +109,14 @@ class DatabaseSettings(BaseSettings):
         default=None,
         description="Which of several PostgreSQL hosts: read-write (the default), primary, standby, "
         "prefer-standby or any",
+    )
+    replica_url: str | None = Field(
+        default=None,
+        repr=False,
+        description="URL of a PostgreSQL standby, or with several hosts in it, that read-only sessions ask",
+    )
+    max_staleness: float = Field(
+        default=10.0, ge=0, description="How many seconds old a standby's answer may be; 0: ask it only by after="
     )
     db_name: str = Field(default="grid_bot.db", description="Server's database, or SQLite file path or :memory:")
     pool_size: int = Field(default=5, ge=1, description="Connections kept open by one process")
@@ -259,7 +267,14 @@ class DatabaseSettings(BaseSettings):
         return host or None
 
     @field_validator(
-        "db_host", "db_user", "db_password", "database_url", "encryption_keys", "encryption_keys_file", mode="before"
+        "db_host",
+        "db_user",
+        "db_password",
+        "database_url",
+        "replica_url",
+        "encryption_keys",
+        "encryption_keys_file",
+        mode="before",
     )
     @classmethod
     def _empty_means_unset(cls, value: object) -> object:
@@ -275,7 +290,16 @@ class DatabaseSettings(BaseSettings):
             raise ValueError(f"is a URL, not a name; give it as database_url ({environment_names('database_url')[0]})")
         return value
 
-    @field_validator("database_url", "db_host", "db_user", "db_password", "db_name", "application_name", "tenant_role")
+    @field_validator(
+        "database_url",
+        "replica_url",
+        "db_host",
+        "db_user",
+        "db_password",
+        "db_name",
+        "application_name",
+        "tenant_role",
+    )
     @classmethod
     def _no_nul(cls, value: str | None) -> str | None:
         if value is not None and "\0" in value:
@@ -298,14 +322,16 @@ class DatabaseSettings(BaseSettings):
             raise ValueError("must be names of packages with commas between them, such as shared.db,gridfleet")
         return ",".join(names) or None
 
-    @field_validator("database_url")
+    @field_validator("database_url", "replica_url")
     @classmethod
-    def _usable_url(cls, value: str | None) -> str | None:
+    def _usable_url(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None:
             try:
-                parse_url(value)
+                url = parse_url(value)
             except SettingsError as error:
                 raise ValueError(error.problem) from None
+            if info.field_name == "replica_url" and port_of_url(url) is not POSTGRESQL:
+                raise ValueError("must be the URL of a PostgreSQL standby: no other database has one here")
         return value
 
     @field_validator(*_SECRETS)
@@ -347,7 +373,7 @@ class DatabaseSettings(BaseSettings):
     def _mask_password(self, value: str | None) -> str | None:
         return None if value is None else MASK
 
-    @field_serializer("database_url")
+    @field_serializer("database_url", "replica_url")
     def _mask_url(self, value: str | None) -> str | None:
         return None if value is None else safe_text(parse_url(value))
 
@@ -403,6 +429,23 @@ class DatabaseSettings(BaseSettings):
             database=self.db_name,
             query={"host": hosts} | ({"port": ports} if several else {}) if in_query else {},
         )
+
+    @property
+    def replica(self) -> URL | None:
+        """The standby as SQLAlchemy's URL object, as `url`; None where there is none.
+
+        Raises `SettingsError` where the database itself is no PostgreSQL.
+        """
+        if self.replica_url is None:
+            return None
+        if self.port is not POSTGRESQL:
+            raise SettingsError(
+                f"replica_url ({environment_names('replica_url')[0]}) is set, and the database itself is "
+                f"{self.port.title}: only PostgreSQL has a standby here; leave it out"
+            )
+        url = parse_url(self.replica_url)
+        several = "," in str(url.query.get("host", "")) and "target_session_attrs" not in url.query
+        return MaskedURL(*(url.update_query_dict({"target_session_attrs": "prefer-standby"}) if several else url))
 
     def get_database_url(self) -> str:
         """The database as a URL string, password included: for connecting, never for printing (see `safe_url`).

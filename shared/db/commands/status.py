@@ -73,6 +73,14 @@ def _lines(health: Health) -> Iterator[str]:
     )
     if health.row_security is not None:
         yield f"row-level security: {'on' if health.row_security else 'off'}"
+    if health.role == "standby":
+        age = "unknown" if health.replay_lag_seconds is None else f"{health.replay_lag_seconds:.1f} s ago"
+        yield f"role: standby, {size(health.replay_lag_bytes or 0)} to replay; its newest row was committed {age}"
+    elif health.role is not None:
+        yield f"role: {health.role}"
+    for standby in health.standbys:
+        missing = "unknown" if standby.missing_bytes is None else size(standby.missing_bytes)
+        yield f"  standby {standby.name} ({standby.state}, {standby.sync_state}): a promotion would lose {missing}"
     disk = [f"database {size(health.size_bytes)}"] if health.size_bytes is not None else []
     if health.wal_bytes is not None:
         disk.append(f"write-ahead log {size(health.wal_bytes)}")
@@ -122,6 +130,12 @@ def _metrics(health: Health) -> Iterator[str]:
         ("wal_bytes", "gauge", {}, health.wal_bytes),
         ("disk_free_bytes", "gauge", {}, health.disk_free_bytes),
     ]
+    found.append(("replay_lag_bytes", "gauge", {}, health.replay_lag_bytes))
+    found.append(("replay_lag_seconds", "gauge", {}, health.replay_lag_seconds))
+    found.extend(
+        ("standby_missing_bytes", "gauge", {"standby": standby.name or ""}, standby.missing_bytes)
+        for standby in health.standbys
+    )
     if health.connections is not None:
         found.append(("connections_used", "gauge", {}, health.connections.used))
         found.append(("connections_limit", "gauge", {}, health.connections.limit))

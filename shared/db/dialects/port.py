@@ -160,6 +160,10 @@ class Port(ABC):
         """The names of the tables in the current schema; parts of one table that is kept in parts are no tables."""
         return {*inspect(connection).get_table_names()}
 
+    def write_position(self, connection: Connection) -> str | None:
+        """Where the server's log stands, to be waited for on a standby; None where there is none to ask."""
+        return None
+
     # Triggers.
     @abstractmethod
     def append_only(self, table: str, refusal: str) -> Sequence[str]:

@@ -208,6 +208,10 @@ class PostgreSQL(Port):
         """Counted from 1970."""
         return f"date_bin({micros} * interval '1 microsecond', {time}, timestamptz '1970-01-01 00:00:00+00')"
 
+    def write_position(self, connection: BoundConnection) -> str | None:
+        """What is flushed: what is only inserted into the log is sent to nobody before somebody commits."""
+        return str(connection.scalar(text("SELECT pg_current_wal_flush_lsn()")))
+
     def tables(self, connection: BoundConnection) -> set[str]:
         """Those of the current schema, without partitions: their rows are the partitioned table's."""
         found = connection.execute(

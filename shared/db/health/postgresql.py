@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from sqlalchemy import Connection, text
 
-from shared.db.health.report import Health, ServerConnections, SlowStatement, TableHealth
+from shared.db.health.report import Health, ServerConnections, SlowStatement, StandbyHealth, TableHealth
 from shared.db.settings import DatabaseSettings
 
 # What is counted within milliseconds.
@@ -33,6 +33,7 @@ def look(connection: Connection, health: Health, settings: DatabaseSettings) -> 
         connections=ServerConnections(used, limit, dict(by_application), processes, processes * each),
         slow_statements=_slow_statements(connection),
     )
+    health = _with_role(connection, health)
     remedy = "lower GRIDBOT_DB_POOL_SIZE and GRIDBOT_DB_MAX_OVERFLOW, or raise max_connections"
     if used >= limit * _NEARLY_ALL:
         health = health.with_problem(f"{used} of the {what}'s {limit} connections are in use; {remedy}")
@@ -45,6 +46,28 @@ def look(connection: Connection, health: Health, settings: DatabaseSettings) -> 
             f"{what} allows {limit}; {remedy}"
         )
     return health
+
+
+def _with_role(connection: Connection, health: Health) -> Health:
+    standby, behind, age = connection.execute(_RECOVERY).one()
+    if standby:
+        return replace(health, role="standby", replay_lag_bytes=behind, replay_lag_seconds=age)
+    return replace(health, role="primary", standbys=tuple(StandbyHealth(*row) for row in connection.execute(_STANDBYS)))
+
+
+_RECOVERY = text(
+    """
+    SELECT pg_is_in_recovery(), pg_wal_lsn_diff(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::bigint,
+        extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8
+    """
+)
+_STANDBYS = text(
+    """
+    SELECT application_name, state, sync_state, pg_wal_lsn_diff(pg_current_wal_flush_lsn(), flush_lsn)::bigint,
+        pg_wal_lsn_diff(pg_current_wal_flush_lsn(), replay_lsn)::bigint, extract(epoch FROM replay_lag)::float8
+    FROM pg_stat_replication WHERE state IS DISTINCT FROM 'backup' ORDER BY 1
+    """
+)
 
 
 def _slow_statements(connection: Connection) -> tuple[SlowStatement, ...]:

@@ -39,6 +39,22 @@ class SlowStatement:
 
 
 @dataclass(frozen=True)
+class StandbyHealth:
+    """A standby of a PostgreSQL primary, by its application_name.
+
+    `missing_bytes` of the log it has not stored yet: those commits a promotion would lose. `replay_bytes` and
+    `replay_seconds` tell how far its readers are behind. None is what the login may not see (pg_read_all_stats).
+    """
+
+    name: str | None
+    state: str | None
+    sync_state: str | None
+    missing_bytes: int | None
+    replay_bytes: int | None
+    replay_seconds: float | None
+
+
+@dataclass(frozen=True)
 class StoreHealth:
     """A store beside the database that `db.add_store()` named, and whether it answered."""
 
@@ -89,6 +105,8 @@ class Health:
     always the values, which have no checksum there.
     `slow_statements` are the ten that took the longest in all, where PostgreSQL has the extension pg_stat_statements.
     `stores` are those beside the database that `db.add_store()` named; one that does not answer is a problem.
+    `role` is PostgreSQL's, "primary", with its `standbys`, or "standby": that is `replay_lag_bytes` of what it has
+    received behind, and its newest row was committed `replay_lag_seconds` ago.
     `not_ours` are tables of no package that is loaded: another program's, or of a package that is not here.
     What does not exist in this kind of database, or could not be read, is None.
     """
@@ -101,6 +119,10 @@ class Health:
     revision: str | None = None
     code_revision: str | None = None
     row_security: bool | None = None
+    role: str | None = None
+    standbys: tuple[StandbyHealth, ...] = ()
+    replay_lag_bytes: int | None = None
+    replay_lag_seconds: float | None = None
     pool: PoolHealth | None = None
     connections: ServerConnections | None = None
     tables: tuple[TableHealth, ...] = ()

@@ -310,8 +310,8 @@ def answers(pair: tuple[DatabaseFactory, DatabaseFactory], question: Any) -> lis
     """What each of the databases says, in a plain session and in a user's; an error is an answer too."""
     found: list[Any] = []
     for db in pair:
-        for user in ({}, {"user_id": "ann"}):
-            with db.get_session(read_only=True, **user) as session:
+        for opened in (db.get_session(read_only=True), db.get_session(read_only=True, user_id="ann")):
+            with opened as session:
                 try:
                     found.append(session.scalars(question).all())
                 except SharedDBError as error:

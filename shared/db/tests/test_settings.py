@@ -38,6 +38,7 @@ _SPECIAL = {
     "db_type": ("postgresql", "postgresql"),
     "db_port": ("6543", "6543"),
     "database_url": ("postgresql://u@h/d", "postgresql://u@h/d"),
+    "replica_url": ("postgresql://u@h/d", "postgresql://u@h/d"),
 }
 
 
@@ -78,6 +79,7 @@ def test_the_defaults_are_the_specifications() -> None:
         told
         | {
             "database_url": None,
+            "replica_url": None,
             "db_type": "sqlite",
             "db_host": None,
             "db_port": None,
@@ -272,6 +274,8 @@ BAD_VALUES: list[tuple[str, object]] = [
     ("database_url", "sqlite+aiosqlite:///canary-4711.db"),
     ("database_url", "postgresql://bot:canary-4711@db.example:port/grid"),
     ("database_url", "postgresql://bot:x@canary-4711:54a32/grid"),
+    ("replica_url", "postgresql://bot:p@canary-4711@db.example/grid"),
+    ("replica_url", "sqlite:///canary-4711.db"),
     ("database_url", "postgresql://bot:x@db.example:0/grid"),
     ("database_url", "postgresql://bot:x@db.example:99999/grid"),
     ("database_url", "postgresql://bot:p@canary-4711@db.example/grid"),
