@@ -93,7 +93,7 @@ def between_operations(state: str, *, end: Callable[[Interrupted], object], last
 
 def came() -> bool:
     """Whether the operation at hand is to stop: for functions that a driver calls, which must not raise."""
-    return bool(_operations) and _operations[-1].came and _in_main_thread()
+    return bool(_operations) and _operations[-1].came and not _operations[-1].finishes and _in_main_thread()
 
 
 def check() -> None:

@@ -124,8 +124,15 @@ def restore(
         # Not all pages in the first step: once the last one is written there is nothing left to refuse.
         pages = source.execute("PRAGMA page_count").fetchone()[0]
         step = min(_PAGES, max(pages - 1, 1))
-        with finishing(restored):  # until the last page `watch` looks for signals
-            source.backup(target, pages=step, progress=_progress(watch, once_locked=check_again))
+        progress = _progress(watch, once_locked=check_again)
+        with ExitStack() as last:
+
+            def after_a_step(status: int, remaining: int, total: int) -> None:
+                progress(status, remaining, total)
+                if remaining <= step:
+                    last.enter_context(finishing(restored))
+
+            source.backup(target, pages=step, progress=after_a_step)
         if not db.settings.is_memory:
             target.execute("PRAGMA wal_checkpoint")  # as far as no reader is in the way
     audit.look_again(db.engine.dialect)

@@ -27,6 +27,7 @@ from shared.db import (
 from shared.db.commands.cli import main
 from shared.db.operations import interruption, sqlite_backup
 from shared.db.operations.backup import back_up, restore
+from shared.db.operations.checksum import verify_checksum, write_checksum
 from shared.db.operations.copy_database import copy_database
 from shared.db.operations.export import export_trades
 from shared.db.operations.interruption import Interrupted, check, finishing, interruptible
@@ -113,6 +114,38 @@ def test_a_signal_after_the_commit_says_that_it_took_place(
     with pytest.raises(Interrupted, match=r"the restore took place, and .* holds the rows of .*backup"):
         restore(db, path, force=True)
     assert usernames(db) == ["ann"]
+
+
+@pytest.mark.parametrize("moment", ["before it is in place", "before its checksum is"])
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_backup_that_is_in_place_has_its_checksum(
+    db: DatabaseFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, moment: str
+) -> None:
+    """Once the old one's checksum has gone no signal ends the work before the new one's is there."""
+    filled(db, 10)
+    path = tmp_path / "backup"
+
+    @contextmanager
+    def interrupted(state: str) -> Iterator[None]:
+        with finishing(state):
+            signal.raise_signal(number)
+            yield
+
+    def written(path: Path, found: str) -> None:
+        signal.raise_signal(number)
+        write_checksum(path, found)
+
+    if moment == "before its checksum is":
+        monkeypatch.setattr("shared.db.operations.backup.write_checksum", written)
+    else:
+        monkeypatch.setattr("shared.db.operations.backup.finishing", interrupted)
+    with pytest.raises(Interrupted, match=r"the backup .*backup is complete and verified"):
+        back_up(db, path)
+    assert sorted(file.name for file in tmp_path.iterdir() if file.name.startswith("backup")) == [
+        "backup",
+        "backup.sha256",
+    ]
+    verify_checksum(path)
 
 
 def test_ctrl_c_in_a_sum_is_no_damage(db: DatabaseFactory, monkeypatch: pytest.MonkeyPatch) -> None:
