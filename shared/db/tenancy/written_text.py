@@ -14,9 +14,13 @@ from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, Final, Protocol
 
-# A name that is written as it stands, or inside quotes that nothing in it closes; or the place of a schema's name,
-# which is filled in when the statement is sent, and comes here then.
-_NAME = re.compile(r'[A-Za-z_][A-Za-z0-9_$]*|"(?:[^"]|"")*"|__\[SCHEMA_\w+\]')
+# A name that is written as it stands, or inside the dialect's quotes, which nothing in it closes (MySQL's others are of
+# texts, where a backslash escapes); or the place of a schema's name, which is filled in when the statement is sent, and
+# comes here then.
+_NAMES = {
+    quote: re.compile(rf"[A-Za-z_][A-Za-z0-9_$]*|__\[SCHEMA_\w+\]|{quote}(?:[^{quote}]|{quote}{quote})*{quote}")
+    for quote in ('"', "`")
+}
 # An operator given as text may be made of operator characters only, and begin no comment.
 _OPERATOR = re.compile(r"(?!.*(--|/\*))[-+*/<>=~!@#%^&|?]+")
 # A type given as text may hold no parentheses but those around its numbers: it could close the CAST it stands in.
@@ -53,11 +57,12 @@ class CheckedNames:
     """A dialect's identifier preparer that refuses a name which would be written as SQL."""
 
     refusing: Refusing
+    initial_quote: str
 
     def quote(self, ident: Any, *args: Any, **options: Any) -> str:
         """The name, quoted where it must be."""
         text: str = super().quote(ident, *args, **options)  # type: ignore[misc] # SQLAlchemy's, mixed in below
-        if not _NAME.fullmatch(text):
+        if not _NAMES[self.initial_quote].fullmatch(text):
             self.refusing.refuse("a name that is not quoted")
         return text
 

@@ -19,6 +19,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    column,
     insert,
     inspect,
     select,
@@ -27,6 +28,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.mysql import insert as mysql_insert
+from sqlalchemy.sql.elements import quoted_name
 
 from shared.db import (
     ApiCredential,
@@ -86,6 +88,20 @@ def test_a_hint_shows_nobody_else_s_rows(maria: DatabaseFactory) -> None:
     ):
         with maria.get_session(user_id="ann") as session, pytest.raises(TenantViolation, match="a hint"):
             session.execute(statement)
+
+
+def test_names_that_are_words_of_sql_are_quoted_in_users_sessions(maria: DatabaseFactory) -> None:
+    """By MySQL's own quotes, which nothing in a name closes; the others there are of texts, with escapes."""
+    with maria.get_session(user_id="ann") as session:
+        labelled = select(Run.run_id.label("interval"), Run.run_id.label("a``b"))
+        assert session.execute(labelled).one() == ("run-ann", "run-ann")
+    other = "(SELECT max(api_key_id) FROM api_credentials)"
+    for name in (f"`run_id`, {other}, `run_id`", f'"\\"", {other} -- "', f"`\\`, {other} -- `", "`run_id", "a b"):
+        with (
+            maria.get_session(user_id="ann") as session,
+            pytest.raises(TenantViolation, match="a name that is not quoted"),
+        ):
+            session.execute(select(Run.run_id, column(quoted_name(name, False))))
 
 
 def test_an_upsert_of_mysql_s_own_form_reaches_nobody(maria: DatabaseFactory) -> None:
