@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -71,13 +71,13 @@ class CellLayout:
         if not self._names.issuperset(columns):
             return None
         try:
-            fields = [
+            held = [
                 column.packed(columns.get(column.name), size, stored_as.get(column.name, ""), binary)
                 for column in self.columns
             ]
         except (*_arrow().NOT_HELD, InvalidValueError):
             return None
-        return Packed(binary.rows(fields, size), size)
+        return Packed(partial(binary.rows, held, size), size)
 
     def check(self, chunk: Chunk) -> None:
         """`InvalidValueError` if any value that is given does not fit; missing columns are none of its business."""
@@ -123,7 +123,7 @@ class Digits(NamedTuple):
 class Packed(NamedTuple):
     """Rows in the binary form that COPY takes."""
 
-    data: bytes
+    parts: Callable[[], Iterator[bytes]]
     size: int
 
 
@@ -172,17 +172,19 @@ class CellColumn:
         return [None if value is None else cell(value) for value in values]
 
     def packed(self, values: Any, size: int, stored_as: str, binary: ModuleType) -> Any:
-        """The `binary.Field` of `values`; `InvalidValueError`, or one of `arrow.NOT_HELD`, where it has none."""
+        """The `binary.Column` of `values`; `InvalidValueError`, or one of `arrow.NOT_HELD`, where it has none."""
         if self._document:
             values = listed(values)
         if is_array(values):
             checked = self._checked(values)
-            return binary.nothing(size) if checked is None else binary.field(checked, stored_as)
+            return binary.Column(None, stored_as) if checked is None else binary.column(checked, stored_as)
         lost: Losses = {}
         cells = self.cells(values, size, Digits(None, lost, 0))
         if lost:
             raise _arrow().NotHeldError
-        return binary.nothing(size) if cells.count(None) == size else binary.field_of_cells(cells, stored_as)
+        if cells.count(None) == size:
+            return binary.Column(None, stored_as)
+        return binary.column_of_cells(cells, stored_as)
 
     def _checked(self, values: Any) -> Any:
         """The array as `arrow_checked` gives it; None for NULLs alone."""

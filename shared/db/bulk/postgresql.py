@@ -321,16 +321,19 @@ class PackedStream:
     """The same of rows in binary form."""
 
     options = "FORMAT binary"
-    failure: BaseException | None = None
 
     def __init__(self, packed: Packed) -> None:
         self.count = packed.size
-        self._left = packed.data
+        self.failure: BaseException | None = None
+        self._parts = packed.parts()
 
     def read(self, size: int = -1) -> bytes:
-        """All of it, and then nothing."""
-        data, self._left = self._left, b""
-        return data
+        """As `CopyStream` does it."""
+        try:
+            return next(self._parts, b"")
+        except BaseException as error:  # noqa: BLE001 # kept, and raised as soon as COPY has ended
+            self.failure = error
+            return b""
 
 
 Stream = CopyStream | PackedStream

@@ -22,6 +22,8 @@ from shared.db.errors import InvalidValueError, MissingExtraError
 CHUNK = 250
 # A call into Arrow costs more.
 ARRAY_CHUNK = 5_000
+FRAME_SIZE = 4
+"""So many times as many rows of a frame are written together, which are there anyway: COPY begins with a wait."""
 Row = dict[str, Any]
 
 
@@ -115,12 +117,9 @@ class FrameBatch(RowBatch):
         """The rows from `start` to before `stop`."""
         size = min(stop, self._size) - start
         # A single row is asked for where something is wrong with it, and goes the way of any other.
-        whole = [
-            one if size > 1 and is_array(one) and not one.type.num_fields else self._list(name)
-            for name, one in self.columns.items()
-        ]
+        whole = [self._list(name) if size == 1 else values for name, values in self.columns.items()]
         # A column that the frame has twice stays one, and is converted once.
-        parts = {id(values): values[start:stop] for values in whole}
+        parts = {id(values): _part_of(values, start, stop) for values in whole}
         return [Chunk(tuple(self.columns), [parts[id(values)] for values in whole], size)]
 
     def distinct(self, names: Sequence[str]) -> set[tuple[Any, ...]]:
@@ -147,6 +146,12 @@ def is_array(values: Any) -> bool:
     return hasattr(values, "null_count")
 
 
+def _part_of(values: Any, start: int, stop: int) -> Any:
+    part = values[start:stop]
+    # Documents have no other way.
+    return listed(part) if is_array(part) and part.type.num_fields else part
+
+
 def listed(values: Any) -> list[Any]:
     """A column as a list."""
     converted: list[Any] = values.to_pylist() if is_array(values) else values
@@ -162,7 +167,7 @@ def row_batches(
     batch name the same columns.
     """
     position = 0
-    frames = _frames(rows, size)
+    frames = _frames(rows, size * FRAME_SIZE)
     if frames is not None:
         for columns, height in frames:
             batch = FrameBatch(model, columns, height, position)

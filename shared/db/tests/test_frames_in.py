@@ -283,7 +283,7 @@ def test_every_kind_of_frame_goes_in_binary(server: DatabaseFactory, frame: Call
     rows = trades(*range(20))
     with server.get_session() as session:
         with copies(session) as forms:
-            result = PublicTradeRepository(session).bulk_create(frame(trades_table(rows)), batch_size=7)
+            result = PublicTradeRepository(session).bulk_create(frame(trades_table(rows)), batch_size=2)
         assert (result, forms) == (BulkResult(inserted=20), [BINARY] * 3)
         assert stored_trades(session) == rows
 

@@ -5,7 +5,7 @@ Needs numpy and pyarrow, so it is imported late. What it does not hold raises on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -26,55 +26,92 @@ _HIGH_WHOLE, _HIGH_UNITS = divmod(2**64, _UNITS)
 _NEGATIVE = 0x4000
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER = b"\xff\xff"
+_PART = 2_500
 
 
-class Field(NamedTuple):
-    """The values of one column.
+class Column(NamedTuple):
+    """A column that the binary form holds: an array, None for NULLs alone, and what the server calls its type."""
 
-    Those of one size are `pieces`, with numpy's type of each piece; others are the binary array `body`. `valid` says
-    which are not NULL; None if all are.
-    """
+    array: Any
+    stored_as: str
 
-    valid: Any
+
+class _Field(NamedTuple):
+    """Values: those of one size are pieces, with numpy's type of each; others are a binary array."""
+
     pieces: Sequence[tuple[str, Any]] = ()
     body: Any = None
 
 
-def nothing(count: int) -> Field:
-    """NULLs alone."""
-    return Field(np.zeros(count, bool))
-
-
-def field(array: Any, stored_as: str) -> Field:
+def column(array: Any, stored_as: str) -> Column:
     """A checked array for a column that the server calls `stored_as`."""
-    kind, valid = array.type, None
-    if array.null_count:
-        valid = array.is_valid().to_numpy(zero_copy_only=False)
-        empty = "" if pa.types.is_string(kind) else False if pa.types.is_boolean(kind) else 0
-        array = array.fill_null(pa.scalar(empty, kind))
-    if stored_as in _TEXTS and pa.types.is_string(kind):
-        return Field(valid, body=array.cast(pa.binary()))
-    if stored_as == "numeric" and kind == MONEY:
-        return Field(valid, _numeric(array))
-    if stored_as == "timestamptz" and kind == INSTANT:
-        return Field(valid, [(">i8", array.cast(pa.int64()).to_numpy() - _SINCE_1970)])
+    kind = array.type
     if stored_as in _WHOLE_NUMBERS and pa.types.is_integer(kind):
-        width = _WHOLE_NUMBERS[stored_as]
-        return Field(valid, [(f">i{width.bit_width // 8}", array.cast(width).to_numpy())])
-    if stored_as == "float8" and pa.types.is_floating(kind):
-        return Field(valid, [(">f8", array.to_numpy())])
-    if stored_as == "bool" and pa.types.is_boolean(kind):
-        return Field(valid, [("?", array.to_numpy(zero_copy_only=False))])
-    raise NotHeldError
+        return Column(array.cast(_WHOLE_NUMBERS[stored_as]), stored_as)
+    if not (
+        (stored_as in _TEXTS and pa.types.is_string(kind))
+        or (stored_as == "numeric" and kind == MONEY)
+        or (stored_as == "timestamptz" and kind == INSTANT)
+        or (stored_as == "float8" and pa.types.is_floating(kind))
+        or (stored_as == "bool" and pa.types.is_boolean(kind))
+    ):
+        raise NotHeldError
+    return Column(array, stored_as)
 
 
-def field_of_cells(cells: Sequence[str | None], stored_as: str) -> Field:
+def column_of_cells(cells: Sequence[str | None], stored_as: str) -> Column:
     """What is checked, and has the form in which COPY takes it as text."""
     if stored_as == "jsonb":
         versioned = [None if cell is None else _VERSION_OF_JSONB + cell for cell in cells]
-        return field(pa.array(versioned, pa.string()), "json")
+        return column(pa.array(versioned, pa.string()), "json")
     kinds = {"numeric": MONEY, "timestamptz": INSTANT} | dict.fromkeys(_WHOLE_NUMBERS, pa.int64())
-    return field(pa.array(cells, pa.string()).cast(kinds.get(stored_as, pa.string())), stored_as)
+    return column(pa.array(cells, pa.string()).cast(kinds.get(stored_as, pa.string())), stored_as)
+
+
+def rows(columns: Sequence[Column], count: int) -> Iterator[bytes]:
+    """Whole rows, as COPY takes them with FORMAT binary; some at a time, while the server stores those before."""
+    yield _HEADER
+    for start in range(0, count, _PART):
+        yield _part(columns, start, min(_PART, count - start))
+    yield _TRAILER
+
+
+def _part(columns: Sequence[Column], start: int, count: int) -> bytes:
+    pieces: list[tuple[str, Any]] = [(">i2", len(columns))]
+    segments = []
+    for array, stored_as in columns:
+        if array is None:
+            pieces.append((">i4", -1))
+            continue
+        values, valid = array.slice(start, count), None
+        if values.null_count:
+            valid = values.is_valid().to_numpy(zero_copy_only=False)
+            empty = "" if pa.types.is_string(values.type) else False if pa.types.is_boolean(values.type) else 0
+            values = values.fill_null(pa.scalar(empty, values.type))
+        field = _field(values, stored_as)
+        size = sum(np.dtype(kind).itemsize for kind, _ in field.pieces)
+        if field.body is not None:
+            size = np.diff(_offsets_of(field.body))
+        pieces.append((">i4", size if valid is None else np.where(valid, size, -1)))
+        if field.body is None and valid is None:
+            pieces.extend(field.pieces)
+            continue
+        segments += [_fixed(pieces, count), _fixed(field.pieces, count, valid) if field.body is None else field.body]
+        pieces = []
+    if pieces:
+        segments.append(_fixed(pieces, count))
+    return bytes(_bytes_of(pc.binary_join_element_wise(*segments, pa.scalar(b"", pa.binary()))))
+
+
+def _field(values: Any, stored_as: str) -> _Field:
+    if stored_as in _TEXTS:
+        return _Field(body=values.cast(pa.binary()))
+    if stored_as == "numeric":
+        return _Field(_numeric(values))
+    if stored_as == "timestamptz":
+        return _Field([(">i8", values.cast(pa.int64()).to_numpy() - _SINCE_1970)])
+    numbers = values.to_numpy(zero_copy_only=False)
+    return _Field([(f">{numbers.dtype.kind}{numbers.dtype.itemsize}", numbers)])
 
 
 def _numeric(array: Any) -> list[tuple[str, Any]]:
@@ -92,29 +129,6 @@ def _numeric(array: Any) -> list[tuple[str, Any]]:
     digits = [whole // _UNITS, whole // _BASE % _BASE, whole % _BASE, units // _BASE, units % _BASE]
     heading = [(">i2", len(digits)), (">i2", 2), (">u2", below * np.uint16(_NEGATIVE)), (">i2", MONEY_PLACES)]
     return [*heading, *((">i2", digit) for digit in digits)]
-
-
-def rows(fields: Sequence[Field], count: int) -> bytes:
-    """Whole rows of the fields, as COPY takes them with FORMAT binary."""
-    pieces: list[tuple[str, Any]] = [(">i2", len(fields))]
-    segments = []
-    for field in fields:
-        size = sum(np.dtype(kind).itemsize for kind, _ in field.pieces)
-        if field.body is not None:
-            size = np.diff(_offsets_of(field.body))
-        pieces.append((">i4", size if field.valid is None else np.where(field.valid, size, -1)))
-        if field.body is None and field.valid is None:
-            pieces.extend(field.pieces)
-            continue
-        segments += [
-            _fixed(pieces, count),
-            _fixed(field.pieces, count, field.valid) if field.body is None else field.body,
-        ]
-        pieces = []
-    if pieces:
-        segments.append(_fixed(pieces, count))
-    together = pc.binary_join_element_wise(*segments, pa.scalar(b"", pa.binary()))
-    return b"".join((_HEADER, _bytes_of(together), _TRAILER))
 
 
 def _fixed(pieces: Sequence[tuple[str, Any]], count: int, valid: Any = None) -> Any:
