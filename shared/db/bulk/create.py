@@ -18,7 +18,7 @@ from shared.db.bulk.cells import Losses, Packed, cell_layout_of, cells_of_row, p
 from shared.db.bulk.mysql import MySQLWriter
 from shared.db.bulk.postgresql import PostgreSQLWriter
 from shared.db.bulk.result import NOTES, BulkResult, OnBadRow, OnConflict, RejectedRow, RowNote
-from shared.db.bulk.rows import CHUNK, Row, RowBatch, is_array, mapping_of, row_batches
+from shared.db.bulk.rows import CHUNK, Row, RowBatch, is_array, mapping_of, one_by_one, row_batches
 from shared.db.bulk.sqlite import SQLiteWriter
 from shared.db.bulk.writer import Transaction, Writer, conflict_key
 from shared.db.dialects import MYSQL, POSTGRESQL, SQLITE, PerDatabase, port_of
@@ -88,7 +88,7 @@ def bulk_create(
     by_shape = on_conflict == "update" or (on_conflict == "fill" and any(map(_has_default, table.columns)))
     optional = () if by_shape else (c.name for c in table.columns if c.nullable and c.default is None)
     if secret_columns(table):
-        rows = _with_sealed_secrets(session, model, rows)
+        rows = _with_sealed_secrets(session, model, one_by_one(model, rows, batch_size))
     given = row_batches(model, rows, batch_size, fillable=frozenset(optional), by_shape=by_shape)
     first = next(given, None)
     if first is not None:

@@ -195,6 +195,15 @@ def row_batches(
         taken.clear()
 
 
+def one_by_one(model: type[Any], rows: Iterable[Any], size: int) -> Iterable[Any]:
+    """The rows, those of a frame as mappings."""
+    frames = _frames(rows, size)
+    if frames is None:
+        return rows
+    batches = (FrameBatch(model, columns, height, 0) for columns, height in frames)
+    return (batch.row(index) for batch in batches for index in range(len(batch)))
+
+
 def mapping_of(row: Any, model: type[Any]) -> Row:
     """A row's values by column name; of an object, those that are set, without the number that a database gave it."""
     if isinstance(row, Mapping):

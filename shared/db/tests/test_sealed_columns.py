@@ -10,8 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pandas
+import polars
+import pyarrow
 import pytest
-from sqlalchemy import ForeignKey, UniqueConstraint, insert, select, text, update
+from sqlalchemy import ForeignKey, Text, UniqueConstraint, insert, select, text, type_coerce, update
 from sqlalchemy.orm import Mapped, aliased, mapped_column
 from sqlalchemy.orm.exc import DetachedInstanceError
 
@@ -54,6 +57,10 @@ class House:
     def open(self, keys: str | None = OLD, *, strict: bool = False) -> DatabaseFactory:
         """A factory with this key ring."""
         return DatabaseFactory(self.settings.model_copy(update={"encryption_keys": keys, "encryption_strict": strict}))
+
+    def stored_in(self, session: Any, bot_id: str) -> Any:
+        """The same, of the first one, in a session's transaction."""
+        return session.scalars(select(type_coerce(self.bot.api_token, Text)).where(self.bot.bot_id == bot_id)).one()
 
     def stored(self, db: DatabaseFactory, bot_id: str = "bot") -> Any:
         """What the columns hold."""
@@ -175,6 +182,17 @@ def test_many_at_once_and_changes_from_elsewhere_are_sealed(house: House) -> Non
                 session.execute(statement)
         with pytest.raises(InvalidValueError, match="enc:"):
             store(db, house.bot, bot_id="x", name="x", api_token="enc:v1:old:AAAA")
+
+
+@pytest.mark.parametrize("frame", [pandas.DataFrame, polars.DataFrame, pyarrow.table])
+def test_a_frame_of_secrets_is_sealed_row_by_row(house: House, frame: Any) -> None:
+    """Its columns are not stored as they are."""
+    with house.open() as db, db.get_session(user_id="ann") as session:
+        rows = frame({"user_id": ["ann", "ann"], "name": ["first", "second"], "api_token": [SECRET, None]})
+        assert Repository(session, house.bot).bulk_create(rows, batch_size=1).inserted == 2
+        stored = session.scalars(select(house.bot).order_by(house.bot.name)).all()
+        assert [found.api_token for found in stored] == [SECRET, None]
+        assert house.stored_in(session, stored[0].bot_id).startswith("enc:v1:old:")
 
 
 def test_rotation_brings_every_tables_secrets_under_the_active_key(house: House) -> None:
