@@ -63,8 +63,11 @@ def hold_secrets(model: Any) -> None:
         )
     for name in names:
         getattr(model, name).__class__ = SecretAttribute
-    model.__new__ = staticmethod(_new)
-    model.__getstate__ = _without_secrets
+    # Of a class's own ones it is for the class: what is still in plain refuses to be pickled.
+    if model.__new__ is object.__new__:
+        model.__new__ = staticmethod(_new)
+    if model.__getstate__ is object.__getstate__:
+        model.__getstate__ = _without_secrets
     event.listen(model, "unpickle", _load_again)
     event.listen(model, "before_insert", _seal)
     event.listen(model, "before_update", _seal)

@@ -452,6 +452,14 @@ def test_a_row_that_was_public_can_be_left(house: House) -> None:
         session.delete(session.get_one(m.Subscription, "sub"))
 
 
+def test_a_deleted_public_row_takes_along_what_names_it(house: House) -> None:
+    """As the foreign key says, across users."""
+    with house.db.get_session(user_id="bob") as session:
+        session.execute(delete(house.m.Template).where(house.m.Template.template_id == "pub-bob"))
+    with house.ann() as session:
+        assert session.get(house.m.Subscription, "sub") is None
+
+
 def test_what_was_public_a_moment_ago_is_not_named_by_a_long_session(house: House) -> None:
     """What others publish is asked for each time: they may have taken it back."""
     if house.db.settings.is_sqlite:
@@ -482,6 +490,8 @@ RAW: dict[str, tuple[type[TenantViolation] | None, int]] = {
     "UPDATE templates SET user_id = 'bob' WHERE template_id = 'pub-ann'": (TenantViolation, 0),
     "UPDATE subscriptions SET status = 'x' WHERE subscription_id = 'sub'": (None, 1),
     "SELECT step_id FROM steps WHERE template_id = 'pub-bob'": (None, 0),
+    # A hole: what a policy says of an UPDATE cannot tell a name that is kept from a new one.
+    "UPDATE subscriptions SET template_id = 'own-bob' WHERE subscription_id = 'sub'": (None, 1),
 }
 
 
