@@ -17,6 +17,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from shared.db.models import PublicTrade
+from shared.db.value_forms.instants import ends_of
 
 _UUID_LENGTH = 36
 _LIVE_DIGITS = 16
@@ -55,7 +56,7 @@ def incomparable(
         return None
     if len(mine) > 1:
         return mine[1]
-    first, last = min(times), max(times)
+    first, last = ends_of(times)
     looks = _stored_between(session, symbol, first, last)
     found = [row.trade_id for look in looks for row in look]
     others = [source for source in sources_of(found) if source != mine[0]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +26,7 @@ from shared.db.operations.replacing import replacing
 from shared.db.operations.row_files import read_export, recognized
 from shared.db.recording.row_text import RowText
 from shared.db.repositories import PublicTradeRepository
+from shared.db.value_forms.instants import ends_of
 
 # A transaction of this size costs next to nothing beside its rows, and lets another SQLite writer in soon.
 LINES_A_COMMIT = 20_000
@@ -257,13 +258,16 @@ def _note_and_compare(session: Session, block: Block, source: BlockReader, repor
     """Note what the rows are. `InputError` if trades of another source, with other ids, are stored among them."""
     if not len(block.rows):
         return
-    rows_of = block.rows.by_symbol() if isinstance(block.rows, TradeColumns) else _by_symbol(block.rows)
+    rows_of: Mapping[str, tuple[Sequence[datetime], list[str]]] = (
+        block.rows.by_symbol() if isinstance(block.rows, TradeColumns) else _by_symbol(block.rows)
+    )
     for symbol, (times, ids) in rows_of.items():
-        report.note([symbol], min(times), max(times))
+        first, last = ends_of(times)
+        report.note([symbol], first, last)
         other = incomparable(session, symbol, times, ids, numbered_by_file=source.numbered_by_file)
         if other is not None:
             raise InputError(
-                f"{report.file}: among its trades of {symbol} ({min(times)} to {max(times)}) stand trades of {other}, "
+                f"{report.file}: among its trades of {symbol} ({first} to {last}) stand trades of {other}, "
                 "whose ids are others for the same trades: they would be counted twice. Nothing from there on is "
                 "stored. Leave out the files of times that are covered, or keep the spot trades under a symbol of "
                 f"their own (--symbol {symbol}.SPOT)"

@@ -10,6 +10,7 @@ from operator import eq
 from typing import Any, Final
 
 from shared.db.value_forms.forms import Cells, Values
+from shared.db.value_forms.texts import StoredTexts
 
 MONEY_DIGITS: Final = 20
 MONEY_PLACES: Final = 8
@@ -27,8 +28,19 @@ _LIMIT = 10 ** (MONEY_DIGITS - MONEY_PLACES)
 _EXACT_LIMIT = 10.0 ** (15 - MONEY_PLACES)
 
 
+class AmountTexts(StoredTexts[Decimal]):
+    """Amounts as decimal digits: at most 12, and perhaps a point and at most 8 behind it."""
+
+    @staticmethod
+    def value(text: str) -> Decimal:
+        """The amount."""
+        return Decimal(text)
+
+
 def usual_texts(values: Values) -> Cells | None:
     """The amounts as decimal digits; None where one of them needs a closer look."""
+    if isinstance(values, AmountTexts):
+        return values.texts
     texts = _decimal_texts(values)
     # A number of so few characters is below the limit.
     if texts is None or max(map(len, texts)) <= MONEY_DIGITS - MONEY_PLACES:
@@ -38,7 +50,7 @@ def usual_texts(values: Values) -> Cells | None:
 
 def usual_floats(values: Values) -> Cells | None:
     """The amounts as the floats that give back every digit; None where one of them needs a closer look."""
-    texts = _decimal_texts(values)
+    texts = values.texts if isinstance(values, AmountTexts) else _decimal_texts(values)
     if texts is None:
         return None
     floats = list(map(float, texts))

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from itertools import repeat
 from operator import add
 from typing import Any
 
 from shared.db.value_forms.forms import Cells, Values
+from shared.db.value_forms.texts import StoredTexts
 
 # What a stored time lacks to be read as UTC.
 _UTC_OFFSET = "+00:00"
@@ -42,6 +44,31 @@ _MILLIS = [f"{number:03d}" for number in range(1000)]
 _MICROS_WITH_ZONE = [f"{number:03d}+00:00" for number in range(1000)]
 
 
+class InstantTexts(StoredTexts[datetime]):
+    """Instants as such texts, without a zone."""
+
+    @staticmethod
+    def value(text: str) -> datetime:
+        """The instant."""
+        return datetime.fromisoformat(text + _UTC_OFFSET)
+
+    @cached_property
+    def ends(self) -> tuple[datetime, datetime]:
+        """The first instant and the last: the texts sort as the instants do."""
+        return self.value(min(self.texts)), self.value(max(self.texts))
+
+
+def ends_of(times: Sequence[datetime]) -> tuple[datetime, datetime]:
+    """The first of some instants, and the last."""
+    return times.ends if isinstance(times, InstantTexts) else (min(times), max(times))
+
+
+def second_text(passed: int) -> str:
+    """How the text of an instant begins, up to the point, by the seconds since 1970."""
+    day, second = divmod(passed, 24 * 60 * 60)
+    return f"{_DAYS[day]}{_MINUTES[second // 60]}{_SECONDS[second % 60]}"
+
+
 def instant_texts(values: Iterable[datetime], *, with_zone: bool) -> list[str] | None:
     """The texts, such as 2025-05-19 12:00:00.123456, with +00:00 behind it or without.
 
@@ -60,11 +87,15 @@ def instant_texts(values: Iterable[datetime], *, with_zone: bool) -> list[str] |
 
 def stored_texts(values: Values) -> Cells | None:
     """Cells without a zone; None where one of the values needs a closer look."""
+    if isinstance(values, InstantTexts):
+        return values.texts
     return instant_texts(values, with_zone=False) if set(map(type, values)) == {datetime} else None
 
 
 def stored_texts_with_zone(values: Values) -> Cells | None:
     """Cells with +00:00 behind them; None where one of the values needs a closer look."""
+    if isinstance(values, InstantTexts):
+        return list(map(add, values.texts, repeat(_UTC_OFFSET)))
     return instant_texts(values, with_zone=True) if set(map(type, values)) == {datetime} else None
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, Self, TypeVar, overload
 
 from shared.db.value_forms.forms import Cells, Shortcut, Values
 
@@ -15,6 +16,37 @@ except ImportError:  # the extra `fast` is not installed
 
 _SCALARS = {str, int, bool, type(None)}
 _CONTAINERS = {dict, list}
+Value = TypeVar("Value")
+
+
+class StoredTexts(Sequence[Value]):
+    """A column of values, each as the text of its cell, which saves making the value and then the text of it again.
+
+    Whoever makes one has checked every text. Where a cell is no text, and for everybody else, these are the values.
+    """
+
+    def __init__(self, texts: list[str]) -> None:
+        self.texts = texts
+
+    @staticmethod
+    @abstractmethod
+    def value(text: str) -> Value:
+        """What a text stands for."""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __iter__(self) -> Iterator[Value]:
+        return map(self.value, self.texts)
+
+    @overload
+    def __getitem__(self, at: int) -> Value: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Self: ...
+
+    def __getitem__(self, at: int | slice) -> Value | Self:
+        return type(self)(self.texts[at]) if isinstance(at, slice) else self.value(self.texts[at])
 
 
 def words(allowed: frozenset[str]) -> Shortcut:

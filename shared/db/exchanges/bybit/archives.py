@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,12 +19,16 @@ from shared.db.exchanges.bybit.values import (
     checked_ids,
     fitting_text,
     instant_of,
-    price_of,
+    instant_texts,
+    price_text,
     side_of,
-    size_of,
+    sides_of,
+    size_text,
 )
 from shared.db.exchanges.file_kinds import about_header
 from shared.db.exchanges.files import Block, BlockReader, check_whole, open_text
+from shared.db.value_forms.amounts import AmountTexts
+from shared.db.value_forms.instants import InstantTexts
 
 Category = Literal["linear", "inverse", "spot"]
 
@@ -34,7 +37,6 @@ _DERIVATIVES = TradeFields("symbol", "trdmatchid", "timestamp", "side", "price",
 _SPOT = TradeFields("id", "id", "timestamp", "side", "price", "volume")
 _ARCHIVES = (_DERIVATIVES, _SPOT)
 
-_COLUMNS = ("symbol", "trade_id", "exchange_ts", "side", "price", "size")
 _LINE_LIMIT = 10_000
 # Characters converted together: few enough for what they become to stay in the processor's cache.
 _CHUNK = 16_384
@@ -69,37 +71,36 @@ def read_archive(
 class TradeColumns(Iterable[Row]):
     """Trades by columns: what `bulk_create` takes fastest. It knows a frame by these methods, which are Arrow's."""
 
-    def __init__(self, columns: tuple[list[Any], ...] | None = None) -> None:
-        self._columns = columns or tuple([] for _ in _COLUMNS)
+    def __init__(self, columns: tuple[list[str], ...] | None = None) -> None:
+        self._columns = columns or tuple([] for _ in TradeFields._fields)
 
     def __len__(self) -> int:
         return len(self._columns[0])
 
     def __iter__(self) -> Iterator[Row]:
-        for symbol, trade_id, time, side, price, size in zip(*self._columns, strict=True):
-            yield {
-                "symbol": symbol,
-                "trade_id": trade_id,
-                "exchange_ts": time,
-                "local_ts": time,
-                "side": side,
-                "price": price,
-                "size": size,
-            }
+        columns = self.to_pydict()
+        for values in zip(*columns.values(), strict=True):
+            yield dict(zip(columns, values, strict=True))
 
-    def add(self, *columns: Sequence[Any]) -> None:
-        """Append rows, given by columns: symbol, trade id, time, side, price and size."""
+    def add(self, *columns: Sequence[str]) -> None:
+        """Append rows, given by columns of checked texts: symbol, trade id, time, side, price and size.
+
+        Times, prices and sizes are those of `InstantTexts` and `AmountTexts`.
+        """
         for column, more in zip(self._columns, columns, strict=True):
             column += more
 
-    def by_symbol(self) -> dict[str, tuple[list[datetime], list[str]]]:
+    def by_symbol(self) -> dict[str, tuple[Sequence[datetime], list[str]]]:
         """Times and ids of the rows of each symbol."""
         symbols, ids, times, *_ = self._columns
         names = set(symbols)
         if len(names) == 1:
-            return {names.pop(): (times, ids)}
+            return {names.pop(): (InstantTexts(times), ids)}
         places = {name: [place for place, symbol in enumerate(symbols) if symbol == name] for name in names}
-        return {name: ([times[at] for at in there], [ids[at] for at in there]) for name, there in places.items()}
+        return {
+            name: (InstantTexts([times[at] for at in there]), [ids[at] for at in there])
+            for name, there in places.items()
+        }
 
     @property
     def num_rows(self) -> int:
@@ -110,10 +111,19 @@ class TradeColumns(Iterable[Row]):
         """Some of the rows."""
         return TradeColumns(tuple(column[start : start + length] for column in self._columns))
 
-    def to_pydict(self) -> dict[str, list[Any]]:
-        """The values by column name. Both times are the same list, which is converted once."""
-        columns = dict(zip(_COLUMNS, self._columns, strict=True))
-        return columns | {"local_ts": columns["exchange_ts"]}
+    def to_pydict(self) -> dict[str, Sequence[Any]]:
+        """The values by column name. Both times are the same column, which is converted once."""
+        symbols, ids, times, sides, prices, sizes = self._columns
+        instants = InstantTexts(times)
+        return {
+            "symbol": symbols,
+            "trade_id": ids,
+            "exchange_ts": instants,
+            "local_ts": instants,
+            "side": sides,
+            "price": AmountTexts(prices),
+            "size": AmountTexts(sizes),
+        }
 
 
 class Archive(BlockReader):
@@ -141,12 +151,12 @@ class Archive(BlockReader):
 
     def as_row(self, given: Any) -> Row:
         """What a line that was not taken says."""
-        columns, symbol_of = self._columns
+        columns, symbols_of = self._columns
         values = given.rstrip("\r").split(",")
         symbol, trade_id, time, side, price, size = (values[at] if at < len(values) else "" for at in columns)
         when = _if_it_can(instant_of, time)
         return {
-            "symbol": _if_it_can(symbol_of, symbol),
+            "symbol": _if_it_can(lambda text: symbols_of([text])[0], symbol),
             "trade_id": trade_id,
             "exchange_ts": when,
             "local_ts": when,
@@ -172,8 +182,8 @@ class Archive(BlockReader):
                     block = Block(TradeColumns(), [], line)
             yield block
 
-    def _layout(self, header: list[str]) -> tuple[list[int], Callable[[str], str]]:
-        """The columns of symbol, trade id, time, side, price and size, and what turns the first into the symbol."""
+    def _layout(self, header: list[str]) -> tuple[list[int], Callable[[list[str]], list[str]]]:
+        """The columns of symbol, trade id, time, side, price and size, and what turns the first into the symbols."""
         present = [name.strip().lower() for name in header]
         wanted = next((names for names in _ARCHIVES if set(names) <= set(present)), None)
         if wanted is None:
@@ -190,8 +200,8 @@ class Archive(BlockReader):
         columns = [present.index(name) for name in wanted]
         if wanted is _SPOT:
             own = self._symbol_of_file()
-            return columns, lambda trade_id: own
-        return columns, lru_cache(64)(self._checked_symbol)
+            return columns, lambda trade_ids: [own] * len(trade_ids)
+        return columns, self._checked_symbols
 
     def _symbol_of_file(self) -> str:
         found = _SYMBOL_IN_NAME.match(self.path.name)
@@ -206,10 +216,12 @@ class Archive(BlockReader):
         except RefusedError as error:
             raise InputError(f"{self.path}: {error}") from None
 
-    def _checked_symbol(self, symbol: str) -> str:
-        if self.symbol is not None and symbol != self.symbol:
-            raise RefusedError(f"symbol is {symbol!r}, and only {self.symbol!r} was asked for")
-        return fitting_text(symbol, "symbol", SYMBOL_LENGTH)
+    def _checked_symbols(self, texts: list[str]) -> list[str]:
+        for symbol in set(texts):
+            if self.symbol is not None and symbol != self.symbol:
+                raise RefusedError(f"symbol is {symbol!r}, and only {self.symbol!r} was asked for")
+            fitting_text(symbol, "symbol", SYMBOL_LENGTH)
+        return texts
 
 
 def _if_it_can(convert: Callable[[str], Any], text: str) -> Any:
@@ -227,10 +239,10 @@ class _Lines:
     its own line alone.
     """
 
-    def __init__(self, widths: list[int], columns: list[int], symbol_of: Callable[[str], str]) -> None:
+    def __init__(self, widths: list[int], columns: list[int], symbols_of: Callable[[list[str]], list[str]]) -> None:
         self._widths = widths
         self._columns = columns
-        self._symbol_of = symbol_of
+        self._symbols_of = symbols_of
 
     def convert(self, chunk: str, first_line: int, block: Block) -> int:
         """Add whole lines to the block, to its rows or to its rejected ones; the number of the line after them."""
@@ -259,13 +271,11 @@ class _Lines:
         if len(values) % width != 1 or set(values[columns::width]) != {"\n"}:
             raise RefusedError(f"the line has {there} columns, not the header's {columns}")
         symbols, trade_ids, times, sides, prices, sizes = (values[column:-1:width] for column in self._columns)
-        # Trades that one order makes have one time.
-        moments = {time: instant_of(time) for time in set(times)}
         rows.add(
-            list(map(self._symbol_of, symbols)),
+            self._symbols_of(symbols),
             checked_ids(trade_ids, "trade id", TRADE_ID_LENGTH),
-            [moments[time] for time in times],
-            list(map(side_of, sides)),
-            list(map(price_of, prices)),
-            list(map(size_of, sizes)),
+            instant_texts(times),
+            sides_of(sides),
+            list(map(price_text, prices)),
+            list(map(size_text, sizes)),
         )

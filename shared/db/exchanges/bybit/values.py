@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -12,8 +12,13 @@ from typing import Any, NamedTuple
 from shared.db.column_types import BoundedString
 from shared.db.models import PublicTrade, Side
 from shared.db.value_forms.amounts import EXACT, MONEY_DIGITS, MONEY_PLACES, QUANTUM
+from shared.db.value_forms.instants import InstantTexts, second_text
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
+# A number above zero that is stored as it is written: how nearly all of them come.
+_PLAIN = re.compile(
+    rf"(?=[0.]*[1-9])[0-9]{{1,{MONEY_DIGITS - MONEY_PLACES}}}(?:\.[0-9]{{1,{MONEY_PLACES}}})?", re.ASCII
+).fullmatch
 # What a spreadsheet makes of an id of 19 digits.
 _SHORTENED = re.compile(r"\d(?:[.,]\d+)?[eE]\+\d+", re.ASCII)
 _LONGEST_NUMBER = 1_024  # bits
@@ -22,8 +27,10 @@ _SECONDS = range(1_262_304_000, 4_102_444_800)
 # Up to this many digits a whole number is seconds, above it milliseconds: the border lies in the year 5138.
 _SECOND_DIGITS = 11
 _SIDES = {side.value.lower(): side.value for side in Side}
+_STORED_SIDES = frozenset(_SIDES.values())
 # Prices and sizes repeat themselves among neighbouring trades.
 _CACHE = 8192
+_MANY_SECONDS = 1_000
 _SHOWN = 40
 
 
@@ -129,26 +136,41 @@ def _decimal(text: str, name: str) -> Decimal:
     return amount
 
 
-def _exact_amount(text: str, name: str) -> Decimal:
+def _exact_text(text: str, name: str) -> str:
+    if _PLAIN(text):
+        return text
     amount = _decimal(text, name)
     if amount <= 0:
         raise RefusedError(f"{name} {text[:_SHOWN]} is not above zero")
     # A public trade is stored exactly or not at all: nothing beside it keeps the digits that rounding takes.
-    if amount != amount.quantize(QUANTUM, context=EXACT):
+    stored = amount.quantize(QUANTUM, context=EXACT)
+    if amount != stored:
         raise RefusedError(f"{name} {text[:_SHOWN]} has more than the {MONEY_PLACES} decimal places that are stored")
-    return amount
+    return format(stored, "f")
+
+
+@lru_cache(_CACHE)
+def price_text(text: str) -> str:
+    """The price of a public trade, for `AmountTexts`: above zero, and stored as exactly as it is written."""
+    return _exact_text(text, "price")
+
+
+@lru_cache(_CACHE)
+def size_text(text: str) -> str:
+    """The size of a public trade, for `AmountTexts`: above zero, and stored as exactly as it is written."""
+    return _exact_text(text, "size")
 
 
 @lru_cache(_CACHE)
 def price_of(text: str) -> Decimal:
-    """The price of a public trade: above zero, and stored as exactly as it is written."""
-    return _exact_amount(text, "price")
+    """The same as a number."""
+    return Decimal(price_text(text))
 
 
 @lru_cache(_CACHE)
 def size_of(text: str) -> Decimal:
-    """The size of a public trade: above zero, and stored as exactly as it is written."""
-    return _exact_amount(text, "size")
+    """The same as a number."""
+    return Decimal(size_text(text))
 
 
 @lru_cache(64)
@@ -160,29 +182,64 @@ def side_of(text: str) -> str:
     return side
 
 
+def sides_of(texts: list[str]) -> list[str]:
+    """The same for many texts at once."""
+    return texts if _STORED_SIDES.issuperset(texts) else list(map(side_of, texts))
+
+
 def instant_of(text: str) -> datetime:
     """The time to the millisecond, from milliseconds, or from seconds with or without a fraction."""
+    return InstantTexts.value(instant_text(text))
+
+
+def instant_text(text: str) -> str:
+    """The same for `InstantTexts`."""
     whole, point, fraction = text.partition(".")
-    if point and not (fraction.isdecimal() and fraction.isascii()):
+    if point and not _are_digits(fraction):
         raise RefusedError(f"time {text[:_SHOWN]!r} is not a number")
     if len(whole) > _SECOND_DIGITS:
         whole, fraction = whole[:-3], whole[-3:]
-    return _second(whole) + _fraction(fraction[:3])
+    try:
+        return _BEGINNINGS[f"{whole}."] + _FRACTIONS[fraction[:3] or "0"]
+    except KeyError:
+        raise RefusedError(
+            f"time {text[:_SHOWN]!r} is no Unix time between 2010 and 2100, in seconds or milliseconds"
+        ) from None
 
 
-@lru_cache(128)
-def _second(text: str) -> datetime:
-    if not _are_digits(text) or int(text) not in _SECONDS:
-        raise RefusedError(f"time {text[:_SHOWN]!r} is no Unix time between 2010 and 2100, in seconds or milliseconds")
-    return datetime.fromtimestamp(int(text), UTC)
+def instant_texts(texts: list[str]) -> list[str]:
+    """The same for many texts at once, in half the time where all have ten digits and a point, or are milliseconds."""
+    pointed = [f"{text[:10]}.{text[10:]}" for text in texts] if set(map(len, texts)) == {13} else texts
+    beyond = "".join([text[14:] for text in pointed])
+    try:
+        if _are_digits(beyond or "0"):
+            return [_BEGINNINGS[text[:11]] + _FRACTIONS[text[11:14]] for text in pointed]
+    except KeyError:
+        pass
+    # Trades that one order makes have one time.
+    known = {text: instant_text(text) for text in set(texts)}
+    return [known[text] for text in texts]
 
 
-@lru_cache(1_110)
-def _fraction(text: str) -> timedelta:
-    if text and not _are_digits(text):
-        raise RefusedError(f"time ends in {text!r}, which is not a number")
-    return timedelta(milliseconds=int(text.ljust(3, "0")))
+class _Beginnings(dict[str, str]):
+    """Texts of instants up to the point, by Unix seconds with a point behind them; `KeyError` for any other."""
+
+    def __missing__(self, text: str) -> str:
+        seconds = text[:-1]
+        passed = int(seconds) if len(seconds) <= _SECOND_DIGITS and _are_digits(seconds) else 0
+        if passed not in _SECONDS or text[-1] != ".":
+            raise KeyError(text)
+        if len(self) >= _MANY_SECONDS:
+            self.clear()
+        begun = self[text] = second_text(passed)
+        return begun
+
+
+_BEGINNINGS = _Beginnings()
+_FRACTIONS = {
+    digits: f"{digits:0<6}" for places in range(1, 4) for digits in map(f"{{:0{places}}}".format, range(10**places))
+}
 
 
 def _are_digits(text: str) -> bool:
-    return text.isdecimal() and text.isascii() and len(text) <= _SECOND_DIGITS
+    return text.isdecimal() and text.isascii()
