@@ -44,7 +44,11 @@ class Filling:
         told_names = [f"CASE WHEN {differs} THEN '{name} ' ELSE '' END" for name, differs in quoted.items()]
         self.names = " || ".join(told_names) or "''"
         """The columns that differ, as text, each with a blank behind it."""
-        self.assignments = ", ".join(f"{quote(column.name)} = {assigned(column)}" for column in columns)
+        # The others are never NULL; one of them stands there where no column can be filled.
+        changed = [
+            column for column in columns if column.nullable or column.onupdate or forms_of(column.type).document
+        ] or columns[:1]
+        self.assignments = ", ".join(f"{quote(column.name)} = {assigned(column)}" for column in changed)
         """The SET list for a row that fills."""
 
 

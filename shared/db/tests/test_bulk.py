@@ -51,6 +51,7 @@ from shared.db.bulk import BulkResult, OnBadRow, OnConflict, bulk_create, bulk_u
 from shared.db.tests.support import execution_values, new_run, new_strategy, run_on_server, stored, trade_values
 from shared.db.value_forms import instants
 from shared.db.value_forms import texts as text_forms
+from shared.db.value_forms.amounts import AmountTexts
 
 # Fixtures live as long as the test, not the example: each example below cleans up behind itself.
 several = settings(
@@ -331,6 +332,29 @@ def test_the_shortcuts_give_what_the_column_types_give(column_and_values: Any, d
         assert [Decimal(text) for text in short] == [Decimal(text) for text in slow]
     else:
         assert list(short) == slow
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.from_regex(r"[0-9]{1,12}(\.[0-9]{1,8})?", fullmatch=True), min_size=1, max_size=3),
+    st.lists(st.integers(0, 4 * 10**15), min_size=1, max_size=3),  # microseconds since 1970
+    st.sampled_from(("postgresql", "sqlite", "mysql")),
+)
+@example(["79099442.28268421"], [0], "sqlite")  # 16 digits that a float does not keep
+def test_values_given_as_their_texts_make_the_same_cells(digits: list[str], passed: list[int], dialect: str) -> None:
+    """A column of checked texts is the column of its values, which it gives to whoever looks at them."""
+    layout = cells.cell_layout_of(PublicTrade.metadata.tables["public_trades"], dialect, False)
+    price, when = (layout.columns[layout.names.index(name)] for name in ("price", "exchange_ts"))
+    amounts = AmountTexts(digits)
+    assert list(amounts) == [Decimal(text) for text in digits]
+    quick = price._quickly(amounts)
+    assert (quick is None) == (price._quickly(list(amounts)) is None)
+    if quick is not None:
+        assert list(map(Decimal, quick)) == list(map(Decimal, map(price.cell, amounts)))
+    utc = [datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros) for micros in passed]
+    texts = instants.InstantTexts([f"{time:%Y-%m-%d %H:%M:%S.%f}" for time in utc])
+    assert list(texts[0:]) == utc
+    assert when._quickly(texts) == list(map(when.cell, utc))
 
 
 def test_dates_that_were_written_once_do_not_pile_up() -> None:

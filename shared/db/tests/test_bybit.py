@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -28,6 +28,7 @@ from shared.db.exchanges.bybit import (
     parse_recent_trades,
     read_archive,
 )
+from shared.db.exchanges.bybit.values import RefusedError, instant_of, instant_texts
 from shared.db.tests.bybit_samples import (
     DERIVATIVES_HEADER,
     SPOT_HEADER,
@@ -43,6 +44,7 @@ from shared.db.tests.bybit_samples import (
     trade_message,
     written,
 )
+from shared.db.value_forms.instants import InstantTexts, ends_of
 
 # A folder of real files of Bybit's, on machines that have one.
 REAL_SAMPLES = os.environ.get("GRIDBOT_TEST_DATA")
@@ -855,6 +857,30 @@ def test_a_text_is_the_number_it_says_or_is_given_back(text: str) -> None:
     for row in parsed.rows:
         assert re.fullmatch(r"\+?[0-9.]+([eE][+-]?[0-9]+)?", text)
         assert row["price"] == Decimal(text)
+
+
+_times = st.from_regex(
+    r"(16999999|1735689|40000000)[0-9]{2,3}(\.[0-9]{0,6})?|1735689[0-9]{6}|[0-9.]{0,16}", fullmatch=True
+)
+
+
+@settings(deadline=None)
+@given(st.lists(st.one_of(_times, st.text(max_size=14)), min_size=1, max_size=4))
+@example(["1735689600123", "173568960.123"])  # of the same length
+@example(["1735689600.123\u0663"])
+@example(["1735689600."])
+def test_many_times_are_read_as_each_is(texts: list[str]) -> None:
+    """Together or one by one, as datetimes or as the texts that are stored; and all refuse the same."""
+    try:
+        each = [instant_of(text) for text in texts]
+    except RefusedError:
+        with pytest.raises(RefusedError):
+            instant_texts(texts)
+        return
+    together = InstantTexts(instant_texts(texts))
+    assert list(together) == each
+    assert together.texts == [f"{when:%Y-%m-%d %H:%M:%S.%f}" for when in each]
+    assert ends_of(together) == ends_of(each)
 
 
 def test_every_sample_is_read_whole(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import random
 import tarfile
 import zipfile
+import zlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from sqlalchemy import URL, delete, func, select
 from shared.db import DatabaseFactory, DatabaseSettings, InputError, PublicTrade, PublicTradeRepository
 from shared.db.bulk.trade_sources import TradeSource, source_of
 from shared.db.commands.cli import main
+from shared.db.exchanges import files
 from shared.db.operations import trade_file, trade_import
 from shared.db.operations.export import export_trades
 from shared.db.operations.row_layout import file_layout_of, pyarrow
@@ -493,6 +495,39 @@ def test_no_bytes_whatever_take_the_import_down(
         assert report.files[1].finished or report.files[1].error
         assert report.files[0].finished or report.files[0].error
         json.dumps(report.as_dict())
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.binary(max_size=300).map(lambda part: part * 300), max_size=3),
+    st.binary(max_size=3).map(lambda end: end.replace(b"\x1f", b"\0")),
+    st.one_of(st.none(), st.tuples(st.integers(0, 400), st.integers(0, 255))),
+    st.integers(0, 400),
+)
+def test_a_packed_file_is_unpacked_as_gzip_does_it(
+    tmp_path_factory: pytest.TempPathFactory,
+    parts: list[bytes],
+    end: bytes,
+    flipped: tuple[int, int] | None,
+    missing: int,
+) -> None:
+    """Of several parts, padded, damaged or cut short: the same bytes, or damage where Python's own reader sees it."""
+    packed = bytearray(b"".join(map(gzip.compress, [b"first\n", *parts])) + end)
+    if flipped is not None and flipped[0] < len(packed) - 10:
+        packed[flipped[0] + 10] ^= flipped[1]  # behind the first header
+    if missing % 3 == 0:
+        del packed[max(len(packed) - missing, 20) :]
+    path = tmp_path_factory.mktemp("packed") / "a.gz"
+    path.write_bytes(packed)
+    try:
+        whole = gzip.decompress(packed)
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        with pytest.raises(InputError, match="only half there"):
+            files.check_whole(path, lambda: False)
+        return
+    assert files.check_whole(path, lambda: False)
+    with files._opened(path) as (_, unpacked):
+        assert unpacked.read() == whole
 
 
 def test_a_line_without_a_time_costs_itself_alone(tmp_path: Path) -> None:
