@@ -18,6 +18,7 @@ from benchmarks.harness import Contender, Goal, Place, compare, print_table
 from benchmarks.memory import peak_growth
 from shared.db import DatabaseFactory
 from shared.db.exchanges.bybit import read_archive
+from shared.db.operations.import_workers import short_turns
 from shared.db.operations.trade_import import import_trades
 
 _HEADER = "timestamp,symbol,side,size,price,tickDirection,trdMatchID,grossValue,homeNotional,foreignNotional,RPI\n"
@@ -125,7 +126,7 @@ def _copy(url: URL, text: Path) -> None:
 
 
 def _import(url: URL, path: Path) -> None:
-    with DatabaseFactory(url) as db:
+    with short_turns(), DatabaseFactory(url) as db:  # as the command does
         report = import_trades(db, [path])
     assert report.finished
     assert report.rejected == 0

@@ -500,7 +500,7 @@ def test_no_bytes_whatever_take_the_import_down(
 @settings(deadline=None)
 @given(
     st.lists(st.binary(max_size=300).map(lambda part: part * 300), max_size=3),
-    st.binary(max_size=3).map(lambda end: end.replace(b"\x1f", b"\0")),
+    st.one_of(st.integers(0, 9).map(bytes), st.binary(max_size=3)),  # a tape's padding, or what does not belong there
     st.one_of(st.none(), st.tuples(st.integers(0, 400), st.integers(0, 255))),
     st.integers(0, 400),
 )
