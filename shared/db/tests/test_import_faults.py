@@ -526,7 +526,7 @@ def test_a_packed_file_is_unpacked_as_gzip_does_it(
             files.check_whole(path, lambda: False)
         return
     assert files.check_whole(path, lambda: False)
-    with files._opened(path) as (_, unpacked):
+    with files.opened(path) as (_, unpacked):
         assert unpacked.read() == whole
 
 
