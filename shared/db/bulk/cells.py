@@ -136,6 +136,7 @@ class CellColumn:
         self.nullable = bool(column.nullable)
         self.alike, self.escaped, self.kept_in = forms.alike, forms.escaped, forms.kept_in
         self.shortcut, self.cell = forms.shortcut(dialect), forms.cell(dialect)
+        self._has_arrays = _has_arrays(type(forms))
         self._check, self._dialect, self._document = forms.arrow_checked, dialect, forms.document
         self._rounding = forms.rounding(dialect, nullable=self.nullable)
         self._default: Any = column.default
@@ -189,7 +190,7 @@ class CellColumn:
     def _checked(self, values: Any) -> Any:
         """The array as `arrow_checked` gives it; None for NULLs alone."""
         arrow = _arrow()
-        if values.null_count and not self.nullable:
+        if not self._has_arrays or (values.null_count and not self.nullable):
             raise arrow.NotHeldError
         return None if values.null_count == len(values) else self._check(values, self._dialect, arrow)
 
@@ -211,6 +212,16 @@ class CellColumn:
         if default is None:
             return [None] * size
         return [default.arg(None) for _ in range(size)] if default.is_callable else [default.arg] * size
+
+
+def _has_arrays(forms: type[Any]) -> bool:
+    """Whether what a type says of arrays holds: one that derives from it may change what is made of a value."""
+    for kind in forms.__mro__:
+        if "arrow_checked" in vars(kind):
+            return True
+        if not vars(kind).keys().isdisjoint(("process_bind_param", "cell", "shortcut", "rounding")):
+            return False
+    return False
 
 
 def prepared(layout: CellLayout, batch: RowBatch, rounded: Losses) -> Iterator[list[Cells]]:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import URL, Float, SmallInteger, String, Text, cast, delete, insert, select, text
+from sqlalchemy import URL, Dialect, Float, SmallInteger, String, Text, cast, delete, insert, select, text
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import Session, mapped_column
 
@@ -514,6 +514,32 @@ def test_a_pandas_frames_missing_values_are_null(session: Session, sample_run: A
     assert [row.order_link_id for row in found] == ["a", None, None, "b"]
     assert [row.raw_json for row in found] == [row["raw_json"] for row in rows]
     assert [row.exchange_ts for row in found] == [row["exchange_ts"] for row in rows]
+
+
+class Loud(CheckedText):
+    """A type that another package derives, and that stores something else."""
+
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        """In capitals."""
+        return None if value is None else str(value).upper()
+
+
+def test_a_type_that_derives_from_one_of_ours_has_its_say(empty_db: DatabaseFactory) -> None:
+    """A frame's column is not taken past what it makes of a value; on every database."""
+    with outside_tables():
+        body = {
+            "__tablename__": "shouts",
+            "__ownership__": SHARED_BY_ALL,
+            "key": mapped_column(CheckedInteger(), primary_key=True, autoincrement=False),
+            "words": mapped_column(Loud(), nullable=False),
+        }
+        kind: Any = type("Shout", (Base,), body)
+        empty_db.create_tables()
+        with empty_db.get_session() as session:
+            bulk_create(session, kind, pa.table({"key": [1, 2], "words": ["a", "b"]}))
+            assert session.scalars(select(kind.words).order_by(kind.key)).all() == ["A", "B"]
 
 
 def test_a_large_frame_takes_the_memory_of_a_batch(server: DatabaseFactory) -> None:
