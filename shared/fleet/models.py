@@ -19,6 +19,7 @@ from shared.db import (
     Json,
     Money,
     Ownership,
+    SecretText,
     Side,
     Stream,
     UTCDateTime,
@@ -118,6 +119,7 @@ class Bot(Base):
     exchange: Mapped[str | None] = mapped_column(BoundedString(50))
     config: Mapped[dict[str, Any]] = mapped_column(Json(), default=dict)
     api_url: Mapped[str | None] = mapped_column(BoundedString(500), comment="Of an external bot; unique for its user")
+    api_token: Mapped[str | None] = mapped_column(SecretText(), comment="Of the bot's own API, sealed")
     exposed_host_port: Mapped[int | None] = mapped_column(CheckedInteger())
     last_ping: Mapped[datetime | None] = mapped_column(UTCDateTime(), comment="When it last answered, UTC")
     connection_error: Mapped[str | None] = mapped_column(CheckedText(), comment="Why it did not; NULL once it did")

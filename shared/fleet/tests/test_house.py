@@ -11,16 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 
 import shared.fleet
-from shared.db import AuditLogRepository, Base, DatabaseFactory, Recorder, Repository, Stream, User
+from shared.db import (
+    AuditLogRepository,
+    Base,
+    DatabaseFactory,
+    DatabaseSettings,
+    Recorder,
+    Repository,
+    SecretError,
+    Stream,
+    User,
+)
 from shared.db.commands.cli import main
 from shared.db.testing import has_mysql
 from shared.db.tests.support import postgresql_programs
-from shared.fleet import Bot
+from shared.fleet import Bot, BotRepository
 from shared.fleet.tests.test_fleet import every_table, two_bots
 
+TOKEN = "canary-5c1f"
 TABLES: dict[type[Any], None] = {
     mapper.class_: None for mapper in Base.registry.mappers if mapper.class_.__module__ == "shared.fleet.models"
 }
@@ -151,6 +162,42 @@ def test_revisions_go_up_and_down_by_commands(
         done(capsys, "migrate", "check", *where)
         with DatabaseFactory(url) as db, db.get_session(user_id=bot.user_id) as session:
             assert session.scalars(select(Bot.bot_id)).all() == [bot.bot_id]
+
+
+def test_a_bot_s_token_is_sealed_and_its_key_is_rotated(
+    at: DatabaseFactory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The object gives it in plain; neither the column nor a repr, the audit log or a copy without the keys does."""
+    old, new = (done(capsys, "keys", "generate", "--id", name).strip() for name in ("k1", "k2"))
+    at.enable_audit()
+    stored = select(text("api_token")).select_from(text("bots")).where(text("name = 'away'"))
+    with DatabaseFactory(at.settings.model_copy(update={"encryption_keys": old})) as db:
+        with db.get_session() as session:
+            user_id = session.scalars(select(User.user_id).limit(1)).one()
+        with db.get_session(user_id=user_id) as session:
+            bot = Bot(user_id=user_id, name="away", bot_type="external", api_token=TOKEN)
+            BotRepository(session).create(bot)
+            assert TOKEN not in f"{bot!r} {vars(bot)!r}"
+            noted = AuditLogRepository(session).get_by_resource("Bot", bot.bot_id)
+            assert TOKEN not in str([(entry.old_values, entry.new_values) for entry in noted])
+        with db.get_session() as session:
+            assert session.scalars(stored).one().startswith("enc:v1:k1:")
+    monkeypatch.setenv("GRIDBOT_DB_ENCRYPTION_KEYS", f"{new},{old}")
+    done(capsys, "keys", "rotate", "--db-url", url_of(at))
+    done(capsys, "copy", url_of(at), "sqlite:///copy.db")
+    monkeypatch.delenv("GRIDBOT_DB_ENCRYPTION_KEYS")
+    for settings in (at.settings, DatabaseSettings(database_url="sqlite:///copy.db", _env_file=None)):
+        with DatabaseFactory(settings.model_copy(update={"encryption_keys": new})) as db:
+            with db.get_session() as session:
+                assert session.scalars(stored).one().startswith("enc:v1:k2:")
+            with db.get_session(user_id=user_id) as session:
+                found = BotRepository(session).get_by_name(user_id, "away")
+                assert found is not None
+                assert found.api_token == TOKEN
+    with DatabaseFactory("sqlite:///copy.db") as db, db.get_session(user_id=user_id) as session:
+        found = BotRepository(session).get_by_name(user_id, "away")
+        with pytest.raises(SecretError):
+            _ = found and found.api_token
 
 
 def test_what_a_user_makes_is_in_the_audit_log(at: DatabaseFactory) -> None:
