@@ -19,6 +19,7 @@ import shared.db.commands.purge as purge
 import shared.db.commands.replay as replay
 import shared.db.commands.report as report
 import shared.db.commands.row_files as row_files
+import shared.db.commands.serve as serve
 import shared.db.commands.status as status_command
 import shared.db.numbering as numbering
 from shared.db.commands.arguments import EXIT_INTERRUPTED, Command, run_commands, settings_from_arguments
@@ -137,5 +138,6 @@ COMMANDS: dict[str, tuple[str, Command]] = {
         coverage.coverage_arguments,
     ),
     "report": ("write a page to look at: what a user's bots did", report.add_arguments),
+    "serve": ("show a report that is kept up to date, to this machine alone", serve.add_arguments),
     "migrate": ("change the schema by revisions, or say where it stands", migrate.add_arguments),
 }

@@ -42,21 +42,27 @@ class Picture:
 
 
 class Page:
-    """A page in the making: sections are added to it, and `html()` is the whole of it."""
+    """A page in the making: sections are added to it, and `html()` is the whole of it.
 
-    def __init__(self, title: str, *under_title: str) -> None:
+    `live` is where it stands of what is stored, for a page that a server keeps up to date; None for a file.
+    """
+
+    def __init__(self, title: str, *under_title: str, live: int | None = None) -> None:
         self._title = title
-        self._parts: list[str] = [
+        self._live = live
+        self._head: list[str | None] = [
             element("h1", title),
             *(element("p", line) for line in under_title),
             element("p", "Times are in ", element("span", "UTC", id="zone"), ".", class_="quiet"),
+            None if live is None else element("p", "It is kept up to date.", id="live", role="status", class_="quiet"),
         ]
+        self._sections: list[Markup] = []
         self._pictures: list[Picture] = []
 
     def section(self, heading: str, *parts: str | Picture | None) -> None:
         """Add a heading and what is below it."""
         inside = [self._figure(part) if isinstance(part, Picture) else part for part in parts]
-        self._parts.append(element("section", element("h2", heading), *inside))
+        self._sections.append(element("section", element("h2", heading), *inside))
 
     def _figure(self, picture: Picture) -> Markup:
         number = len(self._pictures)
@@ -66,12 +72,18 @@ class Page:
         )
         return element("figure", element("figcaption", picture.caption), plot)
 
+    def changing(self) -> dict[str, Any]:
+        """What may be another the next time, for a page that is open: its sections and its pictures."""
+        return {"sections": self._sections, "pictures": [_told(picture) for picture in self._pictures]}
+
     def html(self) -> str:
         """The page. Raises `MissingExtraError` if it has pictures and plotly is not installed."""
         scripts = [plotly_script()] if self._pictures else []
         scripts.append(_beside("page.js"))
         allowed = " ".join(map(_digest, scripts))
         policy = f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:"
+        if self._live is not None:
+            policy += "; connect-src 'self'"
         head = element(
             "head",
             element("meta", charset="utf-8"),
@@ -81,10 +93,10 @@ class Page:
             element("title", self._title),
             element("style", Markup(_beside("page.css"))),
         )
-        told = json.dumps([_told(picture) for picture in self._pictures], separators=(",", ":"), allow_nan=False)
+        told = json.dumps(self.changing()["pictures"], separators=(",", ":"), allow_nan=False)
         body = element(
             "body",
-            element("main", *self._parts),
+            element("main", *self._head, *self._sections, data_live=self._live),
             element("script", Markup(told.translate(_IN_SCRIPT)), type="application/json", id="pictures"),
             *(element("script", Markup(script)) for script in scripts),
         )

@@ -131,6 +131,12 @@ def steps(session: Session, scope: Scope, *, after_fees: bool) -> Iterator[tuple
                 yield when, run_id, (profit or nothing) - (fee or nothing)
 
 
+def newest(session: Session, scope: Scope) -> int:
+    """The number of the fill of the scope that was stored last, 0 without any."""
+    number = source_of(PrivateExecution).columns.id
+    return read(session, select(func.max(number)).where(*scope.criteria())).scalar() or 0
+
+
 class Fill(NamedTuple):
     """One fill, as it is drawn over a price."""
 

@@ -40,8 +40,8 @@ _DAY = timedelta(days=1)
 _WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
 
-def user_page(report: Report) -> str:
-    """The whole page."""
+def user_page(report: Report, *, live: int | None = None) -> Page:
+    """The page; `live` is where it stands of what is stored, if it is to be kept up to date."""
     scope = report.scope
     which = "all runs" if scope.run_id is None else joined("the run ", named(report.runs[scope.run_id]))
     since = () if scope.start is None else (" from ", moment(scope.start))
@@ -51,6 +51,7 @@ def user_page(report: Report) -> str:
         joined(
             number(report.whole.fills), " fills of ", which, *since, *until, ", read at ", moment(report.made_at), "."
         ),
+        live=live,
     )
     if not report.whole.fills:
         page.section("Nothing to show", element("p", "There is no fill in this time."))
@@ -63,7 +64,7 @@ def user_page(report: Report) -> str:
         page.section("Fills over the price", *_prices(report))
         page.section("Inventory and exposure", *_positions(report))
     page.section("What it rests on", *_coverage(report))
-    return page.html()
+    return page
 
 
 def _in_short(report: Report) -> Iterator[Markup]:

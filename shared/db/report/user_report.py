@@ -48,5 +48,5 @@ def write_report(
         with db.get_session(user_id=user.user_id, read_only=True) as session:
             at_one_moment(session)
             report = gather(session, username, scope, gap_seconds)
-        file.write(user_page(report).encode())
+        file.write(user_page(report).html().encode())
     return report.whole.fills

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -19,10 +19,12 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from shared.db import DatabaseFactory, PrivateExecutionRepository, RunRepository
+from shared.db.report.live import live_app, logins_for
 from shared.db.report.page import number
 from shared.db.report.status_page import status_page
 from shared.db.report.user_report import write_report
 from shared.db.tests.report_pages import HOSTILE, store_prices, trade_for
+from shared.db.tests.serving import uvicorn_serving
 
 pytestmark = pytest.mark.browser
 WIDTHS = (1280, 390)
@@ -52,6 +54,13 @@ class Visit:
     requests: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
+    def listen(self) -> None:
+        """Note what it asks for and complains of from now on."""
+        self.page.on("request", lambda asked: self.requests.append(asked.url))
+        self.page.on("console", lambda said: self.complaints.append(said.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
+
     def look_at_all(self) -> None:
         """Scroll through it, so that all is drawn."""
         for number_of_it in range(self.page.locator(".plot").count()):
@@ -73,10 +82,7 @@ def visiting(browser: Any, file: Path, width: int) -> Iterator[Visit]:
         viewport={"width": width, "height": 900}, timezone_id=ZONE, locale="en-GB", reduced_motion="reduce"
     )
     opened = Visit(window.new_page())
-    opened.page.on("request", lambda asked: opened.requests.append(asked.url))
-    opened.page.on("console", lambda said: opened.complaints.append(said.text))
-    opened.page.on("pageerror", lambda error: opened.complaints.append(str(error)))
-    opened.page.on("dialog", lambda dialog: opened.complaints.append(dialog.message))
+    opened.listen()
     opened.page.goto(file.as_uri())
     opened.look_at_all()
     yield opened
@@ -120,6 +126,36 @@ def test_the_page_for_operators_opens_in_peace_too(
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
         local = health.checked_at.astimezone(ZoneInfo(ZONE))
         assert f"Looked at {local.day} {local:%b %Y, %H:%M:%S}" in visit.page.locator("main").inner_text()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_an_open_page_follows_what_is_stored(browser: Any, width: int, policed_fleet: DatabaseFactory) -> None:
+    """A fill that comes is in its numbers, while what was unfolded stays so and the keyboard stays where it was."""
+    ((fill, *_), *_) = trade_for(policed_fleet, "ann", 20).values()
+    logins = logins_for(policed_fleet, ["name-ann"])
+    with uvicorn_serving(live_app(policed_fleet, logins, 0.1)) as ask:
+        window = browser.new_context(viewport={"width": width, "height": 900}, timezone_id=ZONE, locale="en-GB")
+        opened = Visit(window.new_page())
+        opened.listen()
+        address = f"http://127.0.0.1:{ask.port}/"
+        opened.page.goto(f"{address}?token={next(iter(logins))}")
+        assert opened.page.url == address
+        opened.look_at_all()
+        days = opened.page.locator("summary").first
+        days.focus()
+        days.press("Enter")
+        assert opened.facts()["Fills"] == "41"
+        with policed_fleet.get_session(user_id="ann") as session:
+            late = fill | {"exec_id": "late", "exchange_ts": fill["exchange_ts"] + timedelta(hours=3)}
+            PrivateExecutionRepository(session).bulk_create([late])
+        opened.page.get_by_text("Brought up to date at").wait_for()
+        opened.look_at_all()
+        assert opened.facts()["Fills"] == "42"
+        assert opened.page.locator("details[open]").count() == 1
+        assert opened.page.evaluate("document.activeElement.tagName") == "SUMMARY"
+        assert opened.complaints == []
+        assert {asked.partition("?")[0] for asked in opened.requests} == {address, f"{address}figures"}
+        window.close()
 
 
 def test_the_numbers_in_the_window_are_the_database_s(visit: Visit, policed_fleet: DatabaseFactory) -> None:
