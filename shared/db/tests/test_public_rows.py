@@ -246,6 +246,7 @@ REFUSED: dict[str, Callable[[Any, Any], Any]] = {
     "a delete of an indirect owner's": _with("Page", "pub-bob", lambda s, p: s.delete(p)),
     "a change of what was never loaded": lambda s, m: _loaded_before(s, m, "Template", "pub-bob", name="x"),
     "taking what was never loaded": lambda s, m: _loaded_before(s, m, "Template", "pub-bob", user_id="ann"),
+    "an object of a private one": lambda s, m: _loaded_before(s, m, "Template", "own-bob"),
     "a change of a private one": lambda s, m: _loaded_before(s, m, "Template", "own-bob", name="x"),
     "merge": lambda s, m: (s.merge(m.Template(template_id="pub-bob", name="x")), s.flush()),
     "merge to take it": lambda s, m: (s.merge(m.Template(template_id="pub-bob", user_id="ann")), s.flush()),
