@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy import desc, func, select, text
 
+import shared.fleet
 from shared.db import (
     DatabaseFactory,
     Repository,
@@ -43,12 +44,25 @@ from shared.fleet import (
     Signal,
     SignalRepository,
     Subscription,
+    SubscriptionRepository,
     Trade,
     TradeRepository,
 )
 from shared.fleet.tests.test_fleet import either_db, two_bots  # noqa: F401 # a fixture
 
 HOUR = timedelta(hours=1)
+
+
+def test_the_package_s_own_page(either_db: DatabaseFactory) -> None:  # noqa: F811 # the fixture
+    """Its example runs as it stands, for a bot and a template."""
+    bot, _ = two_bots(either_db)
+    with either_db.get_session(user_id=bot.user_id) as session:
+        session.add(BotTemplate(creator_id=bot.user_id, name="grid", config_json={"grid": {"levels": 20, "step": 1}}))
+    page = (Path(shared.fleet.__file__).parent / "docs" / "fleet.md").read_text()
+    given = {"db": either_db, "user_id": bot.user_id, "start": None, "end": None}
+    exec(page.partition("```python\n")[2].partition("```")[0], vars(shared.fleet) | given)
+    with either_db.get_session(user_id=bot.user_id) as session:
+        assert len(SubscriptionRepository(session).get_active(bot.user_id)) == 1
 
 
 def test_the_sqlite_bot_s_page(either_db: DatabaseFactory) -> None:  # noqa: F811 # the fixture
