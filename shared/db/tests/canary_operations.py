@@ -50,6 +50,7 @@ def use_everything(stage: Stage) -> None:
             repr(db.engine.url),
             db.session_factory,
             db.row_security_status(),
+            db.write_position(),
         )
         # A pickle of settings or of a URL is for connecting elsewhere: it has to hold the password.
         stage.seen.append(("settings", repr(db.settings) + str(db.settings)))
