@@ -52,16 +52,20 @@ _NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 _log = logging.getLogger("shared.db")
 
 
+def _connections(settings: DatabaseSettings) -> int:
+    return 1 if settings.is_memory else settings.pool_size + settings.max_overflow
+
+
 class _Turns:
     """Has few threads at work at once, since each that wants the interpreter keeps the event loop from it.
 
     As many more as it takes where they wait for the database: where the process has been idle, or none has ended.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, settings: DatabaseSettings) -> None:
+        self._settings = settings
         self._changed = threading.Condition()
-        self._at_once = min(most, _AT_ONCE)
+        self._at_once = _AT_ONCE
         self._taken = 0
         self._ended = False
         self._looked, self._used = 0.0, 0.0
@@ -95,10 +99,10 @@ class _Turns:
             return
         is_idle = passed < _LATELY and used - self._used < _IDLE * passed
         if is_idle or not self._ended:
-            self._at_once = min(self._at_once + 1, self._most)
+            self._at_once = min(self._at_once + 1, _connections(self._settings))
             self._changed.notify()
         elif passed < _LATELY:
-            self._at_once = max(self._at_once - 1, min(self._most, _AT_ONCE))
+            self._at_once = max(self._at_once - 1, _AT_ONCE)
         self._looked, self._used, self._ended = now, used, False
 
 
@@ -110,13 +114,12 @@ class AsyncDoor:
 
     def __init__(self, settings: DatabaseSettings) -> None:
         self._settings = settings
-        self._connections = 1 if settings.is_memory else settings.pool_size + settings.max_overflow
-        self.renew()
         self._last_end = 0.0
+        self.renew()
 
     def renew(self) -> None:
         """In a forked child: the threads, and who held the locks, are the parent's."""
-        self._lock, self._turns = threading.Lock(), _Turns(self._connections)
+        self._lock, self._turns = threading.Lock(), _Turns(self._settings)
         self._executor: ThreadPoolExecutor | None = None
 
     def close(self) -> None:
@@ -213,7 +216,7 @@ class AsyncDoor:
         running.add_done_callback(self._note_end)
         with self._lock:
             if self._executor is None:
-                self._executor = ThreadPoolExecutor(self._connections, "shared.db transaction")
+                self._executor = ThreadPoolExecutor(_connections(self._settings), "shared.db transaction")
             self._executor.submit(contextvars.copy_context().run, begin)
         return running
 
