@@ -118,7 +118,9 @@ def test_copies_are_whole_from_and_to_each_database(
         assert "not ours" not in done(capsys, "migrate", "status", "--db-url", target)
 
 
-@pytest.mark.parametrize("model", STREAMS, ids=lambda model: model.__tablename__)
+@pytest.mark.parametrize(
+    "model", sorted(STREAMS, key=lambda model: model.__tablename__), ids=lambda model: model.__tablename__
+)
 def test_a_stream_is_recorded_exported_purged_and_imported(
     at: DatabaseFactory, capsys: pytest.CaptureFixture[str], model: type[Any]
 ) -> None:
