@@ -18,7 +18,7 @@ import time
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from itertools import islice
 from types import MappingProxyType
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
@@ -57,9 +57,10 @@ def _connections(settings: DatabaseSettings) -> int:
 
 
 class _Turns:
-    """Has few threads at work at once, since each that wants the interpreter keeps the event loop from it.
+    """Has few transactions at work at once: each thread that wants the interpreter keeps the event loop from it.
 
     As many more as it takes where they wait for the database: where the process has been idle, or none has ended.
+    Sessions need none of this: between one piece of their work and the next stands the event loop itself.
     """
 
     def __init__(self, settings: DatabaseSettings) -> None:
@@ -82,15 +83,6 @@ class _Turns:
             self._taken -= 1
             self._ended = True
             self._changed.notify()
-
-    @contextmanager
-    def left(self) -> Iterator[None]:
-        """For a block that waits: another may take its turn meanwhile."""
-        self.__exit__()
-        try:
-            yield
-        finally:
-            self.__enter__()
 
     def _look(self) -> None:
         now, used = time.monotonic(), time.process_time()
@@ -137,13 +129,13 @@ class AsyncDoor:
         became of it.
         """
         caller = Caller()
-        running = self._submit(transaction, caller)
+        running = self._submit(transaction, caller, turns=self._turns)
         return await self.answer(running, running, caller)
 
     @asynccontextmanager
     async def session(self, opened: Callable[[], AbstractContextManager[Session]]) -> AsyncGenerator[AsyncSession]:
         """The session of `opened()`, which is entered, used and left in one thread; left as the block is left."""
-        worker = _Worker(self._turns)
+        worker = _Worker()
         running = self._submit(worker.work, opened)
         session = None
         try:
@@ -202,11 +194,13 @@ class AsyncDoor:
             "already: the log of shared.db tells which"
         )
 
-    def _submit(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
+    def _submit(
+        self, work: Callable[..., T], *arguments: Any, turns: AbstractContextManager[None] | None = None
+    ) -> Future[T]:
         running: Future[T] = Future()
 
         def begin() -> None:
-            with self._turns:
+            with turns or nullcontext():
                 if running.set_running_or_notify_cancel():
                     try:
                         running.set_result(work(*arguments))
@@ -394,9 +388,8 @@ class _Undone(TransactionAbandonedError):
 class _Worker:
     """A thread for as long as a session lasts: it does what it is given, one after the other."""
 
-    def __init__(self, turns: _Turns) -> None:
+    def __init__(self) -> None:
         self.opened: Future[Session] = Future()
-        self._turns = turns
         self._process = os.getpid()
         self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[Session], Any]] | bool] = queue.SimpleQueue()
         self._iterators: list[Any] = []
@@ -424,8 +417,7 @@ class _Worker:
             raise
 
     def _do_one(self, session: Session) -> bool:
-        with self._turns.left():
-            job = self._jobs.get()
+        job = self._jobs.get()
         if isinstance(job, bool):
             if job:
                 raise _Undone("the block of this session was left by an error")

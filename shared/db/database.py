@@ -196,12 +196,14 @@ class DatabaseFactory:
         of the two in a session that writes. Without a standby every answer is new.
         """
         read_only = read_only or self.settings.read_only
-        wanted = Wanted.of(max_staleness, after, self.settings.max_staleness)
         if not read_only and (max_staleness is not None or after is not None):
             raise InvalidValueError("max_staleness and after are for sessions that only read: pass read_only=True")
         engine = self._engine_for(read_only=read_only)
         replica = self._opened().replica if read_only else None
-        standby = None if replica is None else replica.connection(wanted)
+        standby = None
+        if replica is not None or max_staleness is not None or after is not None:
+            wanted = Wanted.of(max_staleness, after, self.settings.max_staleness)
+            standby = None if replica is None else replica.connection(wanted)
         session = self._new_session(engine if standby is None else standby, user_id, read_only)
         with self._lock:
             overlap = self._open_sessions > 0 and isinstance(engine.pool, StaticPool)

@@ -7,6 +7,7 @@ import json
 import tokenize
 from collections.abc import Iterator
 from datetime import timedelta
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +119,7 @@ def test_copies_are_whole_from_and_to_each_database(
         assert "not ours" not in done(capsys, "migrate", "status", "--db-url", target)
 
 
-@pytest.mark.parametrize(
-    "model", sorted(STREAMS, key=lambda model: model.__tablename__), ids=lambda model: model.__tablename__
-)
+@pytest.mark.parametrize("model", sorted(STREAMS, key=attrgetter("__tablename__")), ids=attrgetter("__tablename__"))
 def test_a_stream_is_recorded_exported_purged_and_imported(
     at: DatabaseFactory, capsys: pytest.CaptureFixture[str], model: type[Any]
 ) -> None:
