@@ -105,7 +105,7 @@ def _is_enough(connection: Connection, wanted: Wanted) -> bool:
     if seen is not None and seen.is_enough(wanted):
         return True
     for pause in _PAUSES if wanted.after else _PAUSES[:1]:
-        time.sleep(pause)
+        time.sleep(pause)  # until the log has come, of which a standby tells nobody
         seen = connection.info[_SEEN] = _look(connection)
         if seen.is_enough(wanted):
             return True

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import multiprocessing
 import subprocess
 import sys
 import threading
+import tokenize
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -183,3 +185,18 @@ def usernames_elsewhere(path: Path) -> list[str]:
 def backend_of(session: Session) -> int:
     """The number of the server's process that works for the session."""
     return int(session.execute(text("SELECT pg_backend_pid()")).scalar_one())
+
+
+def code_lines(path: Path) -> int:
+    """The lines on which there is code."""
+    lines: set[int] = set()
+    new = True
+    for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
+        kind = token.type
+        if kind in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.NL, tokenize.COMMENT):
+            new = new or kind == tokenize.NEWLINE
+            continue
+        if not (new and kind == tokenize.STRING):
+            lines |= {*range(token.start[0], token.end[0] + 1)}
+        new = False
+    return len(lines)

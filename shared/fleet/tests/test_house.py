@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tokenize
 from collections.abc import Iterator
 from datetime import timedelta
 from operator import attrgetter
@@ -28,7 +26,7 @@ from shared.db import (
 )
 from shared.db.commands.cli import main
 from shared.db.testing import has_mysql
-from shared.db.tests.support import postgresql_programs
+from shared.db.tests.support import code_lines, postgresql_programs
 from shared.fleet import Bot, BotRepository
 from shared.fleet.tests.test_fleet import every_table, two_bots
 
@@ -226,18 +224,3 @@ def test_the_package_stays_thin() -> None:
     """Seven hundred lines of its own, without blanks, comments, docstrings and what `migrate new` wrote."""
     folder = Path(shared.fleet.__file__).parent
     assert sum(map(code_lines, folder.glob("*.py"))) < 700
-
-
-def code_lines(path: Path) -> int:
-    """The lines on which there is code."""
-    lines: set[int] = set()
-    new = True
-    for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
-        kind = token.type
-        if kind in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.NL, tokenize.COMMENT):
-            new = new or kind == tokenize.NEWLINE
-            continue
-        if not (new and kind == tokenize.STRING):
-            lines |= {*range(token.start[0], token.end[0] + 1)}
-        new = False
-    return len(lines)

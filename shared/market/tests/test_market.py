@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import random
-import tokenize
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -32,7 +30,7 @@ from shared.db import (
 from shared.db.commands.cli import main
 from shared.db.migrations import runner
 from shared.db.testing import has_mysql
-from shared.db.tests.support import postgresql_programs
+from shared.db.tests.support import code_lines, postgresql_programs
 from shared.market import (
     CandleFeed,
     CandleRepository,
@@ -428,18 +426,3 @@ def test_the_package_stays_thin() -> None:
     folder = Path(shared.market.__file__).parent
     own = [path for path in folder.rglob("*.py") if "tests" not in path.parts]
     assert sum(map(code_lines, own)) < 700
-
-
-def code_lines(path: Path) -> int:
-    """The lines on which there is code."""
-    lines: set[int] = set()
-    new = True
-    for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
-        kind = token.type
-        if kind in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.NL, tokenize.COMMENT):
-            new = new or kind == tokenize.NEWLINE
-            continue
-        if not (new and kind == tokenize.STRING):
-            lines |= {*range(token.start[0], token.end[0] + 1)}
-        new = False
-    return len(lines)
