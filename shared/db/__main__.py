@@ -1,5 +1,7 @@
 """`python -m shared.db`."""
 
+# PYTHON_ARGCOMPLETE_OK: a shell may ask it what could be typed next
+
 import sys
 
 from shared.db.commands.cli import main

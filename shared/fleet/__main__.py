@@ -4,6 +4,8 @@ Exit codes: 0 done, 1 failed or some records were not taken, 2 usage, 3 the sche
 interrupted.
 """
 
+# PYTHON_ARGCOMPLETE_OK: a shell may ask it what could be typed next
+
 from __future__ import annotations
 
 import argparse
@@ -18,7 +20,7 @@ from shared.fleet.import_json import KINDS, RULES, import_json
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code."""
     what = "store signals and trades of JSON files; again it changes nothing"
-    commands = {"import-json": (what, _import_json)}
+    commands = {"move data": {"import-json": (what, _import_json)}}
     return run_commands("shared.fleet", "Tools of shared.fleet, with the settings of shared.db.", commands, arguments)
 
 

@@ -7,9 +7,12 @@ code), 130 interrupted, 141 the reader of the output is gone.
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
@@ -17,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from shared.db import packages
 from shared.db.dialects import DatabaseType
-from shared.db.errors import SchemaVersionError, SharedDBError
+from shared.db.errors import MissingExtraError, SchemaVersionError, SharedDBError
 from shared.db.operations.interruption import Interrupted, between_operations
 from shared.db.settings import DatabaseSettings, read_env_file
 
@@ -33,21 +36,40 @@ Command = Callable[[argparse.ArgumentParser], Callable[[argparse.Namespace], int
 
 
 def run_commands(
-    package: str, description: str, commands: Mapping[str, tuple[str, Command]], arguments: Sequence[str] | None
+    package: str,
+    description: str,
+    commands: Mapping[str, Mapping[str, tuple[str, Command]]],
+    arguments: Sequence[str] | None,
 ) -> int:
     """Run the one of `commands` that `arguments` name (None: the program's own) for `python -m PACKAGE`.
 
-    Each is its help and what adds its arguments to a parser and gives the function that runs it; all take those that
-    say which database. A failure that is to be expected is told in one line. Returns the exit code.
+    They stand in groups, by what a person wants, which the help shows. Each is its help and what adds its arguments to
+    a parser and gives the function that runs it; all take those that say which database, before or behind the command.
+    A failure that is to be expected is told in one line. Returns the exit code.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m {package}", description=description)
-    parsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, (help_text, command) in commands.items():
-        subparser = parsers.add_parser(name, help=help_text, description=help_text)
-        add_connection_arguments(subparser)
-        subparser.set_defaults(run=command(subparser))
+    prog = f"python -m {package}"
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        usage=f"{prog} [-h] [DATABASE] COMMAND ...",
+        description=description,
+        epilog=f"{prog} COMMAND --help tells what the command takes.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # what is short for an option of the command is no option of ours
+    )
+    parsers = parser.add_subparsers(prog=prog, metavar="COMMAND", help=argparse.SUPPRESS, required=True)
+    width = max(len(name) for group in commands.values() for name in group)
+    for title, group in commands.items():
+        parser.add_argument_group(title, "\n".join(_line(name, text, width) for name, (text, _) in group.items()))
+        for name, (help_text, command) in group.items():
+            subparser = parsers.add_parser(name, description=help_text)
+            # SUPPRESS: what is given before the command is not overwritten because it is not given behind it.
+            add_connection_arguments(subparser, default=argparse.SUPPRESS)
+            subparser.set_defaults(run=command(subparser))
+    add_connection_arguments(parser)
 
     def run() -> int:
+        if "_ARGCOMPLETE" in os.environ:
+            _complete(parser)
         options = parser.parse_args(arguments)
         code: int = options.run(options)
         return code
@@ -55,15 +77,37 @@ def run_commands(
     return report_failure(package, run, ends_process=arguments is None)
 
 
-def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say which database, the same for every command."""
+def _line(name: str, help_text: str, width: int) -> str:
+    there = shutil.get_terminal_size().columns - 2  # as argparse has it
+    return textwrap.fill(
+        help_text, max(there, width + 20), initial_indent=f"{name:<{width}}  ", subsequent_indent=" " * (width + 2)
+    )
+
+
+def _complete(parser: argparse.ArgumentParser) -> None:
+    """Tell the shell that asks what could be typed next, and end the process."""
+    try:
+        argcomplete = importlib.import_module("argcomplete")
+    except ImportError as error:
+        raise MissingExtraError("argcomplete", "cli") from error
+    argcomplete.autocomplete(parser)
+
+
+def add_connection_arguments(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """The arguments that say which database, the same for every command; `default` where they are not given."""
     kinds = get_args(DatabaseType)
-    parser.add_argument("--db-type", metavar="TYPE", type=str.lower, choices=kinds, help=" or ".join(kinds))
-    parser.add_argument("--db-name", metavar="NAME", help="SQLite file path or PostgreSQL database name")
-    parser.add_argument("--db-url", metavar="URL", help="whole database URL, in place of the other settings")
-    parser.add_argument("--env-file", metavar="FILE", help="read this file in place of .env")
-    parser.add_argument("--models", metavar="MODULES", help="load these modules' tables too: package.module,...")
-    parser.add_argument("--echo-sql", action="store_true", help="log SQL statements (never their values)")
+    group = parser.add_argument_group("the database, before or behind the command")
+    told = " or ".join(kinds)
+    group.add_argument("--db-type", metavar="TYPE", type=str.lower, choices=kinds, default=default, help=told)
+    group.add_argument(
+        "--db-name", metavar="NAME", default=default, help="SQLite file path or PostgreSQL database name"
+    )
+    group.add_argument("--db-url", metavar="URL", default=default, help="whole database URL, in place of the others")
+    group.add_argument("--env-file", metavar="FILE", default=default, help="read this file in place of .env")
+    models = "load these modules' tables too: package.module,..."
+    group.add_argument("--models", metavar="MODULES", default=default, help=models)
+    echo = "log SQL statements (never their values)"
+    group.add_argument("--echo-sql", action="store_true", default=default, help=echo)
     parser.set_defaults(refuse=parser.error)
 
 

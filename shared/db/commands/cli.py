@@ -34,7 +34,7 @@ from shared.db.operations.progress import WHOLE, Progress
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code."""
     description = "Tools of shared.db. Settings come from GRIDBOT_DB_* variables and .env."
-    return run_commands("shared.db", description, COMMANDS, arguments)
+    return run_commands("shared.db", description, GROUPS, arguments)
 
 
 def _row_security(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
@@ -113,31 +113,45 @@ def _sequences(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace]
     return run
 
 
+# By what a person wants.
+GROUPS: dict[str, dict[str, tuple[str, Command]]] = {
+    "set up": {
+        "init": ("create missing tables and say what is there", lambda parser: initialize),
+        "migrate": ("change the schema by revisions, or say where it stands", migrate.add_arguments),
+    },
+    "look": {
+        "status": ("say how the database is, and what to do about it", status_command.add_arguments),
+        "report": ("write a page to look at: what a user's bots did", report.add_arguments),
+        "serve": ("show a report that is kept up to date, to this machine alone", serve.add_arguments),
+        "coverage": (
+            "say what is stored of each symbol, run or key, and what is missing",
+            coverage.coverage_arguments,
+        ),
+    },
+    "move data": {
+        "import-trades": (
+            "store the trades of Bybit's daily archives, or of files that export wrote",
+            row_files.import_arguments,
+        ),
+        "export": ("write rows of a stream to a CSV, JSON lines or Parquet file", row_files.export_arguments),
+        "import": ("store rows of a stream from files that export wrote", row_files.import_rows_arguments),
+        "copy": ("move a whole database to another one, of whichever kind, and compare", copy_database.copy_arguments),
+    },
+    "keep it alive": {
+        "backup": ("write the whole database to a file, verified, while bots go on writing", backup.backup_arguments),
+        "restore": ("put the database into the state of a backup, all or nothing", backup.restore_arguments),
+        "purge": ("delete old rows of a stream, in short batches", purge.purge_arguments),
+        "replay": ("store what a recorder put into its dead letters, after it was corrected", replay.add_arguments),
+        "sequences": ("PostgreSQL: bring sequences that lag behind their rows' ids forward", _sequences),
+    },
+    "keep secrets, and keep users apart": {
+        "keys": ("generate an encryption key, or bring all secrets under the active one", _keys),
+        "row-security": (
+            "PostgreSQL's row-level security for users' sessions: turn it on, off, or check it",
+            _row_security,
+        ),
+    },
+}
 COMMANDS: dict[str, tuple[str, Command]] = {
-    "init": ("create missing tables and say what is there", lambda parser: initialize),
-    "keys": ("generate an encryption key, or bring all secrets under the active one", _keys),
-    "row-security": (
-        "PostgreSQL's row-level security for users' sessions: turn it on, off, or check it",
-        _row_security,
-    ),
-    "import-trades": (
-        "store the trades of Bybit's daily archives, or of files that export wrote",
-        row_files.import_arguments,
-    ),
-    "export": ("write rows of a stream to a CSV, JSON lines or Parquet file", row_files.export_arguments),
-    "import": ("store rows of a stream from files that export wrote", row_files.import_rows_arguments),
-    "sequences": ("PostgreSQL: bring sequences that lag behind their rows' ids forward", _sequences),
-    "status": ("say how the database is, and what to do about it", status_command.add_arguments),
-    "replay": ("store what a recorder put into its dead letters, after it was corrected", replay.add_arguments),
-    "backup": ("write the whole database to a file, verified, while bots go on writing", backup.backup_arguments),
-    "restore": ("put the database into the state of a backup, all or nothing", backup.restore_arguments),
-    "copy": ("move a whole database to another one, of whichever kind, and compare", copy_database.copy_arguments),
-    "purge": ("delete old rows of a stream, in short batches", purge.purge_arguments),
-    "coverage": (
-        "say what is stored of each symbol, run or key, and what is missing",
-        coverage.coverage_arguments,
-    ),
-    "report": ("write a page to look at: what a user's bots did", report.add_arguments),
-    "serve": ("show a report that is kept up to date, to this machine alone", serve.add_arguments),
-    "migrate": ("change the schema by revisions, or say where it stands", migrate.add_arguments),
+    name: command for group in GROUPS.values() for name, command in group.items()
 }

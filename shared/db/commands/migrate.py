@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespa
     for name, (help_text, arguments) in _COMMANDS.items():
         # SUPPRESS: what is given before the command must not be overwritten because it is not given after it.
         command = commands.add_parser(name, help=help_text, description=help_text, argument_default=argparse.SUPPRESS)
-        add_connection_arguments(command)
+        add_connection_arguments(command, default=argparse.SUPPRESS)
         command.add_argument("--json", action="store_true", help="print one JSON object")
         for argument, details in arguments.items():
             command.add_argument(argument, **details)
