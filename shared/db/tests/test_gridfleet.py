@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -55,22 +54,12 @@ with DatabaseFactory("sqlite://") as db:
 
 
 @pytest.fixture
-def environment(tmp_path: Path, postgresql_server: URL) -> dict[str, str]:
-    """Where the example is installed as its wheel would be, and a server is."""
-    project = tomllib.loads((_EXAMPLE / "pyproject.toml").read_text())["project"]
-    metadata = tmp_path / "site" / "gridfleet-0.1.0.dist-info"
-    metadata.mkdir(parents=True)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: gridfleet\nVersion: 0.1.0\n")
-    points = "".join(
-        f"[{group}]\n{''.join(f'{name} = {value}' for name, value in those.items())}\n"
-        for group, those in project["entry-points"].items()
-    )
-    (metadata / "entry_points.txt").write_text(points)
+def environment(postgresql_server: URL) -> dict[str, str]:
+    """Where the example's tests are, and a server is; the workspace has installed it."""
     return os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(_EXAMPLE)]),
+        "PYTHONPATH": str(_EXAMPLE),
         "GRIDBOT_TEST_POSTGRESQL_URL": postgresql_server.render_as_string(hide_password=False),
         "PYTHONDONTWRITEBYTECODE": "1",
-        "GRIDBOT_DB_PACKAGES": "gridfleet",
     }
 
 
