@@ -1,22 +1,37 @@
 """A range as an Arrow table, a polars or a pandas frame, exact: decimal128(20, 8) and timestamp[us, UTC].
 
-Needs the extra `frames`. PostgreSQL sends the rows as CSV by COPY, in the session's own transaction and under its
-policies, and Arrow parses them; from SQLite, and where the driver has no COPY, the columns are built page by page from
-what the driver gives.
+Needs the extra `frames`. PostgreSQL sends the rows by COPY, in the session's own transaction and under its policies: in
+binary form, of which nothing is parsed, and as CSV, which Arrow parses, where a value has no place in that. From
+SQLite, and where the driver has no COPY, the columns are built page by page from what the driver gives.
 """
 
 from __future__ import annotations
 
 import importlib
 import io
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
+from typing import cast as cast_to
 
-from sqlalchemy import Column, Select, select
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ColumnElement,
+    DateTime,
+    Double,
+    Numeric,
+    Select,
+    Text,
+    cast,
+    select,
+)
 from sqlalchemy.orm import Session
+from sqlalchemy.types import TypeEngine
 
 from shared.db.dialects import POSTGRESQL, dialect_of, port_of
-from shared.db.dialects.postgresql import has_copy
+from shared.db.dialects.postgresql import has_copy, sends_utf8
 from shared.db.driver_errors import named_errors
 from shared.db.errors import MissingExtraError
 from shared.db.ranges.bounds import RowRange
@@ -34,15 +49,10 @@ _PAGE_SIZE = 20_000
 def to_arrow(session: Session, rows: RowRange) -> pyarrow.Table:
     """The range as a pyarrow Table, with the columns of its plain rows. `MissingExtraError` without pyarrow."""
     arrow = _library("pyarrow")
-    forms = {column.name: forms_of(column.type) for column in rows.source.read_columns}
-    types = {name: one.arrow_read(arrow) for name, one in forms.items()}
-    # Under a wait callback (gevent with psycogreen) the driver has no COPY.
-    copying = port_of(session) is POSTGRESQL and has_copy()
-    read = _read_copy if copying else _read_pages
-    table = read(session, rows, types, arrow)
-    for place, name in enumerate(table.column_names):
-        if types[name] != (kind := forms[name].arrow_type(arrow)):
-            table = table.set_column(place, name, table[name].cast(kind))
+    columns = rows.source.read_columns
+    table = _read_copy(session, rows, columns, arrow) if _copies(session) else None
+    if table is None:
+        table = arrow.Table.from_batches(_read_pages(session, rows, columns, arrow), _schema(columns, arrow))
     by = rows.source.column(rows.source.stream.by)
     place = rows.source.row._fields.index(by.name)
     return table.add_column(
@@ -73,14 +83,64 @@ def _library(name: str) -> Any:
         raise MissingExtraError(name, "frames") from error
 
 
-def _read_copy(session: Session, rows: RowRange, types: dict[str, Any], arrow: Any) -> Any:
-    columns = [forms_of(column.type).exported(column) for column in rows.source.read_columns]
-    statement = select(*columns).where(*rows.criteria(), *rows.confined).order_by(*rows.order())
-    text = _copy_out(session, statement)
+def _copies(session: Session) -> bool:
+    # Under a wait callback (gevent with psycogreen) the driver has no COPY.
+    return port_of(session) is POSTGRESQL and has_copy()
+
+
+def _schema(columns: Sequence[Column[Any]], arrow: Any) -> Any:
+    return arrow.schema([(column.name, forms_of(column.type).arrow_type(arrow)) for column in columns])
+
+
+def _read_copy(session: Session, rows: RowRange, columns: Sequence[Column[Any]], arrow: Any) -> Any:
+    chosen = select().where(*rows.criteria(), *rows.confined).order_by(*rows.order())
+    table = _read_binary(session, chosen, columns, arrow)
+    return _read_csv(session, chosen, columns, arrow) if table is None else table
+
+
+def _read_binary(session: Session, chosen: Select[Any], columns: Sequence[Column[Any]], arrow: Any) -> Any | None:
+    """None where a type, a value or the client's encoding has no place in the binary form."""
+    _library("numpy")
+    checked = importlib.import_module("shared.db.value_forms.arrow")
+    binary = importlib.import_module("shared.db.value_forms.binary_rows")
+    schema = _schema(columns, arrow)
+    driver = flushed(session, chosen).connection.dbapi_connection
+    if not all(map(binary.holds, schema.types)) or not sends_utf8(driver):
+        return None
+    receiver = binary.Receiver(schema.names, schema.types)
+    sent = [_sent(column, kind, checked) for column, kind in zip(columns, schema.types, strict=True)]
+    _copy_out(session, chosen.with_only_columns(*sent), "FORMAT binary", receiver)
+    try:
+        return arrow.Table.from_batches(receiver.batches(), schema)
+    except checked.NOT_HELD:
+        return None
+
+
+def _sent(column: Column[Any], kind: Any, checked: Any) -> ColumnElement[Any]:
+    # A column that is of the type is left as it is. One that somebody made of another is no surprise in the bytes.
+    if kind == checked.INSTANT:
+        return cast(column, DateTime(timezone=True))
+    known: dict[str, TypeEngine[Any]] = {
+        "decimal128(20, 8)": Numeric(),
+        "string": Text(),
+        "int64": BigInteger(),
+        "double": Double(),
+        "bool": Boolean(),
+    }
+    return cast(forms_of(column.type).exported(column), known[str(kind)])
+
+
+def _read_csv(session: Session, chosen: Select[Any], columns: Sequence[Column[Any]], arrow: Any) -> Any:
+    forms = {column.name: forms_of(column.type) for column in columns}
+    types = {name: one.arrow_read(arrow) for name, one in forms.items()}
+    received = io.BytesIO()
+    exported = chosen.with_only_columns(*(forms_of(column.type).exported(column) for column in columns))
+    _copy_out(session, exported, "FORMAT csv, ENCODING 'UTF8'", received)
+    text = received.getbuffer()
     if not text:
-        return arrow.schema(list(types.items())).empty_table()
+        return _schema(columns, arrow).empty_table()
     csv = _library("pyarrow.csv")
-    return csv.read_csv(
+    table = csv.read_csv(
         arrow.BufferReader(text),
         read_options=csv.ReadOptions(column_names=list(types)),
         parse_options=csv.ParseOptions(newlines_in_values=True),
@@ -94,27 +154,24 @@ def _read_copy(session: Session, rows: RowRange, types: dict[str, Any], arrow: A
             false_values=["f"],
         ),
     )
+    return table.cast(_schema(columns, arrow))
 
 
-def _copy_out(session: Session, statement: Select[Any]) -> memoryview:
+def _copy_out(session: Session, statement: Select[Any], options: str, received: Any) -> None:
     connection = flushed(session, statement)
     # COPY takes no parameters: psycopg2 writes them into the statement, quoted as in any other.
     compiled = statement.compile(dialect=connection.dialect)
-    received = io.BytesIO()
-    with named_errors(connection), closing(cast(Any, connection.connection.cursor())) as cursor:
+    with named_errors(connection), closing(cast_to(Any, connection.connection.cursor())) as cursor:
         selected = cursor.mogrify(str(compiled), compiled.params).decode()
-        cursor.copy_expert(f"COPY ({selected}) TO STDOUT (FORMAT csv, ENCODING 'UTF8')", received)
-    return received.getbuffer()
+        cursor.copy_expert(f"COPY ({selected}) TO STDOUT ({options})", received)
 
 
-def _read_pages(session: Session, rows: RowRange, types: dict[str, Any], arrow: Any) -> Any:
-    dialect, columns = dialect_of(session), rows.source.read_columns
+def _read_pages(session: Session, rows: RowRange, columns: Sequence[Column[Any]], arrow: Any) -> Iterator[Any]:
+    dialect, schema = dialect_of(session), _schema(columns, arrow)
 
     def array(column: Column[Any], values: tuple[Any, ...]) -> Any:
-        return forms_of(column.type).arrow_array(values, dialect, arrow)
+        forms = forms_of(column.type)
+        return forms.arrow_array(values, dialect, arrow).cast(forms.arrow_type(arrow))
 
-    batches = [
-        arrow.record_batch(list(map(array, columns, zip(*page, strict=True))), names=list(types))
-        for page in raw_pages(session, rows, page_size=_PAGE_SIZE)
-    ]
-    return arrow.Table.from_batches(batches, arrow.schema(list(types.items())))
+    for page in raw_pages(session, rows, columns=columns, page_size=_PAGE_SIZE):
+        yield arrow.record_batch(list(map(array, columns, zip(*page, strict=True))), schema=schema)

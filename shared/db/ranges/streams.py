@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, CursorResult, Executable, Result, Select, func, select
+from sqlalchemy import Column, Connection, CursorResult, Executable, Result, Select, func, select
 from sqlalchemy.orm import Session
 
 from shared.db.dialects import SQLITE, dialect_of, port_of
@@ -79,11 +79,12 @@ def raw_pages(
     rows: RowRange,
     position: Position | None = None,
     *,
+    columns: Sequence[Column[Any]] = (),
     reverse: bool = False,
     page_size: int = PAGE_SIZE,
 ) -> Iterator[Sequence[Any]]:
-    """Pages of the range's `read_columns` as the driver gives them, for `decoding`."""
-    columns = rows.source.read_columns
+    """Pages of the range's `read_columns`, or of others, as the driver gives them, for `decoding`."""
+    columns = columns or rows.source.read_columns
     names = [column.name for column in columns]
     when, *tie = map(names.index, rows.source.stream.order)
 

@@ -76,7 +76,13 @@ ROOMS = (
     "__main__",
 )
 # What imports an optional library at its top, so that whoever offers it imports it late.
-NEEDS_AN_EXTRA = {"shared.db.commands.migrate_answers", "shared.db.value_forms.arrow", "shared.db.value_forms.binary"}
+NEEDS_AN_EXTRA = {
+    "shared.db.commands.migrate_answers",
+    "shared.db.lake",
+    "shared.db.value_forms.arrow",
+    "shared.db.value_forms.binary",
+    "shared.db.value_forms.binary_rows",
+}
 # Where the databases differ: `dialects/`, and the modules of one database's name in the rooms that pick one of them.
 DATABASES = tuple(port.name for port in PORTS)
 # Modules that still know one database without being called by its name. It is to become shorter, and never longer.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -12,7 +12,7 @@ import pandas
 import polars
 import pyarrow
 import pytest
-from sqlalchemy import text
+from sqlalchemy import URL, text
 from sqlalchemy.orm import Session
 
 from shared.db import (
@@ -26,7 +26,8 @@ from shared.db import (
     TradeRow,
 )
 from shared.db.ranges import frames
-from shared.db.tests.support import trade_values, two_runs, with_and_without_policies
+from shared.db.tests.support import execution_values, trade_values, two_runs, with_and_without_policies
+from shared.db.value_forms import binary_rows
 
 MONEY = pyarrow.decimal128(20, 8)
 INSTANT = pyarrow.timestamp("us", "UTC")
@@ -55,6 +56,13 @@ def fill(session: Session) -> list[TradeRow]:
 def as_rows(table: Any) -> list[tuple[Any, ...]]:
     """An Arrow table as plain tuples."""
     return [tuple(row.values()) for row in table.to_pylist()]
+
+
+@pytest.fixture
+def postgresql_db(postgresql_url: URL) -> Iterator[DatabaseFactory]:
+    """A factory on PostgreSQL."""
+    with DatabaseFactory(postgresql_url) as db:
+        yield db
 
 
 @pytest.mark.parametrize("page_size", [2, 20_000])
@@ -121,6 +129,46 @@ def test_the_servers_settings_change_nothing(session: Session) -> None:
         session.execute(text("SET LOCAL TIME ZONE 'America/New_York'"))
         session.execute(text("SET LOCAL client_encoding TO latin1"))
     assert as_rows(PublicTradeRepository(session).to_arrow("BTCUSDT")) == rows
+
+
+def test_binary_rows_hold_every_amount(postgresql_db: DatabaseFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all lengths and signs, in batches of any size, with NULLs between them; none of them goes by way of CSV."""
+    amounts = [
+        Decimal(sign * digits * 10**power).scaleb(-8) for power in range(20) for digits in (1, 9) for sign in (1, -1)
+    ]
+    amounts += [Decimal(0), Decimal("999999999999.99999999"), Decimal("-184467440737.09551616")]
+    run, _ = two_runs(postgresql_db, executions=0)
+    rows = [
+        execution_values(
+            run, number, closed_pnl=amount, exec_fee=None if number % 3 else amount, order_id="o" * (number % 4)
+        )
+        for number, amount in enumerate(amounts)
+    ]
+    monkeypatch.setattr(frames, "_read_csv", None)
+    with postgresql_db.get_session(user_id="ann") as session:
+        repository = PrivateExecutionRepository(session)
+        repository.bulk_create(rows)
+        plain = list(repository.iter_run_range(run.run_id))
+        assert {row.closed_pnl for row in plain} == set(amounts)
+        for size in (1, 7, len(rows), len(rows) + 1):
+            monkeypatch.setattr(binary_rows, "_BATCH", size)
+            table = repository.to_arrow(run.run_id)
+            table.validate(full=True)
+            assert as_rows(table) == plain
+
+
+def test_what_has_no_place_in_binary_rows_goes_by_way_of_csv(postgresql_db: DatabaseFactory) -> None:
+    """Digits that a column of the server's own may have, and PostgreSQL's infinite times, are Arrow's own errors."""
+    with postgresql_db.get_session() as session:
+        fill(session)
+        session.execute(text("ALTER TABLE public_trades ALTER COLUMN price TYPE numeric"))
+        for change in ("local_ts = 'infinity'", "price = 1e-9", "price = 'NaN'"):
+            with session.begin_nested() as savepoint:
+                session.execute(text(f"UPDATE public_trades SET {change} WHERE trade_id = 'old'"))
+                with pytest.raises(pyarrow.ArrowInvalid):
+                    PublicTradeRepository(session).to_arrow("BTCUSDT")
+                savepoint.rollback()
+        session.rollback()
 
 
 def test_executions_in_a_table_equal_their_plain_rows(db: DatabaseFactory) -> None:
