@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import asynchronous, growth, imports, points, reads, recorder, replicas, secrets, tenancy, writes
+from benchmarks import asynchronous, growth, imports, mysql, points, reads, recorder, replicas, secrets, tenancy, writes
 from benchmarks.harness import outcomes, place, print_outcomes
 
 BENCHMARKS = {
@@ -18,6 +18,7 @@ BENCHMARKS = {
     **secrets.BENCHMARKS,
     **recorder.BENCHMARKS,
     **replicas.BENCHMARKS,
+    **mysql.BENCHMARKS,
 }
 SHORT = {**growth.SHORT}
 LONG = {**growth.LONG}

@@ -18,10 +18,11 @@ import orjson
 import psycopg
 import psycopg2
 import pyarrow
-from sqlalchemy import URL
+from sqlalchemy import URL, insert
 from sqlalchemy.dialects import postgresql, sqlite
 
 from benchmarks.data import Rows
+from benchmarks.mysql_server import pymysql_connection
 from shared.db import DatabaseFactory, PrivateExecution, PrivateExecutionRepository, PublicTrade, PublicTradeRepository
 from shared.db.bulk import OnConflict
 from shared.db.value_forms.instants import instant_texts
@@ -367,6 +368,83 @@ def _executemany(url: URL, into: str, width: int, values: Callable[[Rows], Itera
             connection.execute("BEGIN IMMEDIATE")
             connection.executemany(statement, values(batch))
             connection.execute("COMMIT")
+
+    return write
+
+
+def literals(url: URL, on_conflict: str = "") -> Way:
+    """PyMySQL by hand: literals made here, 2,000 rows a statement; no checks, no escaping."""
+    return _literals(url, on_conflict, _trade_literals)
+
+
+def literals_by_columns(url: URL, on_conflict: str = "") -> Way:
+    """The same by columns, the fastest that we know."""
+    return _literals(url, on_conflict, _trade_literals_by_columns)
+
+
+def _trade_literals(rows: Rows) -> str:
+    return ",".join(
+        [
+            f"('{row['symbol']}','{row['trade_id']}','{row['exchange_ts'].replace(tzinfo=None).isoformat(' ')}',"
+            f"'{row['local_ts'].replace(tzinfo=None).isoformat(' ')}','{row['side']}',{row['price']},{row['size']})"
+            for row in rows
+        ]
+    )
+
+
+def _trade_literals_by_columns(rows: Rows) -> str:
+    symbols, trade_ids, times, local_times, sides, prices, sizes = zip(*map(_TRADE, rows), strict=True)
+    moments, others = _times(times, with_zone=False), _times(local_times, with_zone=False)
+    texts = map("','".join, zip(symbols, trade_ids, moments, others, sides, strict=True))
+    amounts = map(",".join, zip(map(str, prices), map(str, sizes), strict=True))
+    return "('" + "),('".join(map("',".join, zip(texts, amounts, strict=True))) + ")"
+
+
+def _literals(url: URL, on_conflict: str, text: Callable[[Rows], str]) -> Way:
+    connection = pymysql_connection(url)
+
+    def write(batches: Batches) -> None:
+        for batch in batches:
+            with connection.cursor() as cursor:
+                for start in range(0, len(batch), 2_000):
+                    values = text(batch[start : start + 2_000])
+                    cursor.execute(f"INSERT INTO {INTO_TRADES} VALUES {values} {on_conflict}")
+            connection.commit()
+
+    return write
+
+
+def pymysql_executemany(url: URL) -> Way:
+    """PyMySQL's own way: it makes a literal of each value, and statements of many rows."""
+    connection = pymysql_connection(url)
+    statement = f"INSERT INTO {INTO_TRADES} VALUES ({', '.join(['%s'] * len(TRADE_COLUMNS))})"
+
+    def write(batches: Batches) -> None:
+        for batch in batches:
+            with connection.cursor() as cursor:
+                cursor.executemany(statement, [_TRADE(row) for row in batch])
+            connection.commit()
+
+    return write
+
+
+def insert_list(url: URL) -> Way:
+    """SQLAlchemy's `insert(Model)` with a list of dicts."""
+    return _inserting(url, lambda session, batch: session.execute(insert(PublicTrade), batch))
+
+
+def insert_values(url: URL) -> Way:
+    """SQLAlchemy's `insert(Model).values(list)`."""
+    return _inserting(url, lambda session, batch: session.execute(insert(PublicTrade).values(batch)))
+
+
+def _inserting(url: URL, run: Callable[[Any, Rows], Any]) -> Way:
+    db = DatabaseFactory(url)
+
+    def write(batches: Batches) -> None:
+        for batch in batches:
+            with db.get_session() as session:
+                run(session, batch)
 
     return write
 

@@ -25,6 +25,7 @@ from benchmarks.fault_bench.forks import forks
 from benchmarks.fault_bench.ground import ground
 from benchmarks.fault_bench.interruptions import interruptions
 from benchmarks.fault_bench.kills import kills
+from benchmarks.fault_bench.mysql_restarts import mysql_restarts
 from benchmarks.fault_bench.promotions import promotions
 from benchmarks.fault_bench.quiet_losses import quiet_losses
 from benchmarks.fault_bench.races import races
@@ -38,6 +39,7 @@ _ALL = (
     kills,
     recording,
     restarts,
+    mysql_restarts,
     promotions,
     silence,
     quiet_losses,

@@ -14,8 +14,12 @@ import pandas
 import psycopg2
 import pyarrow
 from pyarrow import csv
+from pymysql.constants import FIELD_TYPE
+from pymysql.converters import conversions
+from pymysql.cursors import SSCursor
 from sqlalchemy import URL, create_engine, select, text
 
+from benchmarks.mysql_server import pymysql_connection
 from shared.db import DatabaseFactory, PublicTrade, PublicTradeRepository, TradeRow
 
 Span = tuple[datetime, datetime]
@@ -165,6 +169,19 @@ def sqlite3_cursor(url: URL) -> Way:
     def read(load: None) -> int:
         found = connection.execute(f"SELECT {_COLUMNS} FROM public_trades WHERE symbol = ? {_ORDER}", (_SYMBOL,))
         return sum(1 for _ in _decoded(found))
+
+    return read
+
+
+def pymysql_stream(url: URL, *, as_text: bool) -> Way:
+    """PyMySQL's cursor at the server over everything, no row kept; times and amounts as text, or as it makes them."""
+    texts = dict.fromkeys((FIELD_TYPE.DATETIME, FIELD_TYPE.NEWDECIMAL)) if as_text else {}
+    connection = pymysql_connection(url, cursorclass=SSCursor, conv=conversions | texts)
+
+    def read(load: None) -> int:
+        with connection.cursor() as cursor:
+            cursor.execute(f"SELECT {_COLUMNS} FROM public_trades WHERE symbol = %s {_ORDER}", (_SYMBOL,))
+            return sum(1 for _ in cursor)
 
     return read
 

@@ -6,8 +6,9 @@ import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from itertools import cycle, islice
 from pathlib import Path
 
 from sqlalchemy import URL, create_engine, func, select
@@ -42,27 +43,34 @@ def restarts(ground: Ground) -> list[Figure]:
 
 
 def _restart(ground: Ground, count: int) -> Figure:
-    url, folder = ground.new_postgresql(), ground.new_folder()
-    clients = [f"c{number}" for number in range(_WRITERS)]
+    url, server = ground.new_postgresql(), ground.server
+
+    def fast() -> None:
+        server.stop("fast")
+        server.start()
+
+    def immediate() -> None:
+        server.stop("immediate")
+        server.start()
+
+    faults = (fast, immediate, lambda: server.kill_backend(str(url.database)))
+    return under_writers(f"{count} restarts of PostgreSQL", ground, url, _WRITERS, islice(cycle(faults), count))
+
+
+def under_writers(what: str, ground: Ground, url: URL, count: int, faults: Iterable[Callable[[], None]]) -> Figure:
+    """One fault after the other under `count` writers, each at a moment of its own, when all have got on."""
+    folder = ground.new_folder()
+    clients = [f"c{number}" for number in range(count)]
     open_counters(url, clients)
     writers = [start(write, url, folder, client, number % 2 == 0) for number, client in enumerate(clients)]
-    for number in range(count):
+    for fault in faults:
         wait_for_all(folder, clients)
         time.sleep(ground.random.uniform(0, 0.5))  # the moment is what is random here
-        match number % 3:
-            case 0:
-                ground.server.stop("fast")
-                ground.server.start()
-            case 1:
-                ground.server.stop("immediate")
-                ground.server.start()
-            case _:
-                ground.server.kill_backend(str(url.database))
+        fault()
     wait_for_all(folder, clients)
     (folder / STOP).touch()
     problems = finish(writers, 120)
-    verdict = checked(url, folder)
-    return _figure(f"{count} restarts of PostgreSQL under {_WRITERS} writers", verdict, folder, problems)
+    return _figure(f"{what} under {count} writers", checked(url, folder), folder, problems)
 
 
 def wait_for_all(folder: Path, clients: list[str]) -> None:

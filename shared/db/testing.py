@@ -11,6 +11,7 @@ from __future__ import annotations
 import getpass
 import itertools
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -25,6 +26,7 @@ from typing import NamedTuple, TypeVar
 import psycopg2
 import pytest
 from sqlalchemy import URL, Connection, create_engine, make_url
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from shared.db import packages
@@ -37,6 +39,8 @@ __all__ = [
     "db",
     "db_settings",
     "empty_postgresql_url",
+    "mysql_copies",
+    "mysql_copy",
     "mysql_server",
     "mysql_url",
     "policed_copies",
@@ -160,6 +164,20 @@ def mysql_url(mysql_server: URL) -> Iterator[URL]:
     run_on_mysql(mysql_server, f"DROP DATABASE {name}")
 
 
+@pytest.fixture(scope="session")
+def mysql_copies(mysql_server: URL) -> Iterator[_MySQLDatabases]:
+    """Databases with the schema in them, which one test after the other gets."""
+    with closing(_MySQLDatabases(mysql_server)) as databases:
+        yield databases
+
+
+@pytest.fixture
+def mysql_copy(mysql_copies: _MySQLDatabases) -> Iterator[URL]:
+    """A database of the test's own on it, schema in it."""
+    with mysql_copies.one() as url:
+        yield url
+
+
 def _mysql_program() -> str | None:
     return shutil.which("mariadbd", path=_WITH_SERVERS) or shutil.which("mysqld", path=_WITH_SERVERS)
 
@@ -219,7 +237,7 @@ def run_on_mysql(url: URL, *statements: str) -> None:
 def db_settings(request: pytest.FixtureRequest, tmp_path: Path, clean_environment: None) -> DatabaseSettings:
     """Settings of a fresh database: in-memory SQLite, file SQLite and PostgreSQL in turn."""
     if request.param in ("postgresql", "mysql"):
-        url: URL = request.getfixturevalue(f"{request.param}_url")
+        url: URL = request.getfixturevalue("mysql_copy" if request.param == "mysql" else "postgresql_url")
         return DatabaseSettings(database_url=url.render_as_string(hide_password=False), _env_file=None)
     name = ":memory:" if request.param == "memory" else str(tmp_path / "grid_bot.db")
     return DatabaseSettings(db_name=name, _env_file=None)
@@ -410,6 +428,84 @@ class _Databases:
         run_on_server(self._server, f"DROP DATABASE IF EXISTS {url.database} WITH (FORCE)")
         if self._is_policed:
             run_on_server(self._server, f"DROP ROLE IF EXISTS {url.database}")
+
+
+class _MySQLDatabases:
+    """Databases on a MariaDB or MySQL. What a test has left nothing in but rows serves the next one too."""
+
+    _COUNTED = re.compile(r" AUTO_INCREMENT=\d+")
+    _OTHERS = (
+        "SHOW TRIGGERS",
+        "SHOW PROCEDURE STATUS WHERE Db = database()",
+        "SHOW FUNCTION STATUS WHERE Db = database()",
+        "SELECT @@character_set_database, @@collation_database",
+        "SELECT * FROM shared_db_version",
+    )
+
+    def __init__(self, server: URL) -> None:
+        self._server = server
+        self._free: list[tuple[URL, object]] = []
+
+    @contextmanager
+    def one(self) -> Iterator[URL]:
+        """A database as good as new, for one test."""
+        url, shape = self._free.pop() if self._free else self._made()
+        try:
+            yield url
+        finally:
+            if self._emptied(url, shape):
+                self._free.append((url, shape))
+            else:
+                self._drop(url)
+
+    def close(self) -> None:
+        """Drop what is left."""
+        for url, _ in self._free:
+            self._drop(url)
+
+    def _made(self) -> tuple[URL, object]:
+        url = self._server.set(database=f"shared_db_copy_{os.getpid()}_{next(_numbers)}")
+        run_on_mysql(self._server, f"CREATE DATABASE {url.database}")
+        with DatabaseFactory(url) as factory:
+            factory.create_tables()
+            with factory.engine.connect() as connection:
+                return url, self._shape(connection)
+
+    def _emptied(self, url: URL, shape: object) -> bool:
+        engine = create_engine(url, isolation_level="AUTOCOMMIT")
+        try:
+            with engine.connect() as connection:
+                run = connection.exec_driver_sql
+                others = "SELECT id FROM information_schema.processlist WHERE db = database() AND id <> connection_id()"
+                for (other,) in run(others).all():
+                    run(f"KILL {other}")
+                run("SET foreign_key_checks = 0")
+                for table, made in self._tables(connection).items():
+                    if table not in dict(shape[0]):  # type: ignore[index] # what _shape() gives
+                        run(f"DROP TABLE `{table}`")
+                    elif self._COUNTED.search(made):
+                        run(f"TRUNCATE TABLE `{table}`")
+                    elif table != "shared_db_version":
+                        run(f"DELETE FROM `{table}`")
+                return self._shape(connection) == shape
+        except DBAPIError:
+            return False  # the test renamed, dropped or closed it
+        finally:
+            engine.dispose()
+
+    def _shape(self, connection: Connection) -> object:
+        """What a test might change: how each table is made, triggers, routines, and the version."""
+        tables = {table: self._COUNTED.sub("", made) for table, made in self._tables(connection).items()}
+        others = [[tuple(row) for row in connection.exec_driver_sql(statement)] for statement in self._OTHERS]
+        return tuple(tables.items()), others
+
+    @staticmethod
+    def _tables(connection: Connection) -> dict[str, str]:
+        names = [row[0] for row in connection.exec_driver_sql("SHOW TABLES")]
+        return {name: connection.exec_driver_sql(f"SHOW CREATE TABLE `{name}`").one()[1] for name in names}
+
+    def _drop(self, url: URL) -> None:
+        run_on_mysql(self._server, f"DROP DATABASE IF EXISTS {url.database}")
 
 
 def _policed(url: URL) -> DatabaseSettings:

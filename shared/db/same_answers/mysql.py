@@ -85,11 +85,28 @@ class Rules(rules.Rules):
             text = self.process(bare, **options)
             wanted = said or nulls(bare, certain=certain)
             if wanted and text:
-                expression = self.process(_ordered(bare), **options | {"within_columns_clause": False})
+                ordered = self._ordered(bare)
+                expression = self.process(ordered, **options | {"within_columns_clause": False})
                 written.append(f"({expression}) IS {'NOT ' if 'FIRST' in wanted else ''}NULL")
             if text:
                 written.append(text)
         return f" ORDER BY {', '.join(written)}" if written else ""
+
+    def _ordered(self, clause: Any) -> Any:
+        """What a clause of ORDER BY orders by, without its direction.
+
+        Of an aggregate not by its alias, which the servers know by itself alone, and not within an expression.
+        """
+        while True:
+            if clause.__visit_name__ == "textual_label_reference":
+                named, *_ = self.stack[-1]["compile_state"]._label_resolve_dict
+                if clause.element not in named:
+                    return clause  # of which SQLAlchemy tells that there is none
+                clause = named[clause.element]
+            elif _is_label(clause) or (isinstance(clause, UnaryExpression) and clause.modifier in _DIRECTIONS):
+                clause = clause.element
+            else:
+                return clause
 
 
 def _lexical(op: Any, pairs: list[Any]) -> Any:
@@ -105,16 +122,6 @@ def _without_nulls(clause: Any) -> tuple[Any, str]:
     if isinstance(clause, UnaryExpression) and clause.modifier in _NULLS:
         return clause.element, "FIRST" if clause.modifier is operators.nulls_first_op else "LAST"
     return clause, ""
-
-
-def _ordered(clause: Any) -> Any:
-    """What a clause of ORDER BY orders by, without its direction.
-
-    Of an aggregate not by its alias, which the servers know by itself alone, and not within an expression.
-    """
-    while _is_label(clause) or (isinstance(clause, UnaryExpression) and clause.modifier in _DIRECTIONS):
-        clause = clause.element
-    return clause
 
 
 def _is_label(clause: ClauseElement) -> bool:
