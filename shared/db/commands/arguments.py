@@ -47,6 +47,22 @@ def run_commands(
     a parser and gives the function that runs it; all take those that say which database, before or behind the command.
     A failure that is to be expected is told in one line. Returns the exit code.
     """
+    parser = parser_of(package, description, commands)
+
+    def run() -> int:
+        if "_ARGCOMPLETE" in os.environ:
+            _complete(parser)
+        options = parser.parse_args(arguments)
+        code: int = options.run(options)
+        return code
+
+    return report_failure(package, run, ends_process=arguments is None)
+
+
+def parser_of(
+    package: str, description: str, commands: Mapping[str, Mapping[str, tuple[str, Command]]]
+) -> argparse.ArgumentParser:
+    """The parser of all of `python -m PACKAGE`."""
     prog = f"python -m {package}"
     parser = argparse.ArgumentParser(
         prog=prog,
@@ -66,15 +82,7 @@ def run_commands(
             add_connection_arguments(subparser, default=argparse.SUPPRESS)
             subparser.set_defaults(run=command(subparser))
     add_connection_arguments(parser)
-
-    def run() -> int:
-        if "_ARGCOMPLETE" in os.environ:
-            _complete(parser)
-        options = parser.parse_args(arguments)
-        code: int = options.run(options)
-        return code
-
-    return report_failure(package, run, ends_process=arguments is None)
+    return parser
 
 
 def _line(name: str, help_text: str, width: int) -> str:
@@ -107,7 +115,7 @@ def add_connection_arguments(parser: argparse.ArgumentParser, default: str | Non
     models = "load these modules' tables too: package.module,..."
     group.add_argument("--models", metavar="MODULES", default=default, help=models)
     echo = "log SQL statements (never their values)"
-    group.add_argument("--echo-sql", action="store_true", default=default, help=echo)
+    group.add_argument("--echo-sql", action="store_true", default=default or False, help=echo)
     parser.set_defaults(refuse=parser.error)
 
 

@@ -30,11 +30,12 @@ from shared.db.operations.interruption import interruptible, noted_signals
 from shared.db.operations.key_rotation import rotate_keys
 from shared.db.operations.progress import WHOLE, Progress
 
+DESCRIPTION = "Tools of shared.db. Settings come from GRIDBOT_DB_* variables and .env."
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code."""
-    description = "Tools of shared.db. Settings come from GRIDBOT_DB_* variables and .env."
-    return run_commands("shared.db", description, GROUPS, arguments)
+    return run_commands("shared.db", DESCRIPTION, GROUPS, arguments)
 
 
 def _row_security(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:

@@ -1,4 +1,4 @@
-"""Through a real PgBouncer in transaction mode, which gives each transaction any of two server connections.
+"""Through a real PgBouncer, set as docs/pgbouncer.md has it, with two connections for all transactions.
 
 Needs the program `pgbouncer` and runs with `pytest -m pgbouncer` only.
 """
@@ -6,6 +6,7 @@ Needs the program `pgbouncer` and runs with `pytest -m pgbouncer` only.
 from __future__ import annotations
 
 import asyncio
+import configparser
 import os
 import pwd
 import shutil
@@ -38,22 +39,10 @@ from shared.db import (
 from shared.db.migrations.runner import upgrade
 from shared.db.tests.fleet import fill
 from shared.db.tests.support import execution_values, in_threads, trade_values
+from shared.db.tests.test_documents import DOCS, blocks
 
 pytestmark = pytest.mark.pgbouncer
 SERVER_CONNECTIONS = 2
-CONFIGURATION = """
-[databases]
-* = host={host} port={port}
-[pgbouncer]
-listen_addr = 127.0.0.1
-listen_port = {listen_port}
-unix_socket_dir =
-pool_mode = transaction
-default_pool_size = {connections}
-auth_type = trust
-auth_file = {folder}/users.txt
-logfile = {folder}/log
-"""
 
 
 @dataclass(frozen=True)
@@ -86,15 +75,21 @@ def bouncer(postgresql_server: URL) -> Iterator[Bouncer]:
             options = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
             os.chown(folder, user.pw_uid, user.pw_gid)
         settings = Path(folder) / "pgbouncer.ini"
-        settings.write_text(
-            CONFIGURATION.format(
-                host=host,
-                port=postgresql_server.port or 5432,
-                listen_port=port,
-                connections=SERVER_CONNECTIONS,
-                folder=folder,
-            )
+        page = configparser.ConfigParser()
+        page.read_string(blocks((DOCS / "pgbouncer.md").read_text(), "ini")[0])
+        page["databases"] = {"*": f"host={host} port={postgresql_server.port or 5432}"}
+        page["pgbouncer"].update(
+            {
+                "listen_port": str(port),
+                "unix_socket_dir": "",
+                "default_pool_size": str(SERVER_CONNECTIONS),
+                "auth_type": "trust",
+                "auth_file": f"{folder}/users.txt",
+                "logfile": f"{folder}/log",
+            }
         )
+        with settings.open("w") as file:
+            page.write(file)
         (Path(folder) / "users.txt").write_text(
             f'"{postgresql_server.username}" "{postgresql_server.password or ""}"\n'
         )
