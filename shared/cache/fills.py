@@ -80,7 +80,7 @@ class FillFeed:
             complete, self._complete[run_id] = self._complete.get(run_id), False  # until all is done
             # If Redis knew nothing of a run that was complete, it has lost its data.
             if fills is None or not complete or publish(fills).first:
-                with self._db.get_session(user_id=self._user_id, read_only=True) as session:
+                with self._db.get_session(user_id=self._user_id, read_only=True, max_staleness=0) as session:
                     stored = iter(PrivateExecutionRepository(session).iter_run_range(run_id))
                     while chunk := list(islice(stored, _AT_ONCE)):
                         publish({row.exec_id: _fill(row._asdict()) for row in chunk})

@@ -75,7 +75,7 @@ def import_json(
     """
     tagging = [*map(_rule, rules)]
     db.check_schema()
-    with db.get_session(user_id=user_id, read_only=True) as session:
+    with db.get_session(user_id=user_id, read_only=True, max_staleness=0) as session:
         found = BotRepository(session).get_by_name(user_id, bot)
         if found is None:
             raise InputError(f"user {user_id!r} has no bot called {bot!r}; name one that is there, or add it first")

@@ -19,7 +19,7 @@ def initialize(options: argparse.Namespace) -> int:
     state = "the tables are all there or none is; run the same command again"
     with interruptible(state), empty_file_removed(settings), DatabaseFactory(settings) as db:
         created = db.create_tables()
-        with db.get_session(read_only=True) as session:
+        with db.get_session(read_only=True, max_staleness=0) as session:
             counts = {
                 table.name: session.scalar(select(func.count()).select_from(table))
                 for table in Base.metadata.sorted_tables

@@ -75,12 +75,18 @@ def _lines(health: Health) -> Iterator[str]:
         yield f"row-level security: {'on' if health.row_security else 'off'}"
     if health.role == "standby":
         age = "unknown" if health.replay_lag_seconds is None else f"{health.replay_lag_seconds:.1f} s ago"
-        yield f"role: standby, {size(health.replay_lag_bytes or 0)} to replay; its newest row was committed {age}"
+        behind = "unknown" if health.replay_lag_bytes is None else size(health.replay_lag_bytes)
+        yield f"role: standby, {behind} to replay, which a promotion does first; its newest row was committed {age}"
     elif health.role is not None:
         yield f"role: {health.role}"
     for standby in health.standbys:
         missing = "unknown" if standby.missing_bytes is None else size(standby.missing_bytes)
-        yield f"  standby {standby.name} ({standby.state}, {standby.sync_state}): a promotion would lose {missing}"
+        behind = "unknown" if standby.replay_bytes is None else size(standby.replay_bytes)
+        late = "" if standby.replay_seconds is None else f" and {standby.replay_seconds:.3f} s"
+        yield (
+            f"  standby {standby.name} ({standby.state}, {standby.sync_state}): a promotion would lose {missing}; "
+            f"its readers are {behind}{late} behind"
+        )
     disk = [f"database {size(health.size_bytes)}"] if health.size_bytes is not None else []
     if health.wal_bytes is not None:
         disk.append(f"write-ahead log {size(health.wal_bytes)}")

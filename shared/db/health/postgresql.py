@@ -51,14 +51,44 @@ def look(connection: Connection, health: Health, settings: DatabaseSettings) -> 
 def _with_role(connection: Connection, health: Health) -> Health:
     standby, behind, age = connection.execute(_RECOVERY).one()
     if standby:
-        return replace(health, role="standby", replay_lag_bytes=behind, replay_lag_seconds=age)
-    return replace(health, role="primary", standbys=tuple(StandbyHealth(*row) for row in connection.execute(_STANDBYS)))
+        health = replace(health, role="standby", replay_lag_bytes=behind, replay_lag_seconds=age)
+        paused, receives = connection.execute(_REPLAY).one()
+        if paused:
+            health = health.with_warning("its replay of the log is paused; end that: SELECT pg_wal_replay_resume()")
+        if not receives:
+            health = health.with_warning(
+                "it receives nothing from its primary (unless out of an archive), and a promotion would find nothing "
+                "that was committed since; see whether the primary runs, and its primary_conninfo"
+            )
+        return health
+    standbys = tuple(StandbyHealth(*row) for row in connection.execute(_STANDBYS))
+    health = replace(health, role="primary", standbys=standbys)
+    # None is what this login may not see.
+    waited_for = not standbys or all(found.sync_state in ("async", "potential") for found in standbys)
+    if waited_for and connection.scalar(text("SHOW synchronous_standby_names")):
+        health = health.with_problem(
+            "every COMMIT waits for a synchronous standby, and none is connected; start it, or empty "
+            "synchronous_standby_names and reload the server"
+        )
+    for slot, kept in connection.execute(_SLOTS):
+        health = health.with_warning(
+            f"the replication slot {slot} keeps {kept:,} bytes of the log for a standby that is not connected; start "
+            f"it, or drop the slot before the disk is full: SELECT pg_drop_replication_slot('{slot}')"
+        )
+    return health
 
 
 _RECOVERY = text(
     """
     SELECT pg_is_in_recovery(), pg_wal_lsn_diff(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::bigint,
         extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8
+    """
+)
+_REPLAY = text("SELECT pg_is_wal_replay_paused(), EXISTS (SELECT FROM pg_stat_wal_receiver)")
+_SLOTS = text(
+    """
+    SELECT slot_name, pg_wal_lsn_diff(pg_current_wal_flush_lsn(), restart_lsn)::bigint FROM pg_replication_slots
+    WHERE NOT active AND restart_lsn IS NOT NULL ORDER BY 1
     """
 )
 _STANDBYS = text(

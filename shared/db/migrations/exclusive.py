@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, text
+from sqlalchemy.orm import Session
 
 from shared.db.database import DatabaseFactory
 from shared.db.dialects import POSTGRESQL, SQLITE, PerDatabase, port_of
@@ -72,6 +74,34 @@ def lock_holders(db: DatabaseFactory) -> str:
     with db.engine.connect() as connection:
         holders = connection.execute(query).all() if port_of(connection) is POSTGRESQL else []
     return "; ".join(f"process {row.pid} ({row.application_name}, {row.state}, for {row.age})" for row in holders)
+
+
+def standbys_readers(db: DatabaseFactory) -> str | None:
+    """Who reads on a PostgreSQL primary's standbys and holds up there what a migration does; None if nobody does.
+
+    The standby of `replica_url` is asked; of others no more can be told than that they are there.
+    """
+    with db.engine.connect() as connection:
+        standbys = connection.scalar(_STANDBYS) if port_of(connection) is POSTGRESQL else 0
+    if not standbys:
+        return None
+    with db.get_session(read_only=True, max_staleness=math.inf) as session:
+        connection = Session.connection(session)
+        asked = bool(connection.scalar(text("SELECT pg_is_in_recovery()")))
+        readers = connection.execute(_READERS).all() if asked else []
+        delay = connection.scalar(text("SHOW max_standby_streaming_delay")) if asked else "30s unless set otherwise"
+    who = [f"process {row.pid} ({row.application_name}, for {row.age})" for row in readers]
+    if standbys > asked:
+        who.append(f"whoever pg_stat_activity shows on {standbys - asked} standbys that this process does not know")
+    return f"{'; '.join(who)} (max_standby_streaming_delay there: {delay})" if who else None
+
+
+# A program that keeps the log, such as pg_receivewal, replays nothing. Without privileges all but the number is NULL.
+_STANDBYS = text("SELECT count(*) FROM pg_stat_replication WHERE state IS NULL OR replay_lsn IS NOT NULL")
+_READERS = text("""
+    SELECT pid, application_name, age(clock_timestamp(), xact_start) AS age FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL ORDER BY xact_start
+""")
 
 
 def _refuse_pooler(connection: Connection) -> None:

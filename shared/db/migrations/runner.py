@@ -30,7 +30,7 @@ from shared.db.errors import (
 from shared.db.migrations import catalog
 from shared.db.migrations.catalog import Difference
 from shared.db.migrations.catalog.entry import ROW_SECURITY
-from shared.db.migrations.exclusive import exclusive_connection, lock_holders
+from shared.db.migrations.exclusive import exclusive_connection, lock_holders, standbys_readers
 from shared.db.migrations.revisions import Revisions, build
 from shared.db.models import AuditLog, Base
 from shared.db.schema_version import BASE
@@ -282,6 +282,13 @@ def _move(
     with _reading(db) as connection:
         before = _position(connection, revisions)
         settled = schema_version.has_own_table(connection)
+    readers = standbys_readers(db) if before != target else None
+    if readers is not None:
+        _log.warning(
+            "a standby waits with this migration, and with all that is committed after it, until those who read there "
+            "have ended, and breaks them off at last; end long reads first. There read: %s",
+            readers,
+        )
     attempt = 0
     while before != target or not settled:
         attempt += 1
@@ -351,8 +358,9 @@ def _create_all(scratch: Connection) -> None:
 
 @contextmanager
 def _reading(db: DatabaseFactory, *, read_only: bool = True) -> Iterator[Connection]:
+    only_reads = read_only or db.settings.read_only
     try:
-        with db.get_session(read_only=read_only) as session:
+        with db.get_session(read_only=read_only, max_staleness=0 if only_reads else None) as session:
             yield Session.connection(session)
     except DatabaseMissingError as error:
         raise SchemaVersionError("empty", None, schema_version.SCHEMA_REVISION) from error

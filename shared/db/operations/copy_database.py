@@ -135,7 +135,7 @@ def _copy_database(
 @contextmanager
 def _snapshot(db: DatabaseFactory) -> Iterator[Connection]:
     """A connection that sees the database as it is at one moment, and all rows of it."""
-    with db.get_session(read_only=True) as session:
+    with db.get_session(read_only=True, max_staleness=0) as session:
         connection = at_one_moment(session)
         if port_of(connection).has_row_security:
             # Rather fail than read no more than what a policy shows; and times as text that every server reads.

@@ -50,7 +50,7 @@ def rotate_keys(
         raise SettingsError("there is no key ring to seal with; set GRIDBOT_DB_ENCRYPTION_KEYS")
     rotation, columns = KeyRotation(), _secrets(db)
     done = 0
-    with db.get_session(read_only=True) as session:
+    with db.get_session(read_only=True, max_staleness=0) as session:
         total = sum(session.scalar(select(func.count()).select_from(column.table)) or 0 for column in columns)
     for column in columns:
         for sealed_now, looked_at in _rotated(db, encryption, column, batch):
@@ -69,7 +69,7 @@ def rotate_keys(
             connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
         finally:
             connection.close()
-    with db.get_session(read_only=True) as session:
+    with db.get_session(read_only=True, max_staleness=0) as session:
         for column in columns:
             stored = session.scalars(select(_stored(column)).where(column.is_not(None)))
             rotation.by_key_id.update(key_id_of(text) if is_sealed(text) else PLAIN for text in stored)

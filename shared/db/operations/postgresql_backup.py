@@ -76,7 +76,7 @@ def back_up(db: DatabaseFactory, part: Path, pg_bin: str | Path | None, watch: W
     The archive is read again, and its rows counted. Row-level security hides nothing: policies do not bind the
     owner, and for a login that they do bind the dump fails rather than leave rows out.
     """
-    with db.get_session(read_only=True) as session:
+    with db.get_session(read_only=True, max_staleness=0) as session:
         # The isolation level keeps the snapshot until the dump has taken it over and the rows are counted.
         connection = Session.connection(session, execution_options={"isolation_level": "REPEATABLE READ"})
         tools = tools_for(connection, pg_bin)

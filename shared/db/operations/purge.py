@@ -75,7 +75,7 @@ def purge_rows(
     by, time = getattr(model, source.stream.by), getattr(model, source.stream.time)
     old = () if before is None else (time < before,)
     if key is None:
-        with db.get_session(user_id=user_id, read_only=True) as session:
+        with db.get_session(user_id=user_id, read_only=True, max_staleness=0) as session:
             covered = StreamReading.coverage(Repository(session, model), count=False)
         chosen = [(by == found.key, *old) for found in covered if before is None or found.first_ts < before]
     else:
@@ -115,7 +115,7 @@ def purge_executions(
     All else as `purge_rows`. Raises `InputError` if the user has no such run, or if it is still running.
     """
     db.check_schema()
-    with db.get_session(user_id=user_id, read_only=True) as session:
+    with db.get_session(user_id=user_id, read_only=True, max_staleness=0) as session:
         run = RunRepository(session).get_by_id(run_id)
     if run is None:
         raise InputError(f"user {user_id!r} has no run {run_id!r}; check both ids")
@@ -138,7 +138,7 @@ class _Purge:
         """Delete, or count, what meets any of the criteria."""
         started = time.monotonic()
         if dry_run:
-            with self._db.get_session(user_id=self._user_id, read_only=True) as session:
+            with self._db.get_session(user_id=self._user_id, read_only=True, max_staleness=0) as session:
                 rows = sum(self._count(session, criteria) for criteria in chosen)
             return self._report(rows, True, True, 0.0, started)
         rows, size, longest = 0, _SMALLEST, 0.0

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 from sqlalchemy import URL, func, select, text
 from sqlalchemy.orm import Session
 
@@ -27,11 +28,17 @@ from shared.db import (
     RunRepository,
     SettingsError,
     TenantScopeError,
+    UnsupportedError,
     User,
     UserRepository,
 )
 from shared.db.encryption import generate_entry
-from shared.db.tests.support import two_runs
+from shared.db.migrations import runner
+from shared.db.operations.backup import back_up
+from shared.db.operations.copy_database import copy_database
+from shared.db.operations.key_rotation import rotate_keys
+from shared.db.operations.purge import purge_executions
+from shared.db.tests.support import new_run, new_strategy, two_runs
 
 _LONG = 3600.0
 
@@ -134,6 +141,8 @@ def test_a_user_s_session_on_the_standby_shows_own_rows_alone(db: DatabaseFactor
             with db.get_session(user_id="ann", read_only=True) as session:
                 assert [run.run_id for run in RunRepository(session).get_running()] == ["run-ann"]
                 assert session.get_bind().engine is db._opened().replica.engine  # type: ignore[union-attr] # it is there
+                driver: Any = Session.connection(session).connection.dbapi_connection
+                assert driver.info.transaction_status == TRANSACTION_STATUS_IDLE  # it was one message
                 assert [run.run_id for run in session.scalars(select(Run))] == ["run-ann"]
         with pytest.raises(DatabaseReadOnlyError), db.get_session(user_id="ann", read_only=True) as session:
             session.add(BybitAccount(user_id="ann", account_name="second", environment="testnet"))
@@ -236,9 +245,118 @@ def test_health_tells_the_roles_and_what_a_promotion_would_lack(db: DatabaseFact
     assert found.missing_bytes >= 0
     with DatabaseFactory(DatabaseSettings(database_url=at(pair.standby), read_only=True, _env_file=None)) as standby:
         there = standby.health()
+        with pytest.raises(UnsupportedError, match="leave out serializable=True"):
+            standby.run_in_transaction(is_standby, serializable=True)
     assert (there.role, there.standbys) == ("standby", ())
     assert there.replay_lag_bytes is not None
     assert there.replay_lag_seconds is not None
+    assert there.warnings == ()
+
+
+def test_health_tells_what_a_promotion_would_not_find(db: DatabaseFactory, pair: Pair) -> None:
+    """A standby that replays or receives nothing, a slot that fills the disk, and COMMITs that wait for nobody."""
+    pair.standby.ask("SELECT pg_wal_replay_pause()")
+    pair.standby.ask("ALTER SYSTEM SET wal_retrieve_retry_interval = '50ms'")
+    ((where,),) = pair.standby.ask("SHOW primary_conninfo")
+    with DatabaseFactory(DatabaseSettings(database_url=at(pair.standby), read_only=True, _env_file=None)) as standby:
+        assert ["replay of the log is paused" in warning for warning in standby.health().warnings] == [True]
+        pair.standby.ask("SELECT pg_wal_replay_resume()")
+        pair.standby.ask("ALTER SYSTEM SET primary_conninfo = ''")
+        pair.standby.ask("SELECT pg_reload_conf()")
+        try:
+            deadline = time.monotonic() + 30
+            while not any("pg_drop_replication_slot('standby')" in warning for warning in db.health().warnings):
+                assert time.monotonic() < deadline
+            assert ["receives nothing" in warning for warning in standby.health().warnings] == [True]
+            assert db.health().problems == ()
+            pair.primary.ask("ALTER SYSTEM SET synchronous_standby_names = 'standby'")
+            pair.primary.ask("SELECT pg_reload_conf()")
+            while not any("COMMIT waits" in problem for problem in db.health().problems):
+                assert time.monotonic() < deadline
+        finally:
+            pair.primary.ask("ALTER SYSTEM RESET synchronous_standby_names")
+            pair.primary.ask("SELECT pg_reload_conf()")
+            pair.standby.ask("ALTER SYSTEM SET primary_conninfo = '{}'".format(where.replace("'", "''")))
+            pair.standby.ask("SELECT pg_reload_conf()")
+    while db.health().warnings:
+        assert time.monotonic() < deadline
+
+
+def test_a_migration_names_those_whom_a_standby_waits_for(
+    db: DatabaseFactory, pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before it changes anything; nobody is named where nobody reads there, or nothing is to be done."""
+    newest = runner.status(db).code_revision
+
+    def told() -> list[str]:
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "shared.db"):
+            runner.upgrade(db)
+            runner.downgrade(db, "0004", allow_data_loss=True)
+        return [record.getMessage() for record in caplog.records]
+
+    with db.get_session(read_only=True) as session:
+        pid = session.scalar(text("SELECT pg_backend_pid()"))
+        assert is_standby(session)
+        warnings = told()
+    assert len(warnings) == 1  # an upgrade of what is new already does nothing
+    assert f"process {pid} (shared.db, for " in warnings[0]
+    assert "max_standby_streaming_delay there: 30s" in warnings[0]
+    assert told() == []
+    with DatabaseFactory(DatabaseSettings(database_url=at(pair.primary), _env_file=None)) as alone:
+        caplog.clear()
+        runner.upgrade(alone)
+        assert "1 standbys that this process does not know" in caplog.text
+    assert runner.status(db).database_revision in (None, newest)
+
+
+def test_what_keeps_or_changes_the_database_reads_the_primary(db: DatabaseFactory, pair: Pair, tmp_path: Path) -> None:
+    """A backup, a copy, a purge, a rotation of keys and a migration, whatever age of answers other sessions take."""
+    pair.standby.ask("SELECT pg_wal_replay_pause()")
+    ring = db.settings.model_copy(update={"encryption_keys": generate_entry("a")})
+    with DatabaseFactory(ring) as sealing:
+        with sealing.get_session() as session:
+            session.add(User(user_id="late", username="late"))
+            account = BybitAccount(account_id="acc-late", user_id="late", account_name="a", environment="testnet")
+            session.add(account)
+            session.flush()
+            strategy = new_strategy(account)
+            session.add(strategy)
+            session.flush()
+            session.add(new_run(account, strategy, run_id="run-late"))
+            session.add(ApiCredential(account_id="acc-late", api_key_id="key", api_secret="the secret"))
+        assert rotate_keys(sealing).by_key_id == {"a": 1}
+    assert back_up(db, tmp_path / "fleet.dump", pg_bin=pair.primary.programs).rows["users"] == 3
+    with DatabaseFactory(f"sqlite:///{tmp_path / 'copy.db'}") as copied:
+        assert copy_database(db, copied).rows["users"] == 3
+    assert purge_executions(db, "run-late", "late").rows == 0
+    runner.downgrade(db, "0004", allow_data_loss=True)
+    assert runner.status(db).state == "behind"
+    with db.get_session(read_only=True) as session:
+        assert is_standby(session)
+        assert session.get(User, "late") is None
+
+
+def test_several_hosts_lead_to_the_primary_and_several_replicas_to_one_that_answers(pair: Pair, tmp_path: Path) -> None:
+    """Whichever stands first, also for the program that makes a backup."""
+    hosts = [str(server.url.query["host"]) for server in (pair.standby, pair.primary)]
+    both, nowhere = ",".join(hosts), str(tmp_path / "nowhere")
+    settings = DatabaseSettings(
+        database_url=f"postgresql://postgres@/fleet?host={both}",
+        replica_url=f"postgresql://postgres@/fleet?host={nowhere},{hosts[0]}&load_balance_hosts=random",
+        max_staleness=_LONG,
+        _env_file=None,
+    )
+    with DatabaseFactory(settings) as db:
+        db.create_tables()
+        two_runs(db, executions=1)
+        assert asked(db, after=db.write_position()) == "standby"
+        assert db.health().role == "primary"
+        assert back_up(db, tmp_path / "fleet.dump", pg_bin=pair.primary.programs).rows["users"] == 2
+    for wanted, role in (("primary", "primary"), ("standby", "standby"), ("prefer-standby", "standby")):
+        chosen = settings.model_copy(update={"target_session_attrs": wanted, "read_only": True, "replica_url": None})
+        with DatabaseFactory(chosen) as db:
+            assert db.health().role == role
 
 
 def test_sealed_values_are_read_from_the_standby(pair: Pair) -> None:
