@@ -5,7 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import asynchronous, growth, imports, mysql, points, reads, recorder, replicas, secrets, tenancy, writes
+from benchmarks import (
+    asynchronous,
+    growth,
+    imports,
+    mysql,
+    points,
+    reads,
+    recorder,
+    replicas,
+    secrets,
+    simulation,
+    tenancy,
+    writes,
+)
 from benchmarks.harness import outcomes, place, print_outcomes
 
 BENCHMARKS = {
@@ -19,6 +32,7 @@ BENCHMARKS = {
     **recorder.BENCHMARKS,
     **replicas.BENCHMARKS,
     **mysql.BENCHMARKS,
+    **simulation.BENCHMARKS,
 }
 SHORT = {**growth.SHORT}
 LONG = {**growth.LONG}

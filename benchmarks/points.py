@@ -87,7 +87,7 @@ def _driver(url: URL, sql: str, *, autocommit: bool = False) -> Callable[[range]
     def read(numbers: range) -> None:
         for number in numbers:
             with connection.cursor() as cursor:
-                cursor.execute(sql, {"user": user_at(number), "run": _run(number)})
+                cursor.execute(sql, {"user": user_at(number), "run": run_at(number)})
                 assert cursor.fetchall()
             connection.commit()
 
@@ -103,7 +103,7 @@ def _asking(
         for number in numbers:
             user = user_at(number)
             with db.get_session(**how | ({"user_id": user} if own else {})) as session:
-                assert ask(RunRepository(session), user, _run(number))
+                assert ask(RunRepository(session), user, run_at(number))
 
     return read
 
@@ -114,7 +114,7 @@ def _selecting(db: DatabaseFactory, statement: Callable[[str, str], Any]) -> Cal
     def read(numbers: range) -> None:
         for number in numbers:
             with Session(db.engine) as session:
-                assert session.scalars(statement(user_at(number), _run(number))).all()
+                assert session.scalars(statement(user_at(number), run_at(number))).all()
 
     return read
 
@@ -127,7 +127,7 @@ def _prepared(url: URL, statement: Callable[[Any, Any], Any]) -> Callable[[range
     def read(numbers: range) -> None:
         for number in numbers:
             with Session(engine) as session:
-                assert session.scalars(prepared, {"user": user_at(number), "run": _run(number)}).all()
+                assert session.scalars(prepared, {"user": user_at(number), "run": run_at(number)}).all()
 
     return read
 
@@ -165,7 +165,7 @@ def filled(url: URL) -> URL:
 def _values(number: int) -> dict[str, Any]:
     start, running = _START + timedelta(minutes=number), number >= _RUNS - _RUNNING * _USERS
     return {
-        "run_id": _run(number),
+        "run_id": run_at(number),
         "user_id": user_at(number),
         "account_id": user_at(number),
         "strategy_id": _strategy(number, number // _USERS % _RUNNING),
@@ -189,7 +189,8 @@ def _strategy(number: int, of_user: int) -> str:
     return f"{user_at(number)}-{of_user}"
 
 
-def _run(number: int) -> str:
+def run_at(number: int) -> str:
+    """The id of one of the runs in turn."""
     return f"run-{number % _RUNS:032}"
 
 

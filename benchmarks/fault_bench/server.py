@@ -127,6 +127,20 @@ class PostgreSQLServer:
         finally:
             connection.close()
 
+    def run(self, script: str, **environment: str) -> None:
+        """Run a shell script as the server's user, up to the first command that fails; its programs are on the PATH."""
+        path = f"{self.programs}:/usr/bin:/bin"
+        done = subprocess.run(  # noqa: S603 # a script of the caller's own
+            ["/bin/sh", "-e", "-c", script],
+            **self._as_user,
+            cwd=self._folder,
+            env={"PATH": path, **environment},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise RuntimeError(f"the script failed: {done.stderr[-2000:]}")
+
     def wait_until_idle(self, database: str) -> None:
         """Wait until no process serves a client of `database`: of a killed client it may be committing still."""
         deadline = time.monotonic() + 30
@@ -168,3 +182,18 @@ class Standby(PostgreSQLServer):
     def promote(self) -> None:
         """Have it be a primary of its own."""
         self._run("pg_ctl", "-D", self.data, "-w", "-t", "60", "promote")
+
+
+class Restored(PostgreSQLServer):
+    """A server of the data that a script puts into the folder `$DATA`; running inside the `with` block."""
+
+    def __init__(self, folder: Path, script: str) -> None:
+        super().__init__(folder)
+        self._script = script
+
+    def __enter__(self) -> Self:
+        self.run(self._script, DATA=str(self.data))
+        with (self.data / "postgresql.auto.conf").open("a") as configuration:
+            configuration.write(f"unix_socket_directories = '{self._folder}'\n")
+        self.start()
+        return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import shutil
 import tempfile
 import time
@@ -13,10 +14,10 @@ from typing import Any, NamedTuple
 
 import pytest
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
-from sqlalchemy import URL, func, select, text
+from sqlalchemy import URL, delete, func, select, text
 from sqlalchemy.orm import Session
 
-from benchmarks.fault_bench.server import PostgreSQLServer, Standby
+from benchmarks.fault_bench.server import PostgreSQLServer, Restored, Standby
 from shared.db import (
     ApiCredential,
     BybitAccount,
@@ -24,6 +25,7 @@ from shared.db import (
     DatabaseReadOnlyError,
     DatabaseSettings,
     InvalidValueError,
+    PrivateExecution,
     Run,
     RunRepository,
     SettingsError,
@@ -39,15 +41,17 @@ from shared.db.operations.copy_database import copy_database
 from shared.db.operations.key_rotation import rotate_keys
 from shared.db.operations.purge import purge_executions
 from shared.db.tests.support import new_run, new_strategy, two_runs
+from shared.db.tests.test_documents import DOCS, blocks, section
 
 _LONG = 3600.0
 
 
 class Pair(NamedTuple):
-    """A primary and its standby."""
+    """A primary and its standby, and the folder that their servers' folders are in."""
 
     primary: PostgreSQLServer
     standby: Standby
+    folder: Path
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +64,9 @@ def servers() -> Iterator[Pair]:
             PostgreSQLServer(folder / "a") as primary,
             Standby(primary, folder / "b") as standby,
         ):
-            yield Pair(primary, standby)
+            standby.ask("ALTER SYSTEM SET wal_retrieve_retry_interval = '50ms'")  # soon back after the primary was away
+            standby.ask("SELECT pg_reload_conf()")
+            yield Pair(primary, standby, folder)
     finally:
         shutil.rmtree(folder)
 
@@ -256,7 +262,6 @@ def test_health_tells_the_roles_and_what_a_promotion_would_lack(db: DatabaseFact
 def test_health_tells_what_a_promotion_would_not_find(db: DatabaseFactory, pair: Pair) -> None:
     """A standby that replays or receives nothing, a slot that fills the disk, and COMMITs that wait for nobody."""
     pair.standby.ask("SELECT pg_wal_replay_pause()")
-    pair.standby.ask("ALTER SYSTEM SET wal_retrieve_retry_interval = '50ms'")
     ((where,),) = pair.standby.ask("SHOW primary_conninfo")
     with DatabaseFactory(DatabaseSettings(database_url=at(pair.standby), read_only=True, _env_file=None)) as standby:
         assert ["replay of the log is paused" in warning for warning in standby.health().warnings] == [True]
@@ -337,13 +342,55 @@ def test_what_keeps_or_changes_the_database_reads_the_primary(db: DatabaseFactor
         assert session.get(User, "late") is None
 
 
+def test_a_server_is_restored_as_it_was_at_a_moment(db: DatabaseFactory, pair: Pair, tmp_path: Path) -> None:
+    """By the very lines of docs/scale.md: with all that was committed before, and nothing that came after."""
+    page, archive = section(DOCS / "scale.md", "Back to a moment"), pair.folder / "archive"
+    archive.mkdir()
+    pair.primary.give(archive)
+    configuration, keep, bring_back = (
+        block.replace("/archive", str(archive)) for language in ("ini", "sh") for block in blocks(page, language)
+    )
+    with (pair.primary.data / "postgresql.conf").open("a") as file:
+        file.write(configuration)
+    pair.primary.stop("fast")
+    pair.primary.start()
+    try:
+        pair.primary.run(keep, PRIMARY=f"host={pair.primary.url.query['host']} user=postgres")
+        add_user(db, "before")
+        ((moment,),) = pair.primary.ask("SELECT clock_timestamp()::text")
+        with db.get_session() as session:
+            session.execute(delete(User).where(User.user_id == "ann"))  # the mistake
+        add_user(db, "after")
+        ((last,),) = pair.primary.ask("SELECT pg_walfile_name(pg_switch_wal())")
+        deadline = time.monotonic() + 30
+        while pair.primary.ask("SELECT count(*) FROM pg_stat_archiver WHERE last_archived_wal >= %s", last) == [(0,)]:
+            assert time.monotonic() < deadline
+        lines = re.sub(r"(?<=recovery_target_time = ').*(?=')", moment, bring_back)
+        with Restored(pair.folder / "c", lines) as server:
+            while server.ask("SELECT pg_is_in_recovery()") != [(False,)]:
+                assert time.monotonic() < deadline
+            with DatabaseFactory(at(server)) as restored:
+                restored.check_schema()
+                add_user(restored, "new")
+                with restored.get_session() as session:
+                    assert set(session.scalars(select(User.username))) == {"ann", "bob", "before", "new"}
+                    assert session.scalar(select(func.count()).select_from(PrivateExecution)) == 2
+    finally:
+        pair.primary.ask("ALTER SYSTEM SET archive_command = '/bin/true'")
+        pair.primary.ask("SELECT pg_reload_conf()")
+    with db.get_session() as session:
+        assert set(session.scalars(select(User.username))) == {"bob", "before", "after"}
+    while asked(db, after=db.write_position()) != "standby":
+        assert time.monotonic() < deadline
+
+
 def test_several_hosts_lead_to_the_primary_and_several_replicas_to_one_that_answers(pair: Pair, tmp_path: Path) -> None:
     """Whichever stands first, also for the program that makes a backup."""
     hosts = [str(server.url.query["host"]) for server in (pair.standby, pair.primary)]
     both, nowhere = ",".join(hosts), str(tmp_path / "nowhere")
     settings = DatabaseSettings(
         database_url=f"postgresql://postgres@/fleet?host={both}",
-        replica_url=f"postgresql://postgres@/fleet?host={nowhere},{hosts[0]}&load_balance_hosts=random",
+        replica_url=f"postgresql://postgres@/fleet?host={nowhere},{hosts[1]},{hosts[0]}&load_balance_hosts=random",
         max_staleness=_LONG,
         _env_file=None,
     )
