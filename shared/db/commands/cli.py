@@ -15,6 +15,7 @@ import shared.db.commands.backup as backup
 import shared.db.commands.copy_database as copy_database
 import shared.db.commands.coverage as coverage
 import shared.db.commands.migrate as migrate
+import shared.db.commands.partition as partition
 import shared.db.commands.purge as purge
 import shared.db.commands.replay as replay
 import shared.db.commands.report as report
@@ -142,6 +143,10 @@ GROUPS: dict[str, dict[str, tuple[str, Command]]] = {
         "backup": ("write the whole database to a file, verified, while bots go on writing", backup.backup_arguments),
         "restore": ("put the database into the state of a backup, all or nothing", backup.restore_arguments),
         "purge": ("delete old rows of a stream, in short batches", purge.purge_arguments),
+        "partition": (
+            "PostgreSQL: keep a stream that is shared by all in partitions by time",
+            partition.partition_arguments,
+        ),
         "replay": ("store what a recorder put into its dead letters, after it was corrected", replay.add_arguments),
         "sequences": ("PostgreSQL: bring sequences that lag behind their rows' ids forward", _sequences),
     },

@@ -11,6 +11,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -30,6 +32,19 @@ class TransactionStatus(Enum):
     OPEN = "it has begun, and goes on"
     ABORTED = "an error has aborted it: the server rolls it back, whatever else it is asked"
     UNKNOWN = "the connection is closed or lost"
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One of a table's partitions by time, with its rows from `start` to before `end`; None leaves a side open.
+
+    The one that has what no other takes `is_default`.
+    """
+
+    name: str
+    start: datetime | None
+    end: datetime | None
+    is_default: bool = False
 
 
 Written = Callable[[], str]
@@ -82,6 +97,8 @@ class Port(ABC):
     """Whether a column holds nothing but its type's values."""
     indexes_documents: ClassVar[bool] = False
     """Whether an index can find the documents that hold a part."""
+    has_partitions: ClassVar[bool] = False
+    """Whether a table can be kept in partitions by time."""
     takes_texts: ClassVar[bool] = False
     """Whether many rows go to it as text, whatever their columns hold."""
 
@@ -159,6 +176,10 @@ class Port(ABC):
     def tables(self, connection: Connection) -> set[str]:
         """The names of the tables in the current schema; parts of one table that is kept in parts are no tables."""
         return {*inspect(connection).get_table_names()}
+
+    def partitions(self, connection: Connection, table: str, time: str) -> list[Partition] | None:
+        """A table's partitions by the column `time`, the oldest first; None if it has none by that column alone."""
+        return None
 
     def write_position(self, connection: Connection) -> str | None:
         """Where the server's log stands, to be waited for on a standby; None where there is none to ask."""

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 import psycopg2
@@ -18,7 +19,7 @@ from sqlalchemy import Connection as BoundConnection
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import TypeEngine
 
-from shared.db.dialects.port import Port, TransactionStatus, Written
+from shared.db.dialects.port import Partition, Port, TransactionStatus, Written
 from shared.db.errors import (
     AuthenticationError,
     CommitUnknownError,
@@ -153,6 +154,7 @@ class PostgreSQL(Port):
     has_sequences: ClassVar[bool] = True
     rolls_back_statements: ClassVar[bool] = False
     keeps_zone: ClassVar[bool] = True
+    has_partitions: ClassVar[bool] = True
     takes_texts: ClassVar[bool] = True
     indexes_documents: ClassVar[bool] = True
 
@@ -222,6 +224,16 @@ class PostgreSQL(Port):
         )
         return {*found.scalars()}
 
+    def partitions(self, connection: BoundConnection, table: str, time: str) -> list[Partition] | None:
+        """Those of the table that its name finds."""
+        names = {"table": table, "time": time}
+        if not connection.scalar(_PARTITIONED_BY, names):
+            return None
+        return [
+            Partition(name, _in_utc(start), _in_utc(end), is_default)
+            for name, is_default, start, end in connection.execute(_PARTITIONS, names)
+        ]
+
     def append_only(self, table: str, refusal: str) -> Sequence[str]:
         """By one trigger for each statement, TRUNCATE too."""
         return (
@@ -280,6 +292,31 @@ class PostgreSQL(Port):
             kept = _QUOTED_VALUE.sub("", kept)
         restored.__setstate__({"pgerror": kept, "pgcode": code})
         return kept
+
+
+_PARTITIONED_BY = text(
+    """
+    SELECT EXISTS (
+        SELECT FROM pg_catalog.pg_partitioned_table JOIN pg_catalog.pg_attribute ON attrelid = partrelid
+        WHERE partrelid = to_regclass(quote_ident(:table)) AND attname = :time
+            AND partstrat = 'r' AND partnatts = 1 AND partattrs[0] = attnum
+    )
+    """
+)
+# A bound is told as text of the session's own, which the session reads again; MINVALUE and MAXVALUE are no times.
+_PARTITIONS = text(
+    r"""
+    SELECT relname, bound = 'DEFAULT', substring(bound FROM $$FROM \('([^']+)'\)$$)::timestamptz AS start,
+        substring(bound FROM $$TO \('([^']+)'\)$$)::timestamptz
+    FROM pg_catalog.pg_inherits JOIN pg_catalog.pg_class ON pg_class.oid = inhrelid,
+        LATERAL pg_get_expr(relpartbound, pg_class.oid) AS bound
+    WHERE inhparent = to_regclass(quote_ident(:table)) ORDER BY 2, start NULLS FIRST
+    """
+)
+
+
+def _in_utc(bound: datetime | None) -> datetime | None:
+    return None if bound is None else bound.astimezone(UTC)
 
 
 def lock_schema(connection: BoundConnection, function: str = "pg_try_advisory_xact_lock") -> None:

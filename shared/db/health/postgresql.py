@@ -9,8 +9,10 @@ from dataclasses import replace
 
 from sqlalchemy import Connection, text
 
+from shared.db.dialects import port_of
 from shared.db.health.report import Health, ServerConnections, SlowStatement, StandbyHealth, TableHealth
 from shared.db.settings import DatabaseSettings
+from shared.db.tables import streams
 
 # What is counted within milliseconds.
 _SMALL_TABLE = 1 << 20
@@ -33,7 +35,7 @@ def look(connection: Connection, health: Health, settings: DatabaseSettings) -> 
         connections=ServerConnections(used, limit, dict(by_application), processes, processes * each),
         slow_statements=_slow_statements(connection),
     )
-    health = _with_role(connection, health)
+    health = _with_partitions(connection, _with_role(connection, health))
     remedy = "lower GRIDBOT_DB_POOL_SIZE and GRIDBOT_DB_MAX_OVERFLOW, or raise max_connections"
     if used >= limit * _NEARLY_ALL:
         health = health.with_problem(f"{used} of the {what}'s {limit} connections are in use; {remedy}")
@@ -78,6 +80,31 @@ def _with_role(connection: Connection, health: Health) -> Health:
     return health
 
 
+def _with_partitions(connection: Connection, health: Health) -> Health:
+    """Streams whose partitions are behind, or were begun and not finished."""
+    port = port_of(connection)
+    for model, stream in streams().items():
+        table, command = model.__tablename__, f"run: python -m shared.db partition %s --table {model.__tablename__}"
+        found = port.partitions(connection, table, stream.time)
+        if found is None:
+            if connection.scalar(_BEGUN, {"table": table, "name": f"ck_{table}_before_%"}):
+                health = health.with_problem(
+                    f"{table} was to be partitioned, and is not yet: until then it refuses rows that are a month or so "
+                    f"ahead of their time; {command % 'enable'}"
+                )
+            continue
+        quoted = [connection.dialect.identifier_preparer.quote(one.name) for one in found if one.is_default]
+        if any(connection.scalar(text(f"SELECT EXISTS (SELECT FROM {name})")) for name in quoted):
+            health = health.with_warning(
+                f"{table} has rows in its default partition, for want of one of their time; {command % 'extend'}"
+            )
+    return health
+
+
+_BEGUN = text(
+    "SELECT EXISTS (SELECT FROM pg_constraint "
+    "WHERE conrelid = to_regclass(quote_ident(:table)) AND contype = 'c' AND conname LIKE :name)"
+)
 _RECOVERY = text(
     """
     SELECT pg_is_in_recovery(), pg_wal_lsn_diff(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::bigint,
@@ -185,18 +212,28 @@ def tables(connection: Connection, names: Iterable[str]) -> tuple[TableHealth, .
     return tuple(found)
 
 
+# A table's own rows, or those of all its partitions, whose numbers are the table's.
+_ITSELF = """
+    (SELECT oid, reltuples, pg_relation_size(oid) AS size FROM pg_class WHERE relkind <> 'p' AND (
+        oid = to_regclass(:name) OR oid IN (SELECT relid FROM pg_partition_tree(to_regclass(:name)))
+    )) AS itself
+"""
 _TABLE = text(
-    """
-    SELECT reltuples::bigint, pg_relation_size(pg_class.oid), pg_total_relation_size(pg_class.oid), seq_scan, idx_scan,
-        n_tup_ins, n_tup_del
-    FROM pg_class LEFT JOIN pg_stat_user_tables ON relid = pg_class.oid WHERE pg_class.oid = to_regclass(:name)
+    f"""
+    SELECT CASE WHEN bool_or(reltuples < 0 AND size > 0) THEN -1 ELSE sum(greatest(reltuples, 0))::bigint END,
+        sum(size)::bigint, sum(pg_total_relation_size(oid))::bigint, sum(seq_scan)::bigint, sum(idx_scan)::bigint,
+        sum(n_tup_ins)::bigint, sum(n_tup_del)::bigint
+    FROM {_ITSELF} LEFT JOIN pg_stat_user_tables ON relid = oid
     """
 )
 # One that keeps a rule works without ever being asked. On a standby, or after a reset, others may have been in use too.
 _UNUSED_INDEXES = text(
     """
-    SELECT indexrelname FROM pg_stat_user_indexes JOIN pg_index USING (indexrelid)
-    WHERE relid = to_regclass(:name) AND idx_scan = 0 AND NOT indisunique ORDER BY 1
+    SELECT relname FROM pg_index JOIN pg_class ON oid = indexrelid
+    WHERE indrelid = to_regclass(:name) AND NOT indisunique AND NOT EXISTS (
+        SELECT FROM pg_stat_user_indexes AS used WHERE idx_scan > 0 AND (
+            used.indexrelid = oid OR used.indexrelid IN (SELECT relid FROM pg_partition_tree(oid))))
+    ORDER BY 1
     """
 )
 
@@ -223,10 +260,10 @@ def check(connection: Connection, health: Health, names: Sequence[str]) -> Healt
 
 
 _CHECK_INDEXES = text(
-    """
-    SELECT bt_index_check(indexrelid::regclass, true) FROM pg_index
+    f"""
+    SELECT bt_index_check(indexrelid::regclass, true) FROM {_ITSELF} JOIN pg_index ON indrelid = itself.oid
     JOIN pg_class ON pg_class.oid = indexrelid JOIN pg_am ON pg_am.oid = relam
-    WHERE indrelid = to_regclass(:name) AND amname = 'btree'
+    WHERE amname = 'btree'
     """
 )
-_CHECK_TABLE = text("SELECT msg FROM verify_heapam(to_regclass(:name)) LIMIT 3")
+_CHECK_TABLE = text(f"SELECT msg FROM {_ITSELF}, LATERAL verify_heapam(oid) LIMIT 3")

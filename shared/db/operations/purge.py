@@ -6,9 +6,10 @@ on this machine, and is followed by a pause of twice its time: a writer that wai
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -16,15 +17,17 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from shared.db.database import DatabaseFactory
-from shared.db.errors import InputError, InvalidValueError
+from shared.db.errors import InputError, InvalidValueError, PermissionDeniedError
 from shared.db.models import Base, PrivateExecution, PublicTrade, RunStatus
+from shared.db.operations.partitions import DropReport, drop_whole
 from shared.db.operations.progress import Watch
-from shared.db.ranges.bounds import source_of
+from shared.db.ranges.bounds import Source, source_of
 from shared.db.ranges.reading import StreamReading
 from shared.db.repositories import Repository, RunRepository
-from shared.db.tables import index_leads_to, primary_key
+from shared.db.tables import OWNERSHIP, index_leads_to, primary_key
 from shared.db.tenancy.user_ids import UNSET, UserId
 
+_log = logging.getLogger(__name__)
 # Seconds that one batch may hold the write lock, about.
 _BATCH_TIME = 0.05
 _SHORTEST_PAUSE = 0.02
@@ -35,7 +38,7 @@ _SMALLEST, _LARGEST = 100, 20_000
 class PurgeReport:
     """How many rows went, or would go in a dry run; `finished` is False if it was stopped on the way.
 
-    `longest_batch` is the longest time in seconds that writers were kept out.
+    `longest_batch` is the longest time in seconds that writers were kept out. `partitions` are those that went whole.
     """
 
     table: str
@@ -44,6 +47,7 @@ class PurgeReport:
     finished: bool
     longest_batch: float
     seconds: float
+    partitions: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The report for JSON."""
@@ -63,8 +67,9 @@ def purge_rows(
 ) -> PurgeReport:
     """Delete the rows of a stream strictly before `before`, of one key if given, oldest first key by key.
 
-    `user_id` is whose they are, where they belong to users; nobody else's go. A dry run counts them and deletes
-    nothing. When `stop()` says so it ends after the batch at hand; called again, it goes on. Raises
+    `user_id` is whose they are, where they belong to users; nobody else's go. A partition of which every row is older
+    is dropped, where all keys are meant and the login owns it. A dry run counts the rows and deletes nothing. When
+    `stop()` says so it ends after the batch at hand; called again, it goes on. Raises
     `InvalidValueError` for a naive time, a model without a stream, and for neither `before` nor `key`.
     """
     source = source_of(model)
@@ -74,7 +79,10 @@ def purge_rows(
     db.check_schema()
     by, time = getattr(model, source.stream.by), getattr(model, source.stream.time)
     old = () if before is None else (time < before,)
+    whole = None
     if key is None:
+        if before is not None and not dry_run and OWNERSHIP[model] is None:
+            whole = _dropped(db, source, before, stop)
         with db.get_session(user_id=user_id, read_only=True, max_staleness=0) as session:
             covered = StreamReading.coverage(Repository(session, model), count=False)
         chosen = [(by == found.key, *old) for found in covered if before is None or found.first_ts < before]
@@ -84,7 +92,26 @@ def purge_rows(
     ordered = source.stream.by in index_leads_to(model, source.stream.time)
     columns = [getattr(model, name) for name in source.stream.order]
     order = tuple(columns if ordered else columns[1:] or columns)
-    return _Purge(db, model, order, user_id).run(chosen, dry_run, watch, stop)
+    report = _Purge(db, model, order, user_id).run(chosen, dry_run, watch, stop)
+    if whole is None:
+        return report
+    return replace(
+        report,
+        rows=report.rows + whole.rows,
+        seconds=report.seconds + whole.seconds,
+        longest_batch=max(report.longest_batch, whole.longest),
+        partitions=whole.dropped,
+    )
+
+
+def _dropped(db: DatabaseFactory, source: Source, before: datetime, stop: Callable[[], bool]) -> DropReport | None:
+    try:
+        return drop_whole(db, source, before, stop=stop)
+    except PermissionDeniedError as error:
+        _log.warning(
+            "partitions are dropped by their owner alone, and their rows deleted in batches: %s", error.problem
+        )
+        return None
 
 
 def purge_trades(

@@ -29,6 +29,7 @@ from shared.db.encryption import KeyRing, StoredSecret
 from shared.db.operations.backup import back_up, restore
 from shared.db.operations.copy_database import copy_database
 from shared.db.operations.key_rotation import rotate_keys
+from shared.db.operations.partitions import drop_partitions, enable_partitions, extend_partitions
 from shared.db.operations.purge import purge_trades
 from shared.db.tests.canary import RING, SECRET, Stage, new_credential, stored_credential
 from shared.db.tests.support import execution_values, postgresql_programs, trade_values
@@ -107,6 +108,9 @@ def use_everything(stage: Stage) -> None:
         stage.see("restore", restore(db, stage.folder / "backup", force=True, pg_bin=postgresql_programs()))
         with DatabaseFactory(f"sqlite:///{stage.folder / 'copied.db'}") as copied:
             stage.see("copy", copy_database(db, copied))
+        if not stage.settings.is_sqlite:
+            stage.see("partitions", enable_partitions(db, PublicTrade), extend_partitions(db, PublicTrade))
+            stage.see("dropped", drop_partitions(db, PublicTrade, datetime(2020, 1, 1, tzinfo=UTC)))
         stage.see("purge", purge_trades(db, datetime.now(UTC)))
         record(stage, db)
     ring = KeyRing.parse(RING)
@@ -171,6 +175,7 @@ def commands(stage: Stage, folder: Path) -> list[list[str]]:
         ["report", "--user", "ann", "-o", str(folder / "report.html")],
         ["replay", str(stage.folder / "rejected.jsonl")],
         ["purge", "--table", "public_trades", "--before", "2020-01-01", "--dry-run"],
+        *([] if stage.settings.is_sqlite else [["partition", "extend", "--table", "public_trades"]]),
         ["backup", backup, *tools],
         ["restore", backup, "--force", *tools],
         ["copy", "-", f"sqlite:///{stage.folder / 'copied_by_command.db'}", "--json"],
