@@ -150,7 +150,7 @@ def test_a_row_of_no_partition_is_kept_and_gets_one(trades_db: DatabaseFactory) 
     with trades_db.engine.begin() as connection:
         # Stand-ins for the extension's, which take no table that is no file of its own either.
         refuse = "IF (SELECT relkind IN ('p', 'I') FROM pg_class WHERE oid = one) THEN RAISE 'no file'; END IF;"
-        for made, result in (
+        for function, result in (
             ("bt_index_check(one regclass, whole bool)", "void"),
             ("verify_heapam(one regclass)", "msg"),
         ):
