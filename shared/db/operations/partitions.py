@@ -173,11 +173,10 @@ def extend_partitions(
         name, rows = _in_turn(db, partial(_make, source, period, start))
         moved += rows
         made += [name] if name else []
-    with db.engine.connect() as connection:
+    with db.engine.begin() as connection:
         if made:
             # Of the whole table the server keeps statistics only when it is told to.
             connection.execute(text(f"ANALYZE {_quoted(connection, source.model.__tablename__)}"))
-            connection.commit()
         names = tuple(one.name for one in _partitions(connection, source))
     return PartitionReport(source.model.__tablename__, names, tuple(made), moved)
 
