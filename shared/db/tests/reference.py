@@ -1,7 +1,11 @@
-"""Signatures and fields of the public names for docs/reference.md: `python -m shared.db.tests.reference`."""
+"""Signatures, fields, errors and examples of the public names for docs/reference.md.
+
+`python -m shared.db.tests.reference` writes them.
+"""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import re
@@ -18,8 +22,9 @@ _BEGIN, _END = "<!-- signatures: uv run python -m shared.db.tests.reference -->\
 
 
 def signatures() -> str:
-    """Those of every public name in the order of the alphabet, but for errors, which the library alone makes."""
-    return "".join(_entry(name, getattr(shared.db, name)) for name in sorted(shared.db.__all__))
+    """Those of every public name in the order of the alphabet."""
+    shown = examples()
+    return "".join(_entry(name, getattr(shared.db, name), shown.get(name)) for name in sorted(shared.db.__all__))
 
 
 def written(document: str) -> str:
@@ -28,16 +33,32 @@ def written(document: str) -> str:
     return f"{before}{_BEGIN}{signatures()}{_END}{rest.partition(_END)[2]}"
 
 
-def _entry(name: str, public: Any) -> str:
+def examples() -> dict[str, str]:
+    """A page with a program that uses a name, by name; those programs are run by the tests."""
+    found: dict[str, str] = {}
+    for path in sorted(REFERENCE.parent.glob("*.md"), key=lambda path: (path.name == "examples.md", path.name)):
+        programs = "".join(
+            re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+        )
+        for name in shared.db.__all__ if path != REFERENCE else ():
+            if re.search(rf"\b{name}\b", programs):
+                found.setdefault(name, path.name)
+    return found
+
+
+def _entry(name: str, public: Any, example: str | None) -> str:
     lines = list(_lines(name, public))
-    return f"\n```python\n{chr(10).join(lines)}\n```\n" if lines else ""
+    shown = f"\nExample: [{example}]({example}).\n" if example else ""
+    return f"\n```python\n{chr(10).join(lines)}\n```\n{shown}" if lines else shown
 
 
 def _lines(name: str, public: Any) -> Iterator[str]:
     if inspect.isfunction(public):
-        yield f"{name}{_signature(public)}"
-    elif not inspect.isclass(public) or issubclass(public, Exception):
+        yield f"{name}{_signature(public)}{_raised(public)}"
+    elif not inspect.isclass(public):
         return
+    elif issubclass(public, Exception):
+        yield from _error(name, public)
     elif issubclass(public, Enum):
         yield f"class {name}(StrEnum):  # {', '.join(public)}"
     elif issubclass(public, Base):
@@ -47,6 +68,59 @@ def _lines(name: str, public: Any) -> Iterator[str]:
                 yield f"    {column.name}: {type(column.type).__name__}{' | None' if column.nullable else ''}"
     else:
         yield from _class(name, public)
+
+
+def _error(name: str, public: type[Exception]) -> Iterator[str]:
+    yield f"class {name}({', '.join(base.__name__ for base in public.__bases__)}):"
+    yield from (f"    {field}: {kind}" for field, kind in _attributes(public).items())
+    raisers = sorted(told for told, function in _functions() if name in _errors_of(function))
+    if raisers:
+        yield f"    # from {', '.join(raisers)}"
+
+
+def _attributes(public: type[Exception]) -> dict[str, str]:
+    """What instances carry that they have not from a public base: as `__init__` sets it, and as the class says."""
+    found: dict[str, str] = {}
+    tree = ast.parse(inspect.getsource(public)).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    for line in tree.body:
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
+            found[line.target.id] = ast.unparse(line.annotation)
+        if isinstance(line, ast.FunctionDef) and line.name == "__init__":
+            given = {
+                one.arg: ast.unparse(one.annotation) for one in line.args.args + line.args.kwonlyargs if one.annotation
+            }
+            for node in ast.walk(line):
+                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                    found.setdefault(node.attr, given.get(node.attr, "Any"))
+    return {field: kind for field, kind in found.items() if not field.startswith("_") and "ClassVar" not in kind}
+
+
+def _functions() -> Iterator[tuple[str, Any]]:
+    """The public functions and methods, each by what it is called."""
+    for name in shared.db.__all__:
+        public = getattr(shared.db, name)
+        if inspect.isfunction(public):
+            yield f"{name}()", public
+        elif inspect.isclass(public) and not issubclass(public, (Base, Enum, Exception)):
+            yield name, public
+            yield from ((f"{name}.{member}()", value) for member, value in _members(public))
+
+
+def _errors_of(function: Any) -> list[str]:
+    """Our errors that its docstring says it raises."""
+    _, _, told = (inspect.getdoc(function) or "").partition("Raises ")
+    return [name for name in re.findall(r"`(\w+)`", told) if _is_error(name)]
+
+
+def _is_error(name: str) -> bool:
+    public = getattr(shared.db, name, None)
+    return inspect.isclass(public) and issubclass(public, Exception)
+
+
+def _raised(function: Any) -> str:
+    errors = dict.fromkeys(_errors_of(function))
+    return f"  # raises {', '.join(errors)}" if errors else ""
 
 
 def _class(name: str, public: type[Any]) -> Iterator[str]:
@@ -61,7 +135,7 @@ def _class(name: str, public: type[Any]) -> Iterator[str]:
             yield f"    {member}: {_returned(value.fget)}"
         else:
             word = "async def" if inspect.iscoroutinefunction(value) else "def"
-            yield f"    {word} {member}{_signature(value, bound=True)}"
+            yield f"    {word} {member}{_signature(value, bound=True)}{_raised(value)}"
 
 
 def _fields(public: type[Any]) -> list[str]:

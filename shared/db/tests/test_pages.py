@@ -25,11 +25,13 @@ import pytest
 import yaml
 from sqlalchemy import URL, text
 
+import shared.db
 from shared.db import DatabaseFactory, DatabaseSettings, PrivateExecution, PublicTradeRepository
 from shared.db.commands.arguments import parser_of
 from shared.db.commands.cli import DESCRIPTION, GROUPS, main
 from shared.db.encryption import generate_entry
 from shared.db.settings import describe_settings
+from shared.db.tests import reference
 from shared.db.tests.forked import run_python
 from shared.db.tests.support import trade_values, two_runs, usernames
 from shared.db.tests.test_documents import DOCS, README, blocks
@@ -190,6 +192,20 @@ def test_the_program_of_the_page_runs_under_gevent(postgresql_url: URL, tmp_path
         [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
     )
     assert (done.returncode, done.stdout) == (0, promised), done.stderr
+
+
+def test_the_page_of_examples_prints_what_it_promises(tmp_path: Path) -> None:
+    """Its pieces are one program, which runs as it stands in an empty folder."""
+    program, (promised,) = "\n".join(blocks(page("examples.md"), "python")), blocks(page("examples.md"), "text")
+    done = run_python("-W", "error", "-c", program, cwd=tmp_path)
+    assert (done.stdout, done.stderr) == (promised, "")
+
+
+def test_every_public_name_has_an_example() -> None:
+    """A page shows it at work in a program that is run; of the errors a few do for all."""
+    shown = reference.examples()
+    errors = {name for name in shared.db.__all__ if name.endswith(("Error", "Violation", "Failure"))}
+    assert sorted({*shared.db.__all__} - shown.keys() - errors) == []
 
 
 def test_uwsgi_is_told_to_load_the_program_in_each_worker() -> None:
