@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,16 @@ import pytest
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 # folders of unguessable names are made in it
 _ROOM = 4 << 30
+
+
+_BYTECODE = Path(__file__).parent / ".pytest_cache" / "bytecode"
+
+# Where Python is told to leave no bytecode behind, each process would compile all that it imports, for seconds. Then
+# it is kept here: what is collected writes it, and the processes that the tests start only read it.
+_KEPT = sys.dont_write_bytecode and sys.pycache_prefix in (None, str(_BYTECODE))
+if _KEPT:
+    sys.dont_write_bytecode = False
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(_BYTECODE)
 
 
 def _missing() -> dict[str, str]:
@@ -69,6 +80,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """What the modules hold stays to the end: the collector need not walk it over and over."""
+    sys.dont_write_bytecode = sys.dont_write_bytecode or _KEPT
     gc.collect()
     gc.freeze()
 
