@@ -24,7 +24,12 @@ from functools import lru_cache
 from pathlib import Path
 
 _REQUEST = 1 << 20
-_LOADED = (
+_OTHERS = (
+    *("alembic.autogenerate", "alembic.command", "alembic.config", "cryptography.fernet", "psycopg2"),
+    *("pydantic_settings", "pytest", "sqlalchemy.dialects.postgresql", "sqlalchemy.dialects.sqlite"),
+    *("sqlalchemy.ext.asyncio", "sqlalchemy.orm"),
+)
+_OURS = (
     *("alembic.autogenerate", "alembic.command", "alembic.config", "shared.db.commands.cli"),
     *(f"shared.db.commands.{name}" for name in ("backup", "copy_database", "initialize", "migrate", "status")),
     *("shared.db.commands.row_files", "shared.db.migrations.runner"),
@@ -32,9 +37,12 @@ _LOADED = (
 
 
 def run_python(
-    *arguments: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None
+    *arguments: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None, ours: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python [-W error] (-m MODULE | -c CODE) ...` in `cwd`, the current folder if there is none."""
+    """Run `python [-W error] (-m MODULE | -c CODE) ...` in `cwd`, the current folder if there is none.
+
+    With `ours=False` only others' libraries are loaded beforehand: for a copy of ours, or to see ours being loaded.
+    """
     request = json.dumps([arguments, {**os.environ, **(environment or {})}, str(cwd or Path.cwd())]).encode()
     assert len(request) < _REQUEST
     with (
@@ -42,9 +50,9 @@ def run_python(
         tempfile.TemporaryFile() as err,
         socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asked,
     ):
-        asked.settimeout(120)
+        asked.settimeout(600)
         asked.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _REQUEST)
-        asked.connect(_server(os.getpid()))
+        asked.connect(_server(os.getpid(), _OURS if ours else _OTHERS))
         socket.send_fds(asked, [request], [out.fileno(), err.fileno()])
         code = int(asked.recv(16))
         out.seek(0)
@@ -55,11 +63,11 @@ def run_python(
 
 
 @lru_cache
-def _server(_process: int) -> str:
+def _server(_process: int, loaded: tuple[str, ...]) -> str:
     """The address of the process that forks; one for each process of tests, and gone with it."""
     folder = tempfile.TemporaryDirectory(prefix="forked-")
     address = str(Path(folder.name) / "socket")
-    server = subprocess.Popen([sys.executable, "-m", __name__, address], stdin=subprocess.PIPE, cwd=folder.name)
+    server = subprocess.Popen([sys.executable, __file__, address, *loaded], stdin=subprocess.PIPE, cwd=folder.name)
 
     def end() -> None:
         assert server.stdin is not None
@@ -74,8 +82,8 @@ def _server(_process: int) -> str:
     return address
 
 
-def _serve(address: str) -> None:
-    for name in _LOADED:
+def _serve(address: str, *loaded: str) -> None:
+    for name in loaded:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()
@@ -128,6 +136,7 @@ def _run(arguments: list[str], environment: dict[str, str], cwd: str) -> None:
         arguments = arguments[2:]
     way, what, *rest = arguments
     sys.dont_write_bytecode = bool(environment.get("PYTHONDONTWRITEBYTECODE"))
+    sys.pycache_prefix = environment.get("PYTHONPYCACHEPREFIX")
     sys.path[:1] = ["" if way == "-c" else cwd, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     if way == "-m":
         sys.argv[:] = [what, *rest]
@@ -140,4 +149,4 @@ def _run(arguments: list[str], environment: dict[str, str], cwd: str) -> None:
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1])
+    _serve(*sys.argv[1:])

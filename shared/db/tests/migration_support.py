@@ -100,13 +100,21 @@ class Table(NamedTuple):
     checksum: str
 
 
-def seed(db: DatabaseFactory) -> None:
-    """Put rows into every table of revision 1; the database is at that revision or a later one."""
+# What names a row, and has to differ between rows of different ages.
+_KEYS = ("user_id", "username", "email", "account_id", "credential_id", "strategy_id", "run_id", "trade_id", "exec_id")
+
+
+def seed(db: DatabaseFactory, age: str = "") -> None:
+    """Put rows into every table of revision 1; the database is at that revision or a later one.
+
+    Their keys end with `age`, so that rows of several ages can stand beside each other.
+    """
     with db.engine.begin() as connection:
         for table, rows in _ROWS.items():
             names = ", ".join(rows[0])
             values = ", ".join(f":{name}" for name in rows[0])
-            connection.execute(text(f"INSERT INTO {table} ({names}) VALUES ({values})"), rows)
+            aged = [row | {key: row[key] + age for key in _KEYS if row.get(key)} for row in rows]
+            connection.execute(text(f"INSERT INTO {table} ({names}) VALUES ({values})"), aged)
 
 
 def contents(db: DatabaseFactory, like: Mapping[str, Table] | None = None) -> dict[str, Table]:

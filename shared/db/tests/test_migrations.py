@@ -8,6 +8,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -36,37 +37,63 @@ _OPTIONAL = "0004_audit_log"
 _BEFORE_OPTIONAL = REVISIONS[REVISIONS.index(_OPTIONAL) - 1]
 
 
-@pytest.mark.parametrize("revision", REVISIONS[1:])
-def test_a_revision_goes_up_down_and_up_without_touching_rows(empty_db: DatabaseFactory, revision: str) -> None:
-    """What a revision adds, its way back takes away, and every row that was there before is there after each way."""
-    before = REVISIONS[REVISIONS.index(revision) - 1]
-    runner.upgrade(empty_db, before)
-    if before != "base":
-        seed(empty_db)
-    old_schema, old_rows = schema_of(empty_db), contents(empty_db)
+def test_a_revision_goes_up_down_and_up_without_touching_rows(empty_db: DatabaseFactory) -> None:
+    """What each adds, its way back takes away, and every row of any age is there after each way.
 
-    audit = revision == _OPTIONAL
-    assert runner.upgrade(empty_db, revision, audit=audit) == runner.Change(before, revision)
-    new_schema = schema_of(empty_db)
-    assert contents(empty_db, like=old_rows) == old_rows
-    runner.downgrade(empty_db, before, allow_data_loss=True)
-    assert schema_of(empty_db) == old_schema
-    assert contents(empty_db) == old_rows
-    runner.upgrade(empty_db, revision, audit=audit)
-    assert schema_of(empty_db) == new_schema != old_schema
-    assert contents(empty_db, like=old_rows) == old_rows
+    The printed SQL, run by hand, does the same. At the end the schema is what the models say.
+    """
+    dialect = empty_db.engine.dialect.name
+    for before, revision in pairwise(REVISIONS):
+        if before != "base":
+            seed(empty_db, before[:4])
+        old_schema, old_rows = schema_of(empty_db), contents(empty_db)
+        audit = revision == _OPTIONAL
 
+        assert runner.upgrade(empty_db, revision, audit=audit) == runner.Change(before, revision)
+        new_schema = schema_of(empty_db)
+        assert new_schema != old_schema, revision
+        assert contents(empty_db, like=old_rows) == old_rows, revision
+        runner.downgrade(empty_db, before, allow_data_loss=True)
+        assert schema_of(empty_db) == old_schema, revision
+        assert contents(empty_db) == old_rows, revision
 
-@pytest.mark.parametrize("revision", REVISIONS[1:-1])
-def test_an_upgrade_from_each_older_revision_reaches_the_models(empty_db: DatabaseFactory, revision: str) -> None:
-    """A database of any age, with rows in it, comes to the schema of this code with every row."""
-    runner.upgrade(empty_db, revision)
-    seed(empty_db)
-    rows = contents(empty_db)
-    runner.upgrade(empty_db)
+        run_by_hand(empty_db, runner.sql(dialect, before, revision, audit=audit))
+        assert schema_of(empty_db) == new_schema, revision
+        assert contents(empty_db, like=old_rows) == old_rows, revision
+        assert runner.status(empty_db).database_revision == revision
+        run_by_hand(empty_db, runner.sql(dialect, revision, before))
+        assert schema_of(empty_db) == old_schema, revision
+        assert contents(empty_db) == old_rows, revision
+        assert runner.status(empty_db).database_revision == (None if before == "base" else before)
+
+        runner.upgrade(empty_db, revision, audit=audit)
+        assert schema_of(empty_db) == new_schema, revision
+        assert contents(empty_db, like=old_rows) == old_rows, revision
     empty_db.check_schema()
     assert runner.check(empty_db) == []
+
+
+@pytest.mark.parametrize("audit", [False, True])
+def test_offline_sql_does_what_an_upgrade_does(empty_db: DatabaseFactory, audit: bool) -> None:
+    """From the first revision to the newest and back in one script each, with rows, and as one upgrade leads there."""
+    dialect, first = empty_db.engine.dialect.name, REVISIONS[1]
+    run_by_hand(empty_db, runner.sql(dialect, revision=first))
+    seed(empty_db)
+    old_schema, rows = schema_of(empty_db), contents(empty_db)
+    run_by_hand(empty_db, runner.sql(dialect, first, audit=audit))
+    by_hand = schema_of(empty_db)
     assert contents(empty_db, like=rows) == rows
+    empty_db.check_schema()
+
+    run_by_hand(empty_db, runner.sql(dialect, "head", first))
+    assert runner.status(empty_db).database_revision == first
+    assert schema_of(empty_db) == old_schema
+    assert contents(empty_db) == rows
+    runner.upgrade(empty_db, audit=audit)
+    assert schema_of(empty_db) == by_hand
+    assert contents(empty_db, like=rows) == rows
+    run_by_hand(empty_db, runner.sql(dialect, "head", "base"))
+    assert schema_of(empty_db) == {}
 
 
 def test_the_whole_way_down_leaves_nothing(empty_db: DatabaseFactory) -> None:
@@ -171,28 +198,6 @@ def test_going_back_without_an_audit_log_loses_nothing(empty_db: DatabaseFactory
         runner.downgrade(empty_db, _BEFORE_OPTIONAL)
     runner.downgrade(empty_db, _BEFORE_OPTIONAL, allow_data_loss=True)
     assert "audit_log" not in {entry.table for entry in schema_of(empty_db)}
-
-
-@pytest.mark.parametrize(
-    ("start", "audit"),
-    [(start, False) for start in REVISIONS[:-1]] + [(start, True) for start in REVISIONS[: REVISIONS.index(_OPTIONAL)]],
-)
-def test_offline_sql_does_what_an_upgrade_does(empty_db: DatabaseFactory, start: str, audit: bool) -> None:
-    """The printed SQL, run by hand on a database with rows, gives the same schema, rows and revision."""
-    runner.upgrade(empty_db, start)
-    if start != "base":
-        seed(empty_db)
-    rows = contents(empty_db)
-    run_by_hand(empty_db, runner.sql(empty_db.engine.dialect.name, start, audit=audit))
-    by_hand = schema_of(empty_db)
-    assert contents(empty_db, like=rows) == rows
-    empty_db.check_schema()
-
-    run_by_hand(empty_db, runner.sql(empty_db.engine.dialect.name, "head", start))
-    assert runner.status(empty_db).database_revision == (None if start == "base" else start)
-    assert contents(empty_db) == rows
-    runner.upgrade(empty_db, audit=audit)
-    assert schema_of(empty_db) == by_hand
 
 
 def test_offline_sql_for_sqlite_is_every_statement_with_its_values(own_revisions: OwnRevisions) -> None:

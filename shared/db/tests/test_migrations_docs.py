@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from sqlalchemy import URL, text
 
 from shared.db import DatabaseFactory
 from shared.db.migrations import runner
+from shared.db.tests.forked import run_python
 from shared.db.tests.migration_support import contents, run_by_hand, seed
 
 _ROOT = Path(__file__).parents[3]
@@ -71,14 +69,18 @@ class _Reader:
         path.write_text("".join(lines), encoding="utf-8")
 
     def _run(self, commands: list[str]) -> None:
-        environment = os.environ | {"PYTHONPATH": str(self.checkout), "GRIDBOT_TEST_POSTGRESQL_URL": self.urls[0]}
-        environment["PYTEST_ADDOPTS"] = "-n0"  # the other cores are busy with the tests beside this one
+        environment = {
+            "PYTHONPATH": str(self.checkout),
+            "GRIDBOT_TEST_POSTGRESQL_URL": self.urls[0],
+            "PYTEST_ADDOPTS": "-n0",  # the other cores are busy with the tests beside this one
+            # The copy is compiled once, not by each command.
+            "PYTHONDONTWRITEBYTECODE": "",
+            "PYTHONPYCACHEPREFIX": str(self.checkout / "bytecode"),
+        }
         arguments = ["-c", _COMMANDS, json.dumps([line.split()[3:] for line in commands]), *self.urls]
         if commands[0].startswith("uv run"):
             arguments = ["-m", *commands[0].split()[2:]]
-        done = subprocess.run(
-            [sys.executable, *arguments], cwd=self.checkout, env=environment, capture_output=True, text=True
-        )
+        done = run_python(*arguments, cwd=self.checkout, environment=environment, ours=False)
         assert done.returncode == 0, f"{commands}\n{done.stdout}{done.stderr}"
         for written in re.findall(r"^wrote (.*)$", done.stdout, re.MULTILINE):
             self.revision = Path(written)
