@@ -31,9 +31,10 @@ class Stage:
     settings: DatabaseSettings
     folder: Path
     sealed: bool
-    seen: list[tuple[str, str]] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-    _opened: list[DatabaseFactory] = field(default_factory=list)
+    # Not in its repr, which is made of the variables of each frame, of the canary's own too.
+    seen: list[tuple[str, str]] = field(default_factory=list, repr=False)
+    failed: list[str] = field(default_factory=list, repr=False)
+    _opened: list[DatabaseFactory] = field(default_factory=list, repr=False)
 
     def open(self, **changes: Any) -> DatabaseFactory:
         """A factory on the database, with other settings where wanted."""
