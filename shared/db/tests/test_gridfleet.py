@@ -6,7 +6,6 @@ They are the example of a consumer, with the fixtures for consumers, and those t
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
