@@ -14,6 +14,7 @@ from contextlib import nullcontext
 import shared.db.commands.backup as backup
 import shared.db.commands.copy_database as copy_database
 import shared.db.commands.coverage as coverage
+import shared.db.commands.docs as docs
 import shared.db.commands.migrate as migrate
 import shared.db.commands.partition as partition
 import shared.db.commands.purge as purge
@@ -120,6 +121,7 @@ GROUPS: dict[str, dict[str, tuple[str, Command]]] = {
     "set up": {
         "init": ("create missing tables and say what is there", lambda parser: initialize),
         "migrate": ("change the schema by revisions, or say where it stands", migrate.add_arguments),
+        "docs": ("say which pages of documentation there are, or print one", docs.add_arguments),
     },
     "look": {
         "status": ("say how the database is, and what to do about it", status_command.add_arguments),

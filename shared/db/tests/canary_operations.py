@@ -171,6 +171,7 @@ def commands(stage: Stage, folder: Path) -> list[list[str]]:
         *([["keys", "rotate"]] if stage.sealed else []),
         *exports,
         ["import-trades", str(folder / "trades.csv"), "--json"],
+        ["docs"],
         ["import", "private_executions", str(folder / "executions.csv"), "--user", "ann"],
         ["report", "--user", "ann", "-o", str(folder / "report.html")],
         ["replay", str(stage.folder / "rejected.jsonl")],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import shared.db
 from shared.db.commands.cli import GROUPS, main
 from shared.db.tests.forked import run_python
 
@@ -73,3 +74,17 @@ def test_completion_costs_nothing_where_no_shell_asks() -> None:
     asked = run_python("-c", missing + "sys.exit(main([]))", environment={"_ARGCOMPLETE": "1"})
     assert asked.returncode == 1
     assert "[cli]" in asked.stderr
+
+
+def test_the_pages_are_named_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each with its title; one as it is, and of a page that is not there it is said how to find the others."""
+    folder = Path(shared.db.__file__).parent / "docs"
+    assert main(["docs"]) == 0
+    first, *pages = capsys.readouterr().out.splitlines()
+    assert first == str(folder)
+    assert [line.split()[0] for line in pages] == sorted(path.stem for path in folder.glob("*.md"))
+    assert "FastAPI and Flask" in next(line for line in pages if line.split()[0] == "web")
+    assert main(["docs", "web"]) == 0
+    assert capsys.readouterr().out == (folder / "web.md").read_text()
+    assert main(["docs", "nothing"]) == 1
+    assert "there is no page 'nothing'" in capsys.readouterr().err

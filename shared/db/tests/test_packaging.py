@@ -34,7 +34,9 @@ DECOYS = (
     "results.json",
     "tenancy/.env",
     "bulk/backup.db",
-    "docs/decoy.md",
+    "docs/.env",
+    "docs/decoy.db",
+    "docs/decoy.json",
 )
 
 
@@ -75,11 +77,11 @@ def python_files(project: Path) -> set[str]:
     """What belongs into the packages, relative to the project: the allow-list, spelt another way."""
     files = {
         path.relative_to(project).as_posix()
-        for pattern in ("*.py", "*.mako", "page.*")
+        for pattern in ("*.py", "*.mako", "page.*", "docs/*.md")
         for path in project.rglob(pattern)
         if path.relative_to(project).parts[0] not in ("tests", ".venv")
     }
-    return files | {"py.typed", "migrations/NOTES.md"}
+    return files | {"py.typed", "migrations/NOTES.md", "docs/grafana-dashboard.json"}
 
 
 def second_member(workspace: Path) -> Path:
@@ -179,12 +181,13 @@ def test_the_wheel_asks_for_three_libraries(wheel: Path) -> None:
 
 @pytest.mark.slow
 def test_the_wheel_works_in_a_clean_environment(wheel: Path, clean: CleanEnvironment, tmp_path: Path) -> None:
-    """With nothing but the core dependencies the schema is made in an empty folder, and the commands are there."""
+    """With nothing but the core dependencies the schema is made in an empty folder; commands and pages are there."""
     clean.install(wheel)
     first = clean.python("-m", "shared.db.init_db", where=tmp_path)
     assert first.startswith("Database initialized successfully\n")
     assert "nothing changed" in clean.python("-m", "shared.db", "init", where=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["grid_bot.db"]
+    assert clean.python("-m", "shared.db", "docs", "web", where=tmp_path) == (PACKAGE / "docs" / "web.md").read_text()
 
 
 @pytest.mark.slow
