@@ -36,7 +36,8 @@ _REFUSAL = "the audit log is append-only"
 
 def create(connection: Connection) -> None:
     """Create the table, and the triggers that refuse every change to what it holds; nothing happens if it is there."""
-    AuditLog.metadata.create_all(connection)
+    if AuditLog.__tablename__ not in port_of(connection).tables(connection):
+        AuditLog.metadata.create_all(connection, checkfirst=False)
     for statement in port_of(connection).append_only(AuditLog.__tablename__, _REFUSAL):
         connection.execute(text(statement))
     look_again(connection.dialect)

@@ -14,8 +14,10 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     String,
     Table,
+    literal,
     select,
 )
+from sqlalchemy.schema import CreateTable
 
 from shared.db import packages
 from shared.db.dialects import port_of
@@ -28,6 +30,9 @@ SCHEMA_REVISION = "0009_one_owner_of_a_run"
 
 # The empty schema, before the first revision.
 BASE = "base"
+
+# Between the two revisions of a step.
+_STEP = ".."
 
 # One row for each package whose tables are there. Not Alembic's own table: that one is another program's, which may
 # have tables of its own in the same database.
@@ -59,7 +64,24 @@ def read_revision(connection: Connection, package: str = packages.OURS) -> str |
 
 
 def read_revisions(connection: Connection) -> dict[str, str]:
-    """The revision of each package that the database carries, those of packages that are not here among them."""
+    """The revision of each package that the database carries, those of packages that are not here among them.
+
+    Of a step that has broken off it is the older one.
+    """
+    return {package: stamp.partition(_STEP)[0] for package, stamp in _stamps(connection).items()}
+
+
+def broken_off(connection: Connection, package: str) -> bool:
+    """Whether a step from the package's revision to the next one, or back, has broken off halfway."""
+    return _STEP in _stamps(connection).get(package, "")
+
+
+def step(older: str, newer: str) -> str:
+    """What is written down while a step goes on, forward or back, where a failure does not undo it."""
+    return f"{older}{_STEP}{newer}"
+
+
+def _stamps(connection: Connection) -> dict[str, str]:
     there = port_of(connection).tables(connection)
     if VERSION_TABLE.name in there:
         return {row.package: row.revision for row in connection.execute(select(VERSION_TABLE))}
@@ -92,7 +114,7 @@ def take_over(connection: Connection) -> None:
     there = port_of(connection).tables(connection)
     if VERSION_TABLE.name in there:
         return
-    VERSION_TABLE.create(connection, checkfirst=True)
+    connection.execute(CreateTable(VERSION_TABLE, if_not_exists=True))
     former = _former_revision(connection, there)
     if former is not None:
         connection.execute(VERSION_TABLE.insert().values(package=packages.OURS, revision=former))
@@ -119,7 +141,7 @@ def difference(
     """
     line = line or packages.OWN
     known = line.revisions()
-    needed = needed or (SCHEMA_REVISION if line is packages.OWN else known[-1] if known else BASE)
+    needed = needed or _newest(line) or BASE
     revision = read_revision(connection, line.package)
     if revision is None and not known:
         return None  # a package that writes no revisions yet
@@ -131,7 +153,7 @@ def difference(
         return SchemaVersionError("unversioned", None, needed, line.package)
     if revision == needed:
         return None
-    older = known[: known.index(needed)] if needed in known else known
+    older = (BASE, *(known[: known.index(needed)] if needed in known else known))
     return SchemaVersionError("behind" if revision in older else "ahead", revision, needed, line.package)
 
 
@@ -155,19 +177,49 @@ def must_create(connection: Connection) -> bool:
     missing = False
     for line in packages.lines():
         problem = difference(connection, line=line)
-        if problem is not None and problem.state != "empty":
+        if problem is not None and problem.state != "empty" and not _can_be_made_anew(connection, line):
             raise problem
         missing = missing or problem is not None
     return missing or not {*Base.metadata.tables} <= port_of(connection).tables(connection)
 
 
 def create(connection: Connection) -> None:
-    """Make the tables that are missing, of all packages that are loaded, and write down their revisions."""
+    """Make the tables that are missing, of all packages that are loaded, and write down their revisions.
+
+    Where a failure does not undo that, it is written down before, and what a former one has left is made anew.
+    """
+    newest = {line.package: _newest(line) for line in packages.lines()}
+    if not port_of(connection).undoes_ddl:
+        left = [table for line in packages.lines() if creation_broke_off(connection, line) for table in line.tables()]
+        if left:  # to SQLAlchemy 2.0 no table would mean all of them
+            Base.metadata.drop_all(connection, tables=left)
+        there = read_revisions(connection)
+        for package, revision in newest.items():
+            if revision is not None and there.get(package, BASE) == BASE:
+                stamp(connection, step(BASE, revision), package)
     Base.metadata.create_all(connection)
-    for line in packages.lines():
-        newest = SCHEMA_REVISION if line is packages.OWN else (line.revisions() or (None,))[-1]
-        if newest is not None:
-            stamp(connection, newest, line.package)
+    for package, revision in newest.items():
+        if revision is not None:
+            stamp(connection, revision, package)
+
+
+def creation_broke_off(connection: Connection, line: Line) -> bool:
+    """Whether `create` was making the package's tables, and has not come to its end."""
+    newest = _newest(line)
+    return newest is not None and _stamps(connection).get(line.package) == step(BASE, newest)
+
+
+def _can_be_made_anew(connection: Connection, line: Line) -> bool:
+    """Whether nothing would be lost by it."""
+    if not creation_broke_off(connection, line):
+        return False
+    there = port_of(connection).tables(connection)
+    tables = [table for table in line.tables() if table.name in there]
+    return not any(connection.execute(select(literal(1)).select_from(table).limit(1)).all() for table in tables)
+
+
+def _newest(line: Line) -> str | None:
+    return SCHEMA_REVISION if line is packages.OWN else (line.revisions() or (None,))[-1]
 
 
 def drop(connection: Connection) -> None:

@@ -70,6 +70,9 @@ _FAILURES: dict[int, type[DatabaseFailure]] = {
 }
 # With them the whole transaction is gone, and not the statement alone.
 _ENDS_ALL = frozenset({1213, 1020})
+# What DDL makes is there, or what it drops is not. Of two foreign keys of one name MariaDB says no more than 1005.
+_DONE = frozenset({1050, 1051, 1060, 1061, 1091, 1359, 1360, 1826, 3822})
+_SAME_KEY = (1005, "errno: 121 ")
 # What they say of values: Duplicate entry '...' for key; ... value: '...' for column; ... near '...' at line 1.
 _SHOWN = (
     (re.compile(r"(Duplicate entry) '.*'( for key)", re.DOTALL), r"\1\2"),
@@ -104,6 +107,7 @@ class MySQL(Port):
     # A second statement on the connection ends the reading of the first one, without a word.
     keeps_cursors: ClassVar[bool] = False
     locks_by_name: ClassVar[bool] = False
+    undoes_ddl: ClassVar[bool] = False
 
     def money(self, digits: int, places: int) -> TypeEngine[Any]:
         """Exact, under the strict mode that each connection sets."""
@@ -188,26 +192,18 @@ class MySQL(Port):
             )
         )
 
+    def tables(self, connection: Connection) -> set[str]:
+        """Of the database that the session uses, which need not be the one that it connected to."""
+        query = (
+            "SELECT table_name FROM information_schema.tables WHERE table_schema = database() AND table_type = :kind"
+        )
+        return {*connection.scalars(text(query), {"kind": "BASE TABLE"})}
+
     @contextmanager
     def schema_transaction(self, engine: Engine) -> Iterator[Connection]:
         """Under a lock of the session's: DDL commits, so that none of a transaction's own would hold."""
-        with engine.connect() as connection:
-            taken = connection.scalar(text("SELECT GET_LOCK(:name, :seconds)"), self._lock(connection, _LOCK_SECONDS))
-            if taken != 1:
-                raise DatabaseLockedError(TimeoutError(f"the schema's lock was not free within {_LOCK_SECONDS} s"))
-            connection.rollback()  # which keeps the lock
-            try:
-                with connection.begin():
-                    yield connection
-            finally:
-                if not connection.invalidated:
-                    connection.execute(text("SELECT RELEASE_LOCK(:name)"), {"name": self._lock(connection, 0)["name"]})
-                    connection.rollback()
-
-    @staticmethod
-    def _lock(connection: Connection, seconds: int) -> dict[str, Any]:
-        # Locks belong to the whole server, and their names end at 64 characters.
-        return {"name": f"{_LOCK}_{connection.engine.url.database}"[:64], "seconds": seconds}
+        with engine.connect() as connection, schema_lock(connection), connection.begin():
+            yield connection
 
     def status(self, driver: Any) -> TransactionStatus:
         """As the server said with its last answer."""
@@ -238,6 +234,11 @@ class MySQL(Port):
         """Of a COMMIT without an answer nobody knows."""
         return CommitUnknownError if committing else ConnectionLostError
 
+    def is_done_already(self, error: Exception) -> bool:
+        """By its number, and where that says too little by its text."""
+        number, part = _SAME_KEY
+        return _number(error) in _DONE or (_number(error) == number and part in str(error))
+
     def hide_row(self, error: Exception) -> str:
         """The values that it quotes; the number stays, and so does the driver's own form of the text."""
         if len(error.args) < 2 or not isinstance(error.args[1], str):
@@ -256,6 +257,24 @@ _ESCAPES = str.maketrans({"\\": "\\\\", "'": "\\'", "\0": "\\0", "\n": "\\n", "\
 def quoted(value: str) -> str:
     """Text as a literal of SQL."""
     return f"'{value.translate(_ESCAPES)}'"
+
+
+@contextmanager
+def schema_lock(connection: Connection) -> Iterator[None]:
+    """Nobody else changes the schema. It outlasts transactions, and ends with the block or the connection."""
+    # Locks belong to the whole server, and their names end at 64 characters.
+    lock = {"name": f"{_LOCK}_{connection.engine.url.database}"[:64]}
+    query = text("SELECT GET_LOCK(:name, :seconds)")
+    if connection.scalar(query, lock | {"seconds": _LOCK_SECONDS}) != 1:
+        raise DatabaseLockedError(TimeoutError(f"the schema's lock was not free within {_LOCK_SECONDS} s"))
+    connection.rollback()  # which keeps the lock
+    try:
+        yield
+    finally:
+        if not connection.invalidated:
+            connection.rollback()
+            connection.execute(text("SELECT RELEASE_LOCK(:name)"), lock)
+            connection.rollback()
 
 
 def has_driver() -> bool:

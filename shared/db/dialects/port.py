@@ -95,6 +95,8 @@ class Port(ABC):
     """Whether its driver gives stored times as text."""
     checks_types: ClassVar[bool] = True
     """Whether a column holds nothing but its type's values."""
+    undoes_ddl: ClassVar[bool] = True
+    """Whether a change of the schema is undone with its transaction."""
     indexes_documents: ClassVar[bool] = False
     """Whether an index can find the documents that hold a part."""
     has_partitions: ClassVar[bool] = False
@@ -235,6 +237,10 @@ class Port(ABC):
     @abstractmethod
     def hide_row(self, error: Exception) -> str:
         """Cut from the error what it tells of a row; what is left of its text."""
+
+    def is_done_already(self, error: Exception) -> bool:
+        """Whether a change of the schema was refused because it has been made already."""
+        return False
 
     def is_interruption(self, error: Exception) -> bool:
         """Whether a signal's handler raised in a function that the driver called, which says only that it failed."""

@@ -22,8 +22,9 @@ _CONNECT_TIMEOUT = 10
 SQL_MODE = (
     "STRICT_ALL_TABLES,NO_ZERO_IN_DATE,NO_ZERO_DATE,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION,PIPES_AS_CONCAT"
 )
+_CHANGES_SCHEMA = "shared_db_changes_schema"
 _TEXTS = re.compile(r"('(?:[^']|'')*')")
-_SETTINGS = f"SET SESSION sql_mode = '{SQL_MODE}', time_zone = '+00:00'"
+SETTINGS = f"SET SESSION sql_mode = '{SQL_MODE}', time_zone = '+00:00'"
 
 
 def make(request: Request) -> Engine:
@@ -45,20 +46,30 @@ def make(request: Request) -> Engine:
             **request.unless_in_url(
                 program_name=settings.application_name, connect_timeout=_CONNECT_TIMEOUT, charset="utf8mb4"
             ),
-            "init_command": _SETTINGS,
+            "init_command": SETTINGS,
             **({} if url.password is None else {"password": HiddenText(url.password)}),
         },
     )
     dialect: Any = engine.dialect
     # A second statement on the connection would end the reading of the first, and what is left be missing in silence.
     dialect.supports_server_side_cursors = False
-    dialect.ddl_compiler = _with_ddl(dialect.ddl_compiler)
-    dialect.type_compiler_instance = _with_types(type(dialect.type_compiler_instance))(dialect)
+    write_as_here(dialect)
     event.listen(engine, "do_connect", _connect)
     event.listen(engine, "begin", _begin)
     event.listen(engine, "before_cursor_execute", _note, retval=True)
     forking.protect(engine)
     return engine
+
+
+def write_as_here(dialect: Any) -> None:
+    """Have a dialect write tables as they are made here."""
+    dialect.ddl_compiler = _with_ddl(dialect.ddl_compiler)
+    dialect.type_compiler_instance = _with_types(type(dialect.type_compiler_instance))(dialect)
+
+
+def expect_ddl(connection: Connection) -> None:
+    """From now on raw SQL on this connection may be DDL, which ends the transaction that is open."""
+    connection.execution_options(**{_CHANGES_SCHEMA: True})
 
 
 def probing(url: URL, folder: str, timeout: float) -> URL:
@@ -97,8 +108,9 @@ def _note(
 ) -> tuple[str, Any]:
     driver = connection.connection.dbapi_connection
     was_open = _port.status(driver) is TransactionStatus.OPEN
-    # DDL of constructs is expected to end it; of raw SQL nobody may have known.
-    driver.shared_db_was_open = was_open and not getattr(context, "isddl", False)  # type: ignore[union-attr] # the driver's own object
+    # DDL of constructs is expected to end it; of raw SQL nobody may have known, but for who changes the schema.
+    expected = getattr(context, "isddl", False) or _CHANGES_SCHEMA in connection.get_execution_options()
+    driver.shared_db_was_open = was_open and not expected  # type: ignore[union-attr] # the driver's own object
     return statement, parameters
 
 
@@ -131,14 +143,25 @@ def _with_ddl(compiler: Any) -> Any:
                 return text
             quote = self.preparer.quote
             condition = self.sql_compiler.process(where, include_table=False, literal_binds=True)
-            first, *others = index.columns
             name = quote(f"only_{index.name}"[:64])
-            kind = self.dialect.type_compiler_instance.process(first.type, type_expression=first)
-            virtual = f"{kind} GENERATED ALWAYS AS (IF({condition}, {quote(first.name)}, NULL)) VIRTUAL INVISIBLE"
-            columns = ", ".join([name, *(quote(column.name) for column in others)])
+            virtual = f"TINYINT GENERATED ALWAYS AS (IF({condition}, 1, NULL)) VIRTUAL INVISIBLE"
+            columns = ", ".join([name, *(quote(column.name) for column in index.columns)])
             return (
                 f"ALTER TABLE {self.preparer.format_table(index.table)} ADD COLUMN {name} {virtual}, "
                 f"ADD UNIQUE INDEX {self._prepared_index_name(index)} ({columns})"
+            )
+
+        def visit_drop_index(self, drop: Any, **options: Any) -> str:
+            # With one over some rows goes the column that stands for it.
+            index = drop.element
+            if index.dialect_options["postgresql"]["where"] is None:
+                text: str = super().visit_drop_index(drop, **options)
+                return text
+            there = "IF EXISTS " if drop.if_exists and self.dialect.is_mariadb else ""
+            name = self.preparer.quote(f"only_{index.name}"[:64])
+            return (
+                f"ALTER TABLE {self.preparer.format_table(index.table)} "
+                f"DROP INDEX {there}{self._prepared_index_name(index)}, DROP COLUMN {there}{name}"
             )
 
     return Tables

@@ -12,9 +12,11 @@ from sqlalchemy import Connection, text
 from sqlalchemy.orm import Session
 
 from shared.db.database import DatabaseFactory
-from shared.db.dialects import POSTGRESQL, SQLITE, PerDatabase, port_of
+from shared.db.dialects import MYSQL, POSTGRESQL, SQLITE, PerDatabase, port_of
+from shared.db.dialects.mysql import schema_lock
 from shared.db.dialects.postgresql import lock_schema
-from shared.db.errors import MigrationError
+from shared.db.engine.mysql import expect_ddl
+from shared.db.errors import MigrationError, PermissionDeniedError
 from shared.db.schema_version import bookkeeping
 
 
@@ -23,8 +25,8 @@ def exclusive_connection(db: DatabaseFactory, lock_timeout: float) -> Iterator[C
     """A connection of its own, on which nobody else changes the schema until the block ends.
 
     On SQLite the block is one transaction, committed only if no row has been lost and every foreign key still
-    points at one. On PostgreSQL the block commits by itself; a statement that waits longer than `lock_timeout`
-    seconds for a table raises `DatabaseLockedError`.
+    points at one. On PostgreSQL and MariaDB the block commits by itself; a statement that waits longer than
+    `lock_timeout` seconds for a table (MariaDB: whole ones) raises `DatabaseLockedError`.
     """
     with db.engine.connect() as connection, _EXCLUSIVE.of(connection)(connection, lock_timeout):
         yield connection
@@ -53,27 +55,61 @@ def _exclusive_on_postgresql(connection: Connection, lock_timeout: float) -> Ite
         connection.invalidate()
 
 
+@contextmanager
+def _exclusive_on_mysql(connection: Connection, lock_timeout: float) -> Iterator[None]:
+    seconds = {"seconds": max(1, math.ceil(lock_timeout))}
+    try:
+        with schema_lock(connection):
+            expect_ddl(connection)
+            connection.execute(text("SET SESSION lock_wait_timeout = :seconds"), seconds)
+            connection.commit()
+            yield
+    finally:
+        connection.invalidate()  # as above
+
+
 _EXCLUSIVE: PerDatabase[Callable[[Connection, float], AbstractContextManager[None]]] = PerDatabase(
-    "migrations", {SQLITE: _exclusive_on_sqlite, POSTGRESQL: _exclusive_on_postgresql}
+    "migrations",
+    {SQLITE: _exclusive_on_sqlite, POSTGRESQL: _exclusive_on_postgresql, MYSQL: _exclusive_on_mysql},
 )
 
 
 def lock_holders(db: DatabaseFactory) -> str:
-    """Who holds locks on the tables of a PostgreSQL schema: for the message of a migration that waited in vain.
+    """Who holds locks on the tables of the schema: for the message of a migration that waited in vain.
 
-    Without the text of their statements, which may hold secrets.
+    Without the text of their statements, which may hold secrets. Nobody where the server does not say it.
     """
-    query = text("""
+    with db.engine.connect() as connection:
+        query = _HOLDERS.of(connection)
+        try:
+            holders = connection.execute(text(query)).all() if query else []
+        except PermissionDeniedError:
+            return ""  # MariaDB tells those alone that may see every process
+    return "; ".join(f"process {row.pid} ({row.application_name}, {row.state}, for {row.age})" for row in holders)
+
+
+_HOLDERS: PerDatabase[str] = PerDatabase(
+    "locks",
+    {
+        SQLITE: "",
+        POSTGRESQL: """
         SELECT DISTINCT a.pid, a.application_name, a.state, age(clock_timestamp(), a.xact_start) AS age
         FROM pg_locks l
         JOIN pg_class c ON c.oid = l.relation AND c.relnamespace = to_regnamespace(quote_ident(current_schema()))
         JOIN pg_stat_activity a ON a.pid = l.pid
         WHERE l.granted AND c.relkind IN ('r', 'p') AND l.pid <> pg_backend_pid()
           AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-    """)
-    with db.engine.connect() as connection:
-        holders = connection.execute(query).all() if port_of(connection) is POSTGRESQL else []
-    return "; ".join(f"process {row.pid} ({row.application_name}, {row.state}, for {row.age})" for row in holders)
+        """,
+        # Who has a transaction open, on whichever tables.
+        MYSQL: """
+        SELECT p.id AS pid, p.user AS application_name, lower(p.command) AS state,
+          concat(timestampdiff(SECOND, t.trx_started, now()), ' s') AS age
+        FROM information_schema.innodb_trx t
+        JOIN information_schema.processlist p ON p.id = t.trx_mysql_thread_id
+        WHERE p.db = database() AND p.id <> connection_id()
+        """,
+    },
+)
 
 
 def standbys_readers(db: DatabaseFactory) -> str | None:

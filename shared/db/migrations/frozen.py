@@ -1,7 +1,8 @@
 """The column types and defaults that revisions write, as they were when the revisions were released.
 
 Revisions do not import `column_types`: an edit there would rewrite what they did long ago. Nothing here is ever
-edited either. A new form gets a function of its own, with a revision that moves the columns over to it.
+edited either, but for what a further database needs. A new form gets a function of its own, with a revision that
+moves the columns over to it.
 """
 
 from __future__ import annotations
@@ -10,17 +11,26 @@ from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import mysql, postgresql
 
 _NOW = {
     "sqlite": "(strftime('%Y-%m-%d %H:%M:%f000', 'now'))",
     "postgresql": "now()",
+    "mysql": "(utc_timestamp(6))",
 }
 _NEW_UUID = {
     "sqlite": "(lower(hex(randomblob(4)) || '-' || hex(randomblob(2)) || '-4' || substr(hex(randomblob(2)), 2) || "
     "'-' || substr('89ab', 1 + (random() & 3), 1) || substr(hex(randomblob(2)), 2) || '-' || hex(randomblob(6))))",
     "postgresql": "gen_random_uuid()::text",
+    "mysql": "(lower(concat(hex(random_bytes(4)), '-', hex(random_bytes(2)), '-4', substr(hex(random_bytes(2)), 2), "
+    "'-', substr('89ab', 1 + floor(rand() * 4), 1), substr(hex(random_bytes(2)), 2), '-', hex(random_bytes(6)))))",
 }
+
+
+def database() -> str:
+    """Which one the step is for: "sqlite", "postgresql" or "mysql", which is MariaDB too."""
+    name = op.get_context().dialect.name
+    return "mysql" if name == "mariadb" else name
 
 
 def text(length: int) -> sa.types.TypeEngine[str]:
@@ -35,7 +45,7 @@ def word(length: int) -> sa.types.TypeEngine[str]:
 
 def long_text() -> sa.types.TypeEngine[str]:
     """`CheckedText`."""
-    return sa.Text()
+    return sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
 
 
 def money() -> sa.types.TypeEngine[Any]:
@@ -65,12 +75,12 @@ def document() -> sa.types.TypeEngine[Any]:
 
 def now() -> sa.TextClause:
     """Server default `utc_now`."""
-    return sa.text(_NOW[op.get_context().dialect.name])
+    return sa.text(_NOW[database()])
 
 
 def new_uuid() -> sa.TextClause:
     """Server default `new_uuid`."""
-    return sa.text(_NEW_UUID[op.get_context().dialect.name])
+    return sa.text(_NEW_UUID[database()])
 
 
 def create_document_index(table: str, column: str) -> None:

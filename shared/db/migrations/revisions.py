@@ -14,10 +14,11 @@ from sqlalchemy import Connection, create_engine
 from sqlalchemy.schema import CreateTable
 
 from shared.db import packages
-from shared.db.dialects import POSTGRESQL, SQLITE, PerDatabase, port_named
-from shared.db.errors import MigrationError, MissingExtraError, UnknownRevisionError
+from shared.db.dialects import MYSQL, POSTGRESQL, SQLITE, PerDatabase, port_named
+from shared.db.engine import mysql
+from shared.db.errors import DatabaseFailure, MigrationError, MissingExtraError, UnknownRevisionError
 from shared.db.packages import Line
-from shared.db.schema_version import BASE, VERSION_TABLE, stamping, take_over
+from shared.db.schema_version import BASE, VERSION_TABLE, broken_off, stamping, step, take_over
 
 try:
     from alembic.config import Config
@@ -34,7 +35,15 @@ _COMMENTS = re.compile(r"(\s*--[^\n]*(\n|$))*\s*")
 _NOT_RECORDED = ("select", "pragma", "begin", "commit")
 
 
-_WRITTEN = PerDatabase("revisions", {SQLITE: True, POSTGRESQL: True})
+# How a script that is printed begins.
+_BEGINNINGS: PerDatabase[str] = PerDatabase(
+    "revisions",
+    {
+        SQLITE: "",
+        POSTGRESQL: "SET lock_timeout = '{:g}s';",
+        MYSQL: f"{mysql.SETTINGS}, lock_wait_timeout = {{:.0f}};",
+    },
+)
 
 
 class Revisions:
@@ -95,13 +104,20 @@ class Revisions:
 
     def sql(self, dialect: str, start: int, target: int, lock_timeout: float, *, audit: bool = False) -> str:
         """The SQL of those steps, forward or backward."""
-        _WRITTEN.named(dialect)  # or says that there are none
+        beginning = _BEGINNINGS.named(dialect)  # or says that there are none
         if port_named(dialect) is SQLITE:
             return self._recorded(start, target, audit)
         written = io.StringIO()
-        print(f"SET lock_timeout = '{lock_timeout:g}s';\n", file=written)
-        how: dict[str, Any] = {"dialect_name": dialect, "dialect_opts": {"paramstyle": "named"}, "literal_binds": True}
+        print(f"{beginning.format(lock_timeout)}\n", file=written)
+        # Of the two servers' words MariaDB's: which one it will be, nobody says here.
+        how: dict[str, Any] = {
+            "dialect_name": "mariadb" if port_named(dialect) is MYSQL else dialect,
+            "dialect_opts": {"paramstyle": "named"},
+            "literal_binds": True,
+        }
         with self._context(audit, as_sql=True, output_buffer=written, **how) as context:
+            if port_named(dialect) is MYSQL:
+                mysql.write_as_here(context.dialect)
             if target != start:
                 context.execute(CreateTable(VERSION_TABLE, if_not_exists=True))
             self._run(context, start, target)
@@ -113,10 +129,41 @@ class Revisions:
         for position in steps:
             module = self._scripts[position - 1].module
             after = position if forward else position - 1
-            with context.begin_transaction(), Operations.context(context):
+            undone = port_named(context.dialect.name).undoes_ddl
+            with (
+                context.begin_transaction(_per_migration=not undone),
+                Operations.context(context),
+                nullcontext() if undone else self._can_be_resumed(context, position),
+            ):
                 (module.upgrade if forward else module.downgrade)()
                 for statement in stamping(self.line.package, self.names[after] if after else None):
                     context.execute(statement)
+
+    @contextmanager
+    def _can_be_resumed(self, context: MigrationContext, position: int) -> Iterator[None]:
+        """A step between a revision and the one before, of which a failure leaves what was done until then.
+
+        So it is written down before it begins. Run again, it passes over what it finds done.
+        """
+        package, run = self.line.package, context.impl._exec
+        resumed = not context.as_sql and broken_off(_connection(context), package)
+        for statement in stamping(package, step(self.names[position - 1], self.names[position])):
+            context.execute(statement)
+
+        def run_unless_done(*statement: Any, **how: Any) -> Any:
+            try:
+                return run(*statement, **how)
+            except DatabaseFailure as failure:
+                if not isinstance(failure.orig, Exception) or not MYSQL.is_done_already(failure.orig):
+                    raise
+                return None
+
+        if resumed:
+            context.impl._exec = run_unless_done  # type: ignore[method-assign] # of this context's own object
+        try:
+            yield
+        finally:
+            context.impl._exec = run  # type: ignore[method-assign] # as above
 
     @contextmanager
     def _context(self, audit: bool, **how: Any) -> Iterator[MigrationContext]:
@@ -162,6 +209,11 @@ def build(connection: Connection, revisions: Revisions, target: int) -> None:
         before = Revisions(line)
         before.move(connection, 0, len(before.names) - 1)
     revisions.move(connection, 0, target)
+
+
+def _connection(context: MigrationContext) -> Connection:
+    assert context.connection is not None  # there is one, unless SQL is printed
+    return context.connection
 
 
 def _is_step(statement: str) -> bool:

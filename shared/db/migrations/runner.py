@@ -98,8 +98,9 @@ def upgrade(
     With `audit=True` the database has an audit log afterwards, wherever it stood.
 
     On SQLite all steps are one transaction; on PostgreSQL each is one of its own, which waits at most
-    `lock_timeout` seconds for a table and is tried `attempts` times. Row-level security, where it is enabled, is
-    extended to what is new.
+    `lock_timeout` seconds for a table and is tried `attempts` times. On MariaDB each statement commits: of a step that
+    fails stays what was done until then, the database counts as behind, and the next upgrade does the rest. Row-level
+    security, where it is enabled, is extended to what is new.
 
     Raises `SchemaVersionError` for a database that is newer than the code or carries no revision, and for one in which
     tables that the package's hang on are not at their newest revision; `UnknownRevisionError`; and `MigrationError`
@@ -261,10 +262,11 @@ def sql(
     package: str = packages.OURS,
     audit: bool = False,
 ) -> str:
-    """The SQL that brings a package's tables ("sqlite" or "postgresql") from `start` to `revision`, for review.
+    """The SQL that brings a package's tables from `start` to `revision`, for review.
 
-    Backward if `revision` is the older one; with `audit=True` the audit log's table is among it. No database is
-    needed. Steps that read rows and decide by them are written as for empty tables.
+    For "sqlite", "postgresql" or "mysql", in MariaDB's words. Backward if `revision` is the older one; with
+    `audit=True` the audit log's table is among it. No database is needed. Steps that read rows and decide by them are
+    written as for empty tables.
     """
     revisions = Revisions(packages.line_of(package))
     return revisions.sql(dialect, revisions.position(start), revisions.position(revision), LOCK_TIMEOUT, audit=audit)
@@ -281,7 +283,7 @@ def _move(
     _ = db.engine  # makes the file where there is none
     with _reading(db) as connection:
         before = _position(connection, revisions)
-        settled = schema_version.has_own_table(connection)
+        settled = schema_version.has_own_table(connection) and not _broken_off(connection, revisions)
     readers = standbys_readers(db) if before != target else None
     if readers is not None:
         _log.warning(
@@ -297,6 +299,13 @@ def _move(
                 # Read again: somebody else may have done it while this process waited.
                 with _transaction(connection):
                     start = _position(connection, revisions)
+                    if schema_version.creation_broke_off(connection, revisions.line) and len(revisions.names) > 2:
+                        raise MigrationError(
+                            "create_tables(), or init, was making the tables, and broke off; let it make them anew: "
+                            "python -m shared.db init"
+                        )
+                    if target <= start and _broken_off(connection, revisions):
+                        start += 1  # from which that step leads back
                 if attempt == 1:
                     before = start
                 if start == target:
@@ -308,9 +317,10 @@ def _move(
         except DatabaseLockedError as error:
             if attempt >= attempts:
                 holders = lock_holders(db) or "sessions that have ended meanwhile, or of another program"
+                left = "was undone" if db.settings.port.undoes_ddl else "broke off, and will be taken up again"
                 raise MigrationError(
-                    f"the database stayed locked through {attempts} attempts, by {holders}; the step that waited was "
-                    "undone: end what holds the lock, or try again later"
+                    f"the database stayed locked through {attempts} attempts, by {holders}; the step that waited "
+                    f"{left}: end what holds the lock, or try again later"
                 ) from error
             _log.warning("attempt %d of %d waited in vain for a lock; trying again", attempt, attempts)
             # Those who queued up behind the attempt go first.
@@ -320,6 +330,10 @@ def _move(
 
 def _difference(connection: Connection, revisions: Revisions) -> SchemaVersionError | None:
     return schema_version.difference(connection, revisions.head, revisions.line)
+
+
+def _broken_off(connection: Connection, revisions: Revisions) -> bool:
+    return schema_version.broken_off(connection, revisions.line.package)
 
 
 def _position(connection: Connection, revisions: Revisions) -> int:
@@ -368,6 +382,6 @@ def _reading(db: DatabaseFactory, *, read_only: bool = True) -> Iterator[Connect
 
 @contextmanager
 def _transaction(connection: Connection) -> Iterator[None]:
-    # SQLite's exclusive connection comes with one, PostgreSQL's without.
+    # SQLite's exclusive connection comes with one, the others' without.
     with nullcontext() if connection.in_transaction() else connection.begin():
         yield

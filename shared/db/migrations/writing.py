@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,13 +14,14 @@ from typing import Any
 from alembic.autogenerate import produce_migrations, render_python_code
 from alembic.operations import ops
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, Index, false, true
+from sqlalchemy import Connection, Index, create_engine, false, true
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import StaticPool
 
 from shared.db import packages, schema_version
 from shared.db.column_types import CheckedType, new_uuid, utc_now
 from shared.db.database import DatabaseFactory
-from shared.db.dialects import SQLITE
+from shared.db.dialects import MYSQL, SQLITE
 from shared.db.errors import MigrationError
 from shared.db.migrations import catalog
 from shared.db.migrations.catalog import Difference
@@ -47,7 +49,7 @@ class Written:
 def new_revision(db: DatabaseFactory, message: str, package: str = packages.OURS) -> Written:
     """Write the next revision of a package: what its models say and the database, at its newest revision, lacks.
 
-    For a checkout. One revision serves SQLite and PostgreSQL: types, defaults and the way in which a table is changed
+    For a checkout. One revision serves all databases: types, defaults and the way in which a table is changed
     are put so that each does them in its own way. What such a comparison does not see (CHECKs, server defaults, new
     names, indexes of documents) is told in `left`, to be written by hand.
 
@@ -62,16 +64,19 @@ def new_revision(db: DatabaseFactory, message: str, package: str = packages.OURS
     if "site-packages" in line.folder.parts or not in_checkout:
         raise MigrationError(f"revisions are written in a checkout of {package}, not in an installed package")
     before = Revisions(line)
-    with db.get_session(read_only=db.settings.port is SQLITE) as session:
-        connection = Session.connection(session)
+    with db.get_session(read_only=True) as session:
         for each in packages.lines():
-            problem = schema_version.difference(connection, Revisions(each).head, each)
+            problem = schema_version.difference(Session.connection(session), Revisions(each).head, each)
             # The first revision is for tables that are not there, or that carry no revision yet.
             if problem is not None and (each != line or len(before.names) > 1):
                 raise problem
+    with _to_compare(db) as connection:
         forward = _compared(connection, line, made=len(before.names) > 1)
     revision = f"{len(before.names):04}_{name}"
     backward = forward.reverse()
+    gone = {one.table_name for one in backward.ops if isinstance(one, ops.DropTableOp)}
+    # A table takes its indexes along; MariaDB drops none before that a foreign key needs.
+    backward.ops = [one for one in backward.ops if not (isinstance(one, ops.ModifyTableOps) and one.table_name in gone)]
     before.directory.generate_revision(
         revision,
         message,
@@ -86,8 +91,25 @@ def new_revision(db: DatabaseFactory, message: str, package: str = packages.OURS
         source = constant.read_text(encoding="utf-8")
         needed = 'SCHEMA_REVISION = "{}"'
         constant.write_text(source.replace(needed.format(before.head), needed.format(revision)), encoding="utf-8")
-    with db.get_session(read_only=db.settings.port is SQLITE) as session:
-        return Written(line.folder / f"{revision}.py", tuple(_left(Session.connection(session), line)))
+    with _to_compare(db) as connection:
+        return Written(line.folder / f"{revision}.py", tuple(_left(connection, line)))
+
+
+@contextmanager
+def _to_compare(db: DatabaseFactory) -> Iterator[Connection]:
+    if db.settings.port is not MYSQL:
+        with db.get_session(read_only=db.settings.port is SQLITE) as session:
+            yield Session.connection(session)
+        return
+    # What MariaDB tells of its tables is too far from how they are declared: what the revisions make, in memory.
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    try:
+        with engine.begin() as connection:
+            last = Revisions(packages.lines()[-1])
+            build(connection, last, len(last.names) - 1)
+            yield connection
+    finally:
+        engine.dispose()
 
 
 def _compared(connection: Connection, line: Line, *, made: bool) -> ops.UpgradeOps:

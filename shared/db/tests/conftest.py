@@ -12,6 +12,7 @@ from sqlalchemy import URL
 from shared.db import DatabaseFactory
 from shared.db.testing import *  # noqa: F403 # its fixtures
 from shared.db.tests.fleet import (  # noqa: F401 # fixtures
+    MYSQL,
     busy_fleet,
     fleet,
     fleet_databases,
@@ -58,11 +59,13 @@ def postgresql_tools() -> Path:
     return postgresql_programs()
 
 
-@pytest.fixture(params=("file", "postgresql"))
+@pytest.fixture(params=("file", "postgresql", *MYSQL))
 def empty_db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DatabaseFactory]:
-    """A factory on a database with nothing in it: file SQLite and PostgreSQL in turn."""
-    if request.param == "postgresql":
-        url: URL | str = request.getfixturevalue("empty_postgresql_url")
+    """A factory on a database with nothing in it: file SQLite, PostgreSQL and MariaDB in turn."""
+    if request.param != "file":
+        url: URL | str = request.getfixturevalue(
+            {"postgresql": "empty_postgresql_url", "mysql": "mysql_url"}[request.param]
+        )
     else:
         url = f"sqlite:///{tmp_path / 'grid_bot.db'}"
     with DatabaseFactory(url) as factory:

@@ -18,6 +18,7 @@ from sqlalchemy import URL, inspect, text
 
 import shared.db.migrations as migrations
 from shared.db import DatabaseFactory, packages
+from shared.db.dialects import MYSQL
 from shared.db.migrations import catalog
 from shared.db.migrations.catalog.entry import Catalog
 from shared.db.migrations.revisions import Revisions
@@ -150,6 +151,12 @@ def run_by_hand(db: DatabaseFactory, script: str) -> None:
         connection.execute("PRAGMA foreign_keys=ON")
         connection.executescript(script)
         connection.close()
+        return
+    if db.settings.port is MYSQL:
+        url = db.settings.url
+        client = ["mariadb", "--no-defaults", f"--socket={url.query['unix_socket']}", "--user=root", str(url.database)]
+        done = subprocess.run(client, input=script, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
         return
     psql = [postgresql_program("psql"), "-q", "-v", "ON_ERROR_STOP=1", _libpq_url(db.settings.url)]
     done = subprocess.run(psql, input=script, capture_output=True, text=True)

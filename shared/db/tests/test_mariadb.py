@@ -5,10 +5,15 @@ Without a `mariadbd` or `mysqld`, or a GRIDBOT_TEST_MYSQL_URL, these are left ou
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import (
@@ -20,6 +25,7 @@ from sqlalchemy import (
     String,
     Table,
     column,
+    event,
     insert,
     inspect,
     select,
@@ -35,24 +41,27 @@ from shared.db import (
     BackupError,
     ConstraintError,
     DatabaseFactory,
+    DatabaseFailure,
+    MigrationError,
     PublicTrade,
     PublicTradeRepository,
     RowSecurityError,
     Run,
     RunRepository,
+    SchemaVersionError,
     Strategy,
     TargetNotEmptyError,
     TenantViolation,
     TransactionAbortedError,
     TransactionConflictError,
     TransactionControlError,
-    UnknownDatabaseError,
     User,
 )
 from shared.db.migrations import runner
 from shared.db.operations.backup import back_up, restore
 from shared.db.operations.copy_database import copy_database
 from shared.db.tests.fleet import everything_of, fill, run_values
+from shared.db.tests.migration_support import REVISIONS, contents, schema_of, seed
 from shared.db.tests.support import trade_values
 
 NOW = datetime(2025, 5, 19, tzinfo=UTC)
@@ -268,10 +277,194 @@ def test_what_it_has_not_is_refused_by_name(maria: DatabaseFactory) -> None:
     """Never done in another database's way."""
     with pytest.raises(RowSecurityError, match="MariaDB or MySQL has no row-level security"):
         maria.enable_row_security()
-    with pytest.raises(UnknownDatabaseError, match="no catalog"):
-        runner.check(maria)
-    with pytest.raises(UnknownDatabaseError, match="no revisions"):
-        runner.sql("mysql")
+
+
+@pytest.fixture
+def empty_maria(mysql_url: URL) -> Iterator[DatabaseFactory]:
+    """One with nothing in it."""
+    with DatabaseFactory(mysql_url) as db:
+        yield db
+
+
+class _PowerCut(Exception):
+    """What breaks a step off."""
+
+
+def _in_pieces(db: DatabaseFactory, move: Callable[[], object]) -> int:
+    """Run `move` until it comes to its end, each time one statement farther; how many they are."""
+    before = schema_of(db)
+    for allowed in itertools.count(1):
+        left = iter(range(allowed))
+
+        def cut(_connection: Any, _cursor: Any, statement: str, *_: Any, left: Iterator[int] = left) -> None:
+            changes = re.match(r"\s*(ALTER|CREATE|DROP|UPDATE)", statement) and "shared_db_version" not in statement
+            if changes and next(left, None) is None:
+                raise _PowerCut
+
+        event.listen(db.engine, "before_cursor_execute", cut)
+        try:
+            move()
+        except _PowerCut:
+            if schema_of(db) != before:
+                with pytest.raises(SchemaVersionError):
+                    db.check_schema()
+        else:
+            return allowed
+        finally:
+            event.remove(db.engine, "before_cursor_execute", cut)
+    raise AssertionError
+
+
+def test_a_step_that_broke_off_anywhere_is_done_by_the_next_upgrade(empty_maria: DatabaseFactory) -> None:
+    """DDL commits, statement by statement: the database counts as behind, and what is there already is passed over."""
+    db = empty_maria
+    there = [schema_of(db)]
+    for revision in REVISIONS[1:]:
+        runner.upgrade(db, revision, audit="audit" in revision)
+        there.append(schema_of(db))
+    rows = None
+    for older, newer in reversed([*itertools.pairwise(range(len(REVISIONS)))]):
+        back = partial(runner.downgrade, db, REVISIONS[older], allow_data_loss=True)
+        _in_pieces(db, back)
+        assert schema_of(db) == there[older]
+        if rows is None:
+            seed(db)
+            rows = {"public_trades": contents(db)["public_trades"]}
+        audit = "audit" in REVISIONS[newer]
+        pieces = _in_pieces(db, partial(runner.upgrade, db, REVISIONS[newer], audit=audit))
+        assert pieces > (10 if newer == 1 else 0)
+        assert schema_of(db) == there[newer]
+        if older:
+            assert contents(db, like=rows) == rows
+        back()
+    assert there[0] == schema_of(db) == {}
+
+
+def test_a_step_that_broke_off_can_be_taken_back(empty_maria: DatabaseFactory) -> None:
+    """Forward or back, whichever was under way."""
+    db = empty_maria
+    for target in (1, 0):
+        runner.upgrade(db, REVISIONS[1])
+        cut = _failing(db, "uq_bybit_accounts_account_id_user_id")
+        with cut, pytest.raises(_PowerCut):
+            runner.upgrade(db)
+        assert runner.status(db).state == "behind"
+        assert runner.status(db).database_revision == "0007_one_running_run"
+        with pytest.raises(MigrationError, match="at 0008_keys_for_runs, past 0007"):
+            runner.upgrade(db, "0007")
+        runner.downgrade(db, REVISIONS[target], allow_data_loss=True)
+        assert schema_of(db).keys() == (schema_of(db).keys() if target else set())
+        assert runner.status(db).database_revision == (REVISIONS[1] if target else None)
+
+
+def test_tables_whose_making_broke_off_are_made_anew(empty_maria: DatabaseFactory) -> None:
+    """By create_tables(), as long as they are empty; nothing of what was there before is dropped."""
+    db = empty_maria
+    for word in ("users", "ix_runs_status", "private_executions"):
+        with _failing(db, word), pytest.raises(_PowerCut):
+            db.create_tables()
+        with pytest.raises(SchemaVersionError):
+            db.check_schema()
+    with pytest.raises(MigrationError, match=r"make them anew: python -m shared.db init"):
+        runner.upgrade(db)
+    with db.engine.begin() as connection:
+        connection.execute(insert(User).values(user_id="ann", username="ann"))
+    with pytest.raises(SchemaVersionError):
+        db.create_tables()
+    with db.engine.begin() as connection:
+        connection.execute(text("DELETE FROM users"))
+    assert db.create_tables()
+    assert runner.check(db) == []
+
+
+def test_drift_of_outside_tables_is_seen(empty_maria: DatabaseFactory) -> None:
+    """A column too many, another type, an index and a trigger that went: each by its name, and nothing else."""
+    db = empty_maria
+    db.create_tables()
+    db.enable_audit()
+    assert runner.check(db) == []
+    assert [name for name in _databases(db) if "scratch" in name] == []
+    with db.engine.connect() as connection:
+        for change in (
+            "ALTER TABLE users ADD COLUMN nickname VARCHAR(20)",
+            "ALTER TABLE users MODIFY email VARCHAR(200) COMMENT 'Contact email'",
+            "ALTER TABLE runs DROP CONSTRAINT ck_runs_status",
+            "DROP INDEX ix_runs_status ON runs",
+            "DROP TRIGGER audit_log_no_delete",
+            "CREATE TABLE mine (id INT)",
+        ):
+            connection.execute(text(change))
+    assert [str(found) for found in runner.check(db)] == [
+        "trigger audit_log.audit_log_no_delete is missing",
+        "constraint runs.ck_runs_status is missing",
+        "index runs.ix_runs_status is missing",
+        "column users.email is 'varchar(200) DEFAULT NULL' and should be 'varchar(255) DEFAULT NULL'",
+        "column users.nickname is in the database but not in the models",
+    ]
+    assert runner.not_ours(db) == ["mine"]
+
+
+def test_a_login_that_may_make_no_database_is_told_what_to_grant(empty_maria: DatabaseFactory) -> None:
+    """To compare schemas one is made beside; whoever may only change its own database may still upgrade it."""
+    url = empty_maria.settings.url
+    with empty_maria.engine.connect() as connection:
+        connection.execute(text("CREATE USER IF NOT EXISTS bound@localhost IDENTIFIED BY 'word'"))
+        connection.execute(text(f"GRANT ALL ON `{url.database}`.* TO bound@localhost"))
+    with DatabaseFactory(url.set(username="bound", password="word")) as db:
+        runner.upgrade(db)
+        with pytest.raises(MigrationError, match=r"GRANT ALL ON `shared\\_db\\_scratch%`"):
+            runner.check(db)
+    assert runner.check(empty_maria) == []
+    with empty_maria.engine.connect() as connection:
+        connection.execute(text("DROP USER bound@localhost"))
+
+
+def test_an_upgrade_that_waits_in_vain_says_for_whom_and_is_taken_up_again(maria: DatabaseFactory) -> None:
+    """A transaction that has read a table holds it; the step waits as long as it is told to, and no longer."""
+    runner.downgrade(maria, "0008")
+    with maria.get_session() as session:
+        assert session.scalars(select(Run.run_id)).all()
+        with pytest.raises(MigrationError, match=r"locked through 1 attempts, by process \d+ \(root.*broke off"):
+            runner.upgrade(maria, lock_timeout=0.1, attempts=1)
+    assert runner.upgrade(maria).after == REVISIONS[-1]
+    assert runner.check(maria) == []
+
+
+def _databases(db: DatabaseFactory) -> list[str]:
+    with db.engine.connect() as connection:
+        return [*connection.scalars(text("SHOW DATABASES"))]
+
+
+def test_a_table_that_is_missing_is_made_beside_the_others(maria: DatabaseFactory) -> None:
+    """With its rows, each table that is there stays."""
+    before = contents(maria)
+    with maria.engine.begin() as connection:
+        connection.execute(text("DROP TABLE private_executions"))
+    assert maria.create_tables()
+    assert contents(maria) == before | {"private_executions": contents(maria)["private_executions"]}
+    assert before["users"].rows == 2
+
+
+@contextmanager
+def _failing(db: DatabaseFactory, word: str) -> Iterator[None]:
+    def cut(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.lstrip().startswith("CREATE") and word in statement:
+            raise _PowerCut
+
+    event.listen(db.engine, "before_cursor_execute", cut)
+    try:
+        yield
+    finally:
+        event.remove(db.engine, "before_cursor_execute", cut)
+
+
+def test_what_a_step_finds_made_by_others_is_no_step_of_its_own(empty_maria: DatabaseFactory) -> None:
+    """Only a step that has been begun passes over what is there."""
+    runner.upgrade(empty_maria, "0001")
+    with empty_maria.engine.connect() as connection:
+        connection.execute(text("ALTER TABLE runs ADD COLUMN host INT"))
+    with pytest.raises(DatabaseFailure, match="Duplicate column name"):
+        runner.upgrade(empty_maria)
 
 
 def test_a_run_that_is_running_is_found(maria: DatabaseFactory) -> None:

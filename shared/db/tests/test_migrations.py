@@ -16,6 +16,7 @@ from sqlalchemy import URL, Connection, text
 
 import shared.db.migrations as migrations
 from shared.db import DatabaseFactory, RunRepository
+from shared.db.dialects import MYSQL, POSTGRESQL
 from shared.db.errors import DataLossError, MigrationError
 from shared.db.migrations import catalog, runner
 from shared.db.migrations.revisions import Revisions
@@ -270,8 +271,10 @@ def _linted(script: Path, *options: str) -> subprocess.CompletedProcess[str]:
 def _schemas(db: DatabaseFactory) -> list[str]:
     if db.settings.is_sqlite:
         return []
+    catalog = "information_schema.schemata" if db.settings.port is MYSQL else "pg_namespace"
+    name = "schema_name" if db.settings.port is MYSQL else "nspname"
     with db.engine.connect() as connection:
-        return sorted(connection.scalars(text("SELECT nspname FROM pg_namespace WHERE nspname NOT LIKE 'pg_%'")))
+        return sorted(connection.scalars(text(f"SELECT {name} FROM {catalog} WHERE {name} NOT LIKE 'pg_%'")))
 
 
 def _statements(db: DatabaseFactory) -> dict[str, set[str]]:
@@ -384,7 +387,8 @@ def test_an_audit_log_is_checked_where_it_is_there(empty_db: DatabaseFactory) ->
     with empty_db.engine.begin() as connection:
         connection.execute(text("DROP TABLE shared_db_version"))
     assert runner.adopt(empty_db).after == SCHEMA_REVISION
-    trigger = "audit_log_no_delete" if empty_db.settings.is_sqlite else "audit_log_append_only ON audit_log"
+    policed = empty_db.settings.port is POSTGRESQL
+    trigger = "audit_log_append_only ON audit_log" if policed else "audit_log_no_delete"
     with empty_db.engine.begin() as connection:
         connection.execute(text(f"DROP TRIGGER {trigger}"))
     assert [(found.entry.kind, found.found) for found in runner.check(empty_db)] == [("trigger", None)]

@@ -13,6 +13,7 @@ from sqlalchemy import inspect, select
 
 from shared.db import AuditLog, DatabaseFactory, User
 from shared.db.commands.cli import main
+from shared.db.dialects import MYSQL
 from shared.db.errors import MigrationError
 from shared.db.migrations import runner
 from shared.db.migrations.revisions import Revisions
@@ -88,7 +89,7 @@ def test_the_same_for_machines(empty_db: DatabaseFactory, run: Run) -> None:
     code, answer = ask("down", "0001")
     assert (code, answer["error"]) == (1, "DataLossError")
     assert ask("check") == (0, {"differences": [], "not_ours": []})
-    run_by_hand(empty_db, "DROP INDEX ix_runs_status")
+    run_by_hand(empty_db, f"DROP INDEX ix_runs_status{' ON runs' if empty_db.settings.port is MYSQL else ''}")
     code, answer = ask("check")
     assert (code, [item["name"] for item in answer["differences"]]) == (1, ["ix_runs_status"])
     run_by_hand(empty_db, "DROP TABLE shared_db_version")

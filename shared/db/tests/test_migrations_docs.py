@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from sqlalchemy import URL, text
 
 from shared.db import DatabaseFactory
 from shared.db.migrations import runner
+from shared.db.testing import has_mysql
 from shared.db.tests.forked import run_python
 from shared.db.tests.migration_support import contents, run_by_hand, seed
 
@@ -24,7 +26,7 @@ _AT_END = re.compile(r"In `(\S+)`, at the end, add")
 _ON_TOP = re.compile(r"In `(\S+)`, above the first entry, add \(NNNN")
 _REPLACE = re.compile(r"In the new revision, replace everything from the line that begins with `drops` on")
 
-# Runs `python -m shared.db` with each list of arguments, for both databases what concerns a database.
+# Runs `python -m shared.db` with each list of arguments, for all databases what concerns a database.
 _COMMANDS = """
 import json, os, sys
 from shared.db.commands.cli import main
@@ -88,8 +90,8 @@ class _Reader:
 
 
 @pytest.mark.slow
-def test_every_how_to_works_as_written(tmp_path: Path, postgresql_url: URL) -> None:
-    """A column, a table, a status value and an index, added one after the other on both databases with rows in them.
+def test_every_how_to_works_as_written(tmp_path: Path, postgresql_url: URL, request: pytest.FixtureRequest) -> None:
+    """A column, a table, a status value and an index, added one after the other on all databases with rows in them.
 
     At the end the copy's own tests of its revisions pass, and the new schema does what it was changed for.
     """
@@ -97,19 +99,22 @@ def test_every_how_to_works_as_written(tmp_path: Path, postgresql_url: URL) -> N
     ignore = shutil.ignore_patterns("__pycache__", ".*", "*.db")
     shutil.copytree(_ROOT / "shared", checkout / "shared", ignore=ignore)
     shutil.copy(_ROOT / "pyproject.toml", checkout)
-    postgresql, sqlite = DatabaseFactory(postgresql_url), DatabaseFactory(f"sqlite:///{tmp_path}/grid_bot.db")
-    with postgresql, sqlite:
-        sqlite.create_tables()
+    urls: list[URL | str] = [postgresql_url, f"sqlite:///{tmp_path}/grid_bot.db"]
+    if has_mysql():
+        urls.append(request.getfixturevalue("mysql_url"))
+    with ExitStack() as open_until_the_end:
+        databases = [open_until_the_end.enter_context(DatabaseFactory(url)) for url in urls]
         before = {}
-        for db in (postgresql, sqlite):
+        for db in databases:
+            db.create_tables()
             seed(db)
             before[db] = contents(db)
-        reader = _Reader(checkout, [db.settings.get_database_url() for db in (postgresql, sqlite)])
+        reader = _Reader(checkout, [db.settings.get_database_url() for db in databases])
         for instruction, block in _INSTRUCTION.findall(_PAGE.read_text(encoding="utf-8")):
             reader.follow(instruction, block)
         assert reader.done == _PAGE.read_text(encoding="utf-8").count("```") // 2
 
-        for db in (postgresql, sqlite):
+        for db in databases:
             assert contents(db, like=before[db]) == before[db]
             assert runner.status(db).state == "ahead"
             run_by_hand(db, "UPDATE users SET status = 'locked' WHERE user_id = 'u1'")

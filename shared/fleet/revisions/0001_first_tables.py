@@ -270,29 +270,12 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    with op.batch_alter_table("bot_trades", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_bot_trades_signal_id"))
-        batch_op.drop_index(batch_op.f("ix_bot_trades_bot_id_ts_trade_id"))
-
     op.drop_table("bot_trades")
-    with op.batch_alter_table("signals", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_signals_bot_id_ts_signal_id"))
-
     op.drop_table("signals")
-    with op.batch_alter_table("portfolio_positions", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_portfolio_positions_bot_id_closed_at"))
-
     op.drop_table("portfolio_positions")
     op.drop_table("performance")
-    with op.batch_alter_table("events", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_events_user_id_ts_event_id"))
-        batch_op.drop_index(batch_op.f("ix_events_bot_id"))
-
     op.drop_table("events")
     op.drop_table("ml_models")
     op.drop_table("bots")
     op.drop_table("balance_snapshots")
-    with op.batch_alter_table("alerts", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_alerts_user_id_ts"))
-
     op.drop_table("alerts")

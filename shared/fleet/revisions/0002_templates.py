@@ -103,18 +103,5 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     frozen.drop_document_index("signals", "strategies")
-    with op.batch_alter_table("subscriptions", schema=None) as batch_op:
-        batch_op.drop_index(
-            "uq_subscriptions_active",
-            postgresql_where=sa.text("status = 'active'"),
-            sqlite_where=sa.text("status = 'active'"),
-        )
-        batch_op.drop_index(batch_op.f("ix_subscriptions_user_id_status"))
-        batch_op.drop_index(batch_op.f("ix_subscriptions_template_id"))
-        batch_op.drop_index(batch_op.f("ix_subscriptions_bot_id"))
-
     op.drop_table("subscriptions")
-    with op.batch_alter_table("bot_templates", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_bot_templates_is_public_name"))
-
     op.drop_table("bot_templates")

@@ -111,16 +111,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    with op.batch_alter_table("seen_news", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_seen_news_feed_id_seen_ts_url_hash"))
-
     op.drop_table("seen_news")
-    with op.batch_alter_table("instruments", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_instruments_sector"))
-
     op.drop_table("instruments")
     op.drop_table("feeds")
-    with op.batch_alter_table("candles", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_candles_symbol_open_ts_interval"))
-
     op.drop_table("candles")

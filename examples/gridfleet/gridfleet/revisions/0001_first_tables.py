@@ -98,10 +98,6 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_table("positions")
-    with op.batch_alter_table("orders", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_orders_run_id_placed_ts"))
-        batch_op.drop_index(batch_op.f("ix_orders_account_id"))
-
     op.drop_table("orders")
     op.drop_table("grid_states")
     op.drop_table("wallets")

@@ -2,9 +2,9 @@
 
 A catalog is everything that the database itself tells about its schema, as text. The expected one is not worked
 out from the models: the models, or the revisions, build an empty schema in the same kind of database (in memory
-on SQLite, in a schema that is rolled back on PostgreSQL), and that one is read in the same way. So both sides
-speak the database's own spelling, and nothing that it knows is left out: types, defaults, CHECKs, predicates of
-partial indexes, triggers, policies.
+on SQLite, in a schema that is rolled back on PostgreSQL, in a database that is dropped again on MariaDB), and that
+one is read in the same way. So both sides speak the database's own spelling, and nothing that it knows is left out:
+types, defaults, CHECKs, predicates of partial indexes, triggers, policies.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from shared.db.dialects import POSTGRESQL, SQLITE, PerDatabase
-from shared.db.migrations.catalog import postgresql, sqlite
+from shared.db.dialects import MYSQL, POSTGRESQL, SQLITE, PerDatabase
+from shared.db.migrations.catalog import mysql, postgresql, sqlite
 from shared.db.migrations.catalog.entry import PARTITIONED, Catalog, Entry
 
-_CATALOGS: PerDatabase[Any] = PerDatabase("catalog", {SQLITE: sqlite, POSTGRESQL: postgresql})
+_CATALOGS: PerDatabase[Any] = PerDatabase("catalog", {SQLITE: sqlite, POSTGRESQL: postgresql, MYSQL: mysql})
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def read(connection: Connection) -> Catalog:
 def built_by(connection: Connection, build: Callable[[Connection], None]) -> Catalog:
     """The catalog of an empty schema after `build`, in a database like the connection's; nothing of it stays.
 
-    On PostgreSQL the login needs the privilege to create a schema.
+    On PostgreSQL the login needs the privilege to create a schema, on MariaDB a database.
     """
     with _CATALOGS.of(connection).scratch(connection) as scratch:
         build(scratch)

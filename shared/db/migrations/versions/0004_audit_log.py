@@ -40,6 +40,15 @@ _TRIGGERS = {
         "CREATE TRIGGER audit_log_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_log "
         "FOR EACH STATEMENT EXECUTE FUNCTION audit_log_refuse()",
     ),
+    "mysql": tuple(
+        statement
+        for event in ("update", "delete")
+        for statement in (
+            f"DROP TRIGGER IF EXISTS audit_log_no_{event}",
+            f"CREATE TRIGGER audit_log_no_{event} BEFORE {event.upper()} ON audit_log FOR EACH ROW "
+            f"SIGNAL SQLSTATE '45000' SET MYSQL_ERRNO = 4025, MESSAGE_TEXT = '{_REFUSAL}'",
+        )
+    ),
 }
 
 
@@ -71,7 +80,7 @@ def upgrade() -> None:
         ["action", "created_at"],
     ):
         op.create_index(f"ix_audit_log_{'_'.join(columns)}", _TABLE, columns, if_not_exists=True)
-    for statement in _TRIGGERS[op.get_context().dialect.name]:
+    for statement in _TRIGGERS[frozen.database()]:
         op.execute(statement)
 
 

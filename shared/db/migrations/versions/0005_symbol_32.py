@@ -21,7 +21,8 @@ drops = ()
 # What the linter finds and is meant: rule, and why.
 accepted = {"changing-column-type": "a longer VARCHAR of the same collation is written in the catalog alone"}
 
-_TABLES = ("strategies", "public_trades", "private_executions")
+# With the column's comment, which MariaDB has repeated.
+_TABLES = {"strategies": "Trading pair, such as BTCUSDT", "public_trades": None, "private_executions": None}
 
 
 def upgrade() -> None:
@@ -29,10 +30,12 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    # Characters, as anywhere else.
+    length = "char_length" if frozen.database() == "mysql" else "length"
     for table in _TABLES:
         # SQLite would keep them in a column that says 20.
         broken_rows.refuse(
-            f"SELECT DISTINCT symbol FROM {table} WHERE length(symbol) > 20 ORDER BY symbol",
+            f"SELECT DISTINCT symbol FROM {table} WHERE {length}(symbol) > 20 ORDER BY symbol",
             f"{table}.symbol would have 20 characters",
             "delete the rows with these symbols, or stay at this revision",
         )
@@ -40,7 +43,7 @@ def downgrade() -> None:
 
 
 def _change(length: int) -> None:
-    for table in _TABLES:
+    for table, comment in _TABLES.items():
         # SQLite knows no change of a type: Alembic makes a new table and moves the rows.
         with op.batch_alter_table(table) as changed:
-            changed.alter_column("symbol", type_=frozen.text(length))
+            changed.alter_column("symbol", type_=frozen.text(length), existing_nullable=False, existing_comment=comment)

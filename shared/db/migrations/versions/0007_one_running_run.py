@@ -21,6 +21,7 @@ depends_on = None
 drops = ()
 
 _INDEX = "uq_runs_running_strategy_id_run_type"
+_WHERE = sa.text("status = 'running'")
 
 
 def upgrade() -> None:
@@ -35,7 +36,7 @@ def upgrade() -> None:
     )
     with op.get_context().autocommit_block():
         # A build that failed leaves an index of this name that nobody uses and IF NOT EXISTS would accept.
-        op.drop_index(_INDEX, "runs", if_exists=True, postgresql_concurrently=True)
+        op.drop_index(_INDEX, "runs", if_exists=True, postgresql_concurrently=True, postgresql_where=_WHERE)
         op.create_index(
             _INDEX,
             "runs",
@@ -43,11 +44,11 @@ def upgrade() -> None:
             unique=True,
             if_not_exists=True,
             postgresql_concurrently=True,
-            postgresql_where=sa.text("status = 'running'"),
-            sqlite_where=sa.text("status = 'running'"),
+            postgresql_where=_WHERE,
+            sqlite_where=_WHERE,
         )
 
 
 def downgrade() -> None:
     with op.get_context().autocommit_block():
-        op.drop_index(_INDEX, "runs", if_exists=True, postgresql_concurrently=True)
+        op.drop_index(_INDEX, "runs", if_exists=True, postgresql_concurrently=True, postgresql_where=_WHERE)
