@@ -14,7 +14,7 @@ from sqlalchemy import Connection, create_engine
 from sqlalchemy.schema import CreateTable
 
 from shared.db import packages
-from shared.db.dialects import MYSQL, POSTGRESQL, SQLITE, PerDatabase, port_named
+from shared.db.dialects import MYSQL, POSTGRESQL, SQLITE, PerDatabase, port_named, port_of
 from shared.db.engine import mysql
 from shared.db.errors import DatabaseFailure, MigrationError, MissingExtraError, UnknownRevisionError
 from shared.db.packages import Line
@@ -129,7 +129,7 @@ class Revisions:
         for position in steps:
             module = self._scripts[position - 1].module
             after = position if forward else position - 1
-            undone = port_named(context.dialect.name).undoes_ddl
+            undone = port_of(context.dialect).undoes_ddl
             with (
                 context.begin_transaction(_per_migration=not undone),
                 Operations.context(context),
