@@ -1,16 +1,21 @@
-"""Whether a database that has grown writes more slowly."""
+"""Whether a database that has grown is slower, by its rows or by its users."""
 
 from __future__ import annotations
 
+import statistics
+import time
+from collections.abc import Callable
 from contextlib import closing
+from typing import Any
 
 import psycopg2
-from sqlalchemy import URL
+from sqlalchemy import URL, text
 
 from benchmarks.contenders import bulk_trades
 from benchmarks.data import Rows, TradeStream
-from benchmarks.harness import Contender, Goal, Place, compare
-from shared.db import DatabaseFactory
+from benchmarks.harness import Contender, Goal, Place, at_most, compare, print_outcomes
+from benchmarks.meter import Meter
+from shared.db import DatabaseFactory, Run, RunRepository, RunStatus, RunType
 
 _MILLION = 1_000_000
 # The trades that are written later, BTCUSDT, then have their place amidst the others, as in a fleet's database.
@@ -32,6 +37,23 @@ SELECT CASE n % {len(_SYMBOLS)} {" ".join(f"WHEN {place} THEN '{name}'" for plac
 FROM rows
 """
 
+_FEW, _MANY, _RUNS, _CALLS = 100, 10_000, 100, 100
+_STEP = 7_919  # a prime, so that the users that ask are all over the tables
+_USERS = (
+    "INSERT INTO users (user_id, username) SELECT 'user-' || n, 'user-' || n FROM generate_series(0, :count - 1) AS n",
+    "INSERT INTO bybit_accounts (account_id, user_id, account_name, environment) "
+    "SELECT user_id, user_id, 'main', 'testnet' FROM users",
+    "INSERT INTO strategies (strategy_id, account_id, strategy_type, symbol, config_json) "
+    "SELECT account_id, account_id, 'GridStrategy', 'BTCUSDT', '{}' FROM bybit_accounts",
+    # In the order of time, in which the users' runs are mixed.
+    "INSERT INTO runs (run_id, user_id, account_id, strategy_id, run_type, start_ts, end_ts, status) "
+    "SELECT gen_random_uuid(), id, id, id, 'live', began, CASE WHEN run < :runs THEN began + interval '1 hour' END, "
+    "CASE WHEN run < :runs THEN 'completed' ELSE 'running' END "
+    "FROM generate_series(1, :runs) AS run, generate_series(0, :count - 1) AS n, "
+    "LATERAL (SELECT 'user-' || n AS id, timestamptz '2025-01-01Z' + run * interval '1 day' + n * interval '1 second' "
+    "AS began) AS t",
+)
+
 
 def growth(here: Place) -> None:
     """20 million trades stored against 1 million, written in turn, 10,000 a batch (takes minutes to fill them)."""
@@ -43,8 +65,65 @@ def small_growth(here: Place) -> None:
     _compare(here, _MILLION // 10, _MILLION)
 
 
+def users(here: Place) -> None:
+    """A bot's questions among 10,000 users with 100 runs each against 100 such users, with the policies and without.
+
+    By the processor's time of both sides in turns; a million runs are stored first.
+    """
+    factories = [DatabaseFactory(_with_users(here.new_postgresql(), count)) for count in (_FEW, _MANY)]
+    questions: dict[str, Callable[[RunRepository, str], Any]] = {
+        "get_running": lambda runs, user: runs.get_running(),
+        "a page of 100": lambda runs, user: runs.get_by_user_id(user, limit=_RUNS),
+        "create": lambda runs, user: runs.create(
+            Run(user_id=user, account_id=user, strategy_id=user, run_type=RunType.LIVE, status=RunStatus.COMPLETED)
+        ),
+    }
+    reached = []
+    for title in ("PostgreSQL", "PostgreSQL, under policies"):
+        for what, ask in questions.items():
+            spent: list[list[float]] = []
+            for number in range(here.rounds + 1):
+                numbers = range(number * _CALLS, (number + 1) * _CALLS)
+                turn = zip(factories, (_FEW, _MANY), strict=True)
+                spent.append([_spent(db, count, ask, numbers, read_only=what != "create") for db, count in turn])
+            ratio = statistics.median(many / few for few, many in spent[1:])  # the first round warms up
+            reached.append(
+                at_most(f"{title}, {what}: {_MANY:,} users to {_FEW:,}", 1.1, ratio, "x the processor's time")
+            )
+        for db in factories:
+            db.enable_row_security()
+    print_outcomes("", reached)
+    for db in factories:
+        db.close()
+
+
 SHORT = {"small-growth": small_growth}
-LONG = {"growth": growth}
+LONG = {"growth": growth, "users": users}
+
+
+def _spent(
+    db: DatabaseFactory, count: int, ask: Callable[[RunRepository, str], Any], numbers: range, *, read_only: bool
+) -> float:
+    """Seconds of the processor, here and in the server, for a question of one user after the other."""
+
+    def work() -> None:
+        for number in numbers:
+            user = f"user-{number * _STEP % count}"
+            with db.get_session(user_id=user, read_only=read_only) as session:
+                ask(RunRepository(session), user)
+
+    began = time.process_time()
+    server, _ = Meter(db).spent(work)
+    return server + time.process_time() - began
+
+
+def _with_users(url: URL, count: int) -> URL:
+    """The database with so many users of 100 runs each, of which the last is running."""
+    with DatabaseFactory(url).engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        for statement in _USERS:
+            connection.execute(text(statement), {"count": count, "runs": _RUNS})
+        connection.execute(text("VACUUM ANALYZE"))
+    return url
 
 
 def _compare(here: Place, few: int, many: int) -> None:

@@ -178,7 +178,7 @@ def compare(
 
 def at_most(title: str, limit: float, measured: float, unit: str) -> Outcome:
     """The outcome of a goal that is a limit, kept for the summary."""
-    outcome = Outcome(f"{title}: at most {limit:g} {unit}", f"{measured:.1f}", "-", measured <= limit)
+    outcome = Outcome(f"{title}: at most {limit:g} {unit}", f"{measured:.2f}", "-", measured <= limit)
     outcomes.append(outcome)
     return outcome
 

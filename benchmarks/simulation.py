@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
-
-from sqlalchemy import Connection, text
 
 from benchmarks.capacity import GB, Costs, Fleet, Server, disk_rows, load, steps, waits
 from benchmarks.data import ExecutionStream, Rows, TradeStream
 from benchmarks.harness import Place, print_table
+from benchmarks.meter import Meter
 from benchmarks.points import filled, run_at, user_at
 from shared.db import DatabaseFactory, PrivateExecutionRepository, PublicTradeRepository, RunRepository
 from shared.db.operations.purge import purge_trades
@@ -19,7 +17,6 @@ _TRADES, _BATCH, _CALLS, _SYMBOLS = 100_000, 1_000, 1_000, 5
 _PURGED = 10_000
 _RUNS, _RUNNING = 100_000, 150  # of `filled`: the last ones are running
 _BOTS: Final = (20, 200, 2_000, 20_000)
-_PROC = Path("/proc")
 
 
 def disk(here: Place) -> None:
@@ -90,7 +87,7 @@ def trades_of(stream: TradeStream, count: int) -> Rows:
 def _measured(here: Place) -> Costs:
     """By the processor's time of the server's processes, so that other programs on the machine count for little."""
     with DatabaseFactory(filled(here.new_postgresql())) as db:
-        meter = _Meter(db)
+        meter = Meter(db)
         trades, executions = TradeStream(), ExecutionStream(run_at(0), user_at(0))
         fills = executions.take(_CALLS)
 
@@ -144,46 +141,6 @@ def _measured(here: Place) -> Costs:
         print(f"A connection that has asked all of this keeps {memory / 1e6:.1f} MB of its own.\n")
         known = Costs.__dataclass_fields__
         return Costs(connection=memory, **{name: value for name, value in measured.items() if name in known})
-
-
-class _Meter:
-    """What work costs the server of a database on this machine (Linux)."""
-
-    def __init__(self, db: DatabaseFactory) -> None:
-        self._db = db
-        with db.engine.connect() as connection:
-            folder = str(connection.scalar(text("SHOW data_directory")))
-        self._postmaster = (Path(folder) / "postmaster.pid").read_text().partition("\n")[0]
-
-    def spent(self, work: Callable[[], Any]) -> tuple[float, int]:
-        """Seconds of the processor, and bytes of the log."""
-        with self._db.engine.connect() as connection:
-            before, seconds = _log_position(connection), self._seconds()
-            work()
-            return self._seconds() - seconds, _log_position(connection) - before
-
-    def memory(self) -> float:
-        """Bytes that belong to one connection alone."""
-        with self._db.engine.connect() as connection:
-            process = connection.scalar(text("SELECT pg_backend_pid()"))
-            status = (_PROC / str(process) / "status").read_text()
-        return int(status.partition("RssAnon:")[2].split()[0]) * 1024
-
-    def _seconds(self) -> float:
-        """Of all the server's processes that are there; a backend of the pool stays."""
-        total = 0
-        for status in _PROC.glob("[0-9]*/stat"):
-            try:
-                parent = status.read_text().rpartition(")")[2].split()[1]
-                if parent == self._postmaster:
-                    total += int((status.parent / "schedstat").read_text().split()[0])
-            except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
-                continue
-        return total / 1e9
-
-
-def _log_position(connection: Connection) -> int:
-    return int(connection.scalar(text("SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')")) or 0)
 
 
 BENCHMARKS = {"disk": disk, "simulation": simulation}
