@@ -164,6 +164,8 @@ def is_host(host: str) -> bool:
     """Whether `host` is a host, several with commas between, or one socket folder, and nothing that hides a secret."""
     if host.startswith("/"):
         return "," not in host  # the driver would take the parts for several hosts
+    if "," in host:
+        return all(is_host(each) and not each.startswith("/") for each in host.split(","))
     if ":" in host:
         try:
             ipaddress.IPv6Address(host)

@@ -34,6 +34,7 @@ from shared.db import (
     User,
     UserRepository,
 )
+from shared.db.commands import status
 from shared.db.encryption import generate_entry
 from shared.db.migrations import runner
 from shared.db.operations.backup import back_up
@@ -257,6 +258,11 @@ def test_health_tells_the_roles_and_what_a_promotion_would_lack(db: DatabaseFact
     assert there.replay_lag_bytes is not None
     assert there.replay_lag_seconds is not None
     assert there.warnings == ()
+    told = "\n".join([*status._lines(health), *status._lines(there)])
+    assert re.search(
+        r"standby standby \(streaming, async\): a promotion would lose .*; its readers are .* behind", told
+    )
+    assert re.search(r"role: standby, .* to replay, which a promotion does first; its newest row was .* s ago", told)
 
 
 def test_health_tells_what_a_promotion_would_not_find(db: DatabaseFactory, pair: Pair) -> None:

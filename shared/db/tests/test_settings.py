@@ -384,6 +384,7 @@ def test_hosts_and_ports_go_in_pairs() -> None:
     told = {"db_host": "a,b", "db_user": "bot", "db_name": "gridbot"}
     assert dict(postgresql(**told, db_port=" 1, 2 ").url.query)["port"] == "1,2"
     assert dict(postgresql(**told).url.query) == {"host": "a,b", "port": "5432", "target_session_attrs": "read-write"}
+    assert dict(postgresql(**told | {"db_host": "::1,10.0.0.1"}, db_port=1).url.query)["host"] == "::1,10.0.0.1"
     assert "target_session_attrs" not in postgresql(**told, read_only=True).url.query
     assert postgresql(**told, target_session_attrs="standby").url.query["target_session_attrs"] == "standby"
     for wrong in (postgresql(**told, db_port="1,2,3"), settings_of(**told, db_type="mysql", db_port="1,2")):
