@@ -10,6 +10,7 @@ from benchmarks import (
     growth,
     imports,
     mysql,
+    partitions,
     points,
     reads,
     recorder,
@@ -31,6 +32,7 @@ BENCHMARKS = {
     **secrets.BENCHMARKS,
     **recorder.BENCHMARKS,
     **replicas.BENCHMARKS,
+    **partitions.BENCHMARKS,
     **mysql.BENCHMARKS,
     **simulation.BENCHMARKS,
 }

@@ -20,6 +20,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -31,7 +32,9 @@ from sqlalchemy.orm import Session
 
 from shared.db import packages
 from shared.db.database import DatabaseFactory
-from shared.db.models import BybitAccount, Environment, Run, Strategy, User
+from shared.db.models import BybitAccount, Environment, PublicTrade, Run, Strategy, User
+from shared.db.operations.partitions import enable_partitions, extend_partitions
+from shared.db.repositories import PublicTradeRepository
 from shared.db.settings import DatabaseSettings
 
 __all__ = [
@@ -108,8 +111,22 @@ def postgresql_template(postgresql_server: URL) -> Iterator[str]:
     run_on_server(postgresql_server, f"CREATE DATABASE {name}")
     with DatabaseFactory(postgresql_server.set(database=name)) as factory:
         factory.create_tables()
+        if os.environ.get("GRIDBOT_TEST_PARTITIONS", "") not in ("", "0"):
+            _partition(factory)
     yield name
     run_on_server(postgresql_server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _partition(factory: DatabaseFactory) -> None:
+    """Put trades into partitions: those of May 2025, as most tests have them, those of now, and one for the others."""
+    enable_partitions(factory, PublicTrade)
+    when = datetime(2025, 5, 1, tzinfo=UTC)
+    trade = {"symbol": "A", "trade_id": "1", "side": "Buy", "price": 1, "size": 1, "local_ts": when}
+    with factory.get_session() as session:
+        PublicTradeRepository(session).bulk_create([trade | {"exchange_ts": when}])
+    extend_partitions(factory, PublicTrade)
+    with factory.engine.begin() as connection:
+        connection.exec_driver_sql("TRUNCATE public_trades RESTART IDENTITY")
 
 
 @pytest.fixture(scope="session")

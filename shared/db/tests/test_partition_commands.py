@@ -164,6 +164,33 @@ def test_a_row_of_no_partition_is_kept_and_gets_one(trades_db: DatabaseFactory) 
     assert (trades.size_bytes or 0) > 100_000
 
 
+def test_the_newest_trade_is_found_in_whichever_partition_it_lies(trades_db: DatabaseFactory) -> None:
+    """Of the present, of an old month, of the default partition; and of a range's end, read-only and as a user."""
+    with trades_db.engine.begin() as connection:
+        connection.execute(text("TRUNCATE public_trades"))
+    enable_partitions(trades_db, PublicTrade)
+    extend_partitions(trades_db, PublicTrade, since=NOW - timedelta(days=100))
+    old, present, beyond = NOW - timedelta(days=70), NOW - timedelta(minutes=1), NOW + timedelta(days=400)
+    for symbol, times in {"OLD": [old], "NOW": [old, present], "FAR": [old, present, beyond]}.items():
+        for when in times:
+            store(trades_db, when, 1, symbol)
+    assert len(rows_in(trades_db)) == 3
+    trades_db.close()
+    for how in ({}, {"read_only": True}, {"read_only": True, "user_id": "ann"}):
+        with trades_db.get_session(**how) as session:
+            trades = PublicTradeRepository(session)
+            for symbol, newest in {"OLD": old, "NOW": present, "FAR": beyond}.items():
+                found = trades.latest(symbol)
+                assert found is not None
+                assert found.exchange_ts == newest
+            assert trades.latest("NONE") is None
+            for ts, newest in {old: old, NOW - timedelta(days=2): old, NOW: present, beyond: beyond}.items():
+                found = trades.get_trade_at_or_before("FAR", ts)
+                assert found is not None
+                assert found.exchange_ts == newest
+            assert trades.get_trade_at_or_before("FAR", old - timedelta(days=40)) is None
+
+
 def test_whole_months_go_by_dropping_them(trades_db: DatabaseFactory) -> None:
     """By drop, and by purge, which deletes the rest in batches; the audit log counts the rows of both."""
     trades_db.enable_audit()
