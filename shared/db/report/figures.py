@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -15,11 +16,34 @@ _MINUTE = timedelta(minutes=1)
 # Each a part of a day, so that a day is a sum of intervals.
 _INTERVALS = tuple(minutes * _MINUTE for minutes in (1, 2, 5, 10, 15, 30, 60, 120, 240, 480, 720, 1440))
 _POINTS = 400
+_COIN = r"[A-Z0-9]+"
+_DATE = r"-\d{1,2}[A-Z]{3}\d{2}"
+# BTCUSD, and BTCUSDZ25 with the month and the year of its delivery.
+_INVERSE = re.compile(rf"({_COIN})USD(?:[FGHJKMNQUVXZ]\d\d)?")
+# BTCUSDT, BTCUSDT-26DEC25, an option BTC-26DEC25-90000-C-USDT, and pairs of spot.
+_QUOTED = re.compile(
+    rf"{_COIN}(?:{_DATE}-\d+-[CP]-)?(USDT|USDC|USDE|USD1|USDQ|EUR|EURQ|BTC|ETH|DAI|BRL|BRZ|PLN|TRY|MNT|GBP|AED|SOL|KZT)(?:{_DATE})?"
+)
+# BTCPERP, BTC-26DEC25, and an option BTC-26DEC25-90000-C.
+_IN_USDC = re.compile(rf"{_COIN}?PERP|{_COIN}{_DATE}(?:-\d+-[CP])?")
 
 
 def interval_for(length: timedelta) -> timedelta:
     """What a picture of so long a time has a point for: a part of a day that makes at most 400, or else a day."""
     return next((one for one in _INTERVALS if length <= one * _POINTS), _INTERVALS[-1])
+
+
+def settlement_coin(symbol: str) -> str:
+    """The coin in which a symbol of Bybit's settles its profits, '' where its name does not tell.
+
+    A linear contract's name ends in USDT, or for USDC in PERP or in a date alone, an inverse one's begins with the
+    coin that it is settled in, and a pair of spot ends in what it is quoted in.
+    """
+    if found := _INVERSE.fullmatch(symbol):
+        return found[1]
+    if found := _QUOTED.fullmatch(symbol):
+        return found[1]
+    return "USDC" if _IN_USDC.fullmatch(symbol) else ""
 
 
 def ratio(amount: Decimal | int, of: Decimal | int, places: Decimal = QUANTUM) -> Decimal | None:
@@ -77,15 +101,12 @@ class Figures:
         return self.quantity[Side.BUY] - self.quantity[Side.SELL]
 
 
-def fees_can_be_subtracted(whole: Figures, symbols: Iterable[str]) -> bool:
-    """Whether profit and fees are in the same coin, as far as the rows say it.
+def fees_can_be_subtracted(whole: Figures, coin: str) -> bool:
+    """Whether all fees are in the coin that the profit is in, as a contract's are that names none.
 
-    Not where there are several currencies, or the fee is in the coin that was bought, as of spot.
+    Not those of spot in the coin that was bought, nor where a fee names a coin and a symbol tells none.
     """
-    currencies = set(whole.fees)
-    return len(currencies) < 2 and not any(
-        currency is not None and symbol.startswith(currency) for currency in currencies for symbol in symbols
-    )
+    return whole.fees.keys() <= {None, coin}
 
 
 class Curve:

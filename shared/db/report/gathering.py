@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import TypeVar
@@ -15,7 +15,15 @@ from shared.db.errors import InputError
 from shared.db.operations.interruption import check
 from shared.db.ranges.gaps import Gap, RunCoverage
 from shared.db.ranges.summaries import Candle, Coverage, added
-from shared.db.report.figures import Curve, Figures, curves, fees_can_be_subtracted, interval_for, ratio
+from shared.db.report.figures import (
+    Curve,
+    Figures,
+    curves,
+    fees_can_be_subtracted,
+    interval_for,
+    ratio,
+    settlement_coin,
+)
 from shared.db.report.questions import Fill, Part, Scope, fills, held_before, parts, steps
 from shared.db.repositories import (
     BybitAccountRepository,
@@ -59,8 +67,35 @@ class Position:
 
 
 @dataclass
+class Earnings:
+    """What was earned and paid with the symbols that are settled in one coin, which alone can be added up."""
+
+    after_fees: bool = True
+    whole: Figures = field(default_factory=Figures)
+    by_run: dict[str, Figures] = field(default_factory=lambda: defaultdict(Figures))
+    by_symbol: dict[str, Figures] = field(default_factory=lambda: defaultdict(Figures))
+    by_day: dict[date, Figures] = field(default_factory=lambda: defaultdict(Figures))
+    curve: Curve = field(default_factory=Curve)
+    curves: dict[str, Curve] = field(default_factory=dict)
+
+    def add(self, part: Part) -> None:
+        """Add the sums over further fills."""
+        for figures in (
+            self.whole,
+            self.by_run[part.run_id],
+            self.by_symbol[part.symbol],
+            self.by_day[part.open_ts.date()],
+        ):
+            figures.add(part)
+
+    def result(self, figures: Figures) -> Decimal:
+        """Profit, less the fees where that can be told."""
+        return figures.pnl - added(figures.fees.values()) if self.after_fees else figures.pnl
+
+
+@dataclass
 class Report:
-    """What the page shows of the fills of a scope."""
+    """What the page shows of the fills of a scope; the earnings by the coin that they are settled in."""
 
     username: str
     scope: Scope
@@ -71,20 +106,12 @@ class Report:
     first: datetime | None = None
     last: datetime | None = None
     interval: timedelta = timedelta(days=1)
-    after_fees: bool = True
-    whole: Figures = field(default_factory=Figures)
-    by_run: dict[str, Figures] = field(default_factory=lambda: defaultdict(Figures))
-    by_symbol: dict[str, Figures] = field(default_factory=lambda: defaultdict(Figures))
-    by_day: dict[date, Figures] = field(default_factory=lambda: defaultdict(Figures))
+    fills: int = 0
+    earnings: dict[str, Earnings] = field(default_factory=lambda: defaultdict(Earnings))
+    by_symbol: dict[str, Figures] = field(default_factory=dict)
     by_position: dict[tuple[str, str], Figures] = field(default_factory=lambda: defaultdict(Figures))
     positions: dict[tuple[str, str], Position] = field(default_factory=dict)
-    curve: Curve = field(default_factory=Curve)
-    curves: dict[str, Curve] = field(default_factory=dict)
     prices: dict[str, Prices] = field(default_factory=dict)
-
-    def result(self, figures: Figures) -> Decimal:
-        """Profit, less the fees where that can be told."""
-        return figures.pnl - added(figures.fees.values()) if self.after_fees else figures.pnl
 
 
 def gather(session: Session, username: str, scope: Scope, gap_seconds: float = GAP_SECONDS) -> Report:
@@ -108,21 +135,22 @@ def gather(session: Session, username: str, scope: Scope, gap_seconds: float = G
     check()
     found = parts(session, scope, report.interval)
     for part in found:
-        for figures in (
-            report.whole,
-            report.by_run[part.run_id],
-            report.by_symbol[part.symbol],
-            report.by_day[part.open_ts.date()],
-            report.by_position[part.run_id, part.symbol],
-        ):
-            figures.add(part)
+        report.fills += part.fills
+        report.earnings[settlement_coin(part.symbol)].add(part)
+        report.by_position[part.run_id, part.symbol].add(part)
     places = {run_id: place for place, run_id in enumerate(report.runs)}
-    report.by_run = dict(sorted(report.by_run.items(), key=lambda item: places[item[0]]))
-    report.by_symbol = dict(sorted(report.by_symbol.items()))
     report.by_position = dict(sorted(report.by_position.items(), key=lambda item: (places[item[0][0]], item[0][1])))
-    report.after_fees = fees_can_be_subtracted(report.whole, report.by_symbol)
-    changes = steps(session, scope, after_fees=report.after_fees)
-    report.curve, report.curves = curves(changes, report.by_run, first, report.interval)
+    report.earnings = dict(sorted(report.earnings.items()))
+    for coin, earnings in report.earnings.items():
+        earnings.by_run = dict(sorted(earnings.by_run.items(), key=lambda item: places[item[0]]))
+        earnings.by_symbol = dict(sorted(earnings.by_symbol.items()))
+        report.by_symbol |= earnings.by_symbol
+        earnings.after_fees = fees_can_be_subtracted(earnings.whole, coin)
+        # All symbols are asked for by asking for none.
+        symbols = tuple(earnings.by_symbol) if len(report.earnings) > 1 else None
+        changes = steps(session, replace(scope, symbols=symbols), after_fees=earnings.after_fees)
+        earnings.curve, earnings.curves = curves(changes, earnings.by_run, first, report.interval)
+    report.by_symbol = dict(sorted(report.by_symbol.items()))
     report.positions = _positions(found, report.by_position, held_before(session, scope))
     report.prices = _prices(session, report, found)
     return report

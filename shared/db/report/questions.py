@@ -33,12 +33,13 @@ _FETCHED = 5_000
 
 @dataclass(frozen=True)
 class Scope:
-    """Whose executions are meant, of which run (None: all of them), and from when to when, both included."""
+    """Whose executions are meant, of which run and symbols (None: all), and from when to when, both included."""
 
     user_id: str
     run_id: str | None = None
     start: datetime | None = None
     end: datetime | None = None
+    symbols: tuple[str, ...] | None = None
 
     def criteria(self) -> list[ColumnElement[bool]]:
         """What an execution must meet to be in it."""
@@ -48,6 +49,8 @@ class Scope:
         found = [] if owned is None else [owned]
         if self.run_id is not None:
             found.append(columns.run_id == self.run_id)
+        if self.symbols is not None:
+            found.append(columns.symbol.in_(self.symbols))
         if self.start is not None:
             found.append(columns.exchange_ts >= self.start)
         if self.end is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from shared.db.models import Side
 from shared.db.report.figures import Curve, Figures
-from shared.db.report.gathering import DRAWN, DRAWN_RUNS, Report, most_filled
+from shared.db.report.gathering import DRAWN, DRAWN_RUNS, Earnings, Report, most_filled
 from shared.db.report.markup import Markup, element, joined
 from shared.db.report.page import (
     Page,
@@ -31,6 +31,7 @@ _GAIN, _LOSS, _QUIET = "#0b5cad", "#b3470e", "#8c959f"
 _SIDES = {Side.BUY: "bought", Side.SELL: "sold"}
 _WEEKS = 12  # at least, lest a day be as wide as the page
 _NO_CURRENCY = "not named"
+_NO_COIN = "a coin that the symbol does not tell"
 _TWO_ABOVE_ANOTHER = {
     "xaxis": {"anchor": "y2"},
     "yaxis": {"domain": [0.42, 1], "zeroline": True},
@@ -48,34 +49,35 @@ def user_page(report: Report, *, live: int | None = None) -> Page:
     until = () if scope.end is None else (" to ", moment(scope.end))
     page = Page(
         f"Report of {report.username}",
-        joined(
-            number(report.whole.fills), " fills of ", which, *since, *until, ", read at ", moment(report.made_at), "."
-        ),
+        joined(number(report.fills), " fills of ", which, *since, *until, ", read at ", moment(report.made_at), "."),
         live=live,
     )
-    if not report.whole.fills:
+    if not report.fills:
         page.section("Nothing to show", element("p", "There is no fill in this time."))
     else:
-        page.section("In short", *_in_short(report))
-        page.section("Equity and drawdown", *_equity(report))
-        page.section("Profit and loss by day", *_days(report))
-        page.section("Profit and loss by symbol", *_symbols(report))
-        page.section("Fees by currency", *_fees(report))
+        for coin, earnings in report.earnings.items():
+            # Where all is settled in one coin there is nothing to tell apart.
+            of = f", settled in {coin or _NO_COIN}" if len(report.earnings) > 1 else ""
+            page.section(f"In short{of}", *_in_short(report, earnings))
+            page.section(f"Equity and drawdown{of}", *_equity(report, earnings, of))
+            page.section(f"Profit and loss by day{of}", *_days(earnings, of))
+            page.section(f"Profit and loss by symbol{of}", *_symbols(earnings, of))
+            page.section(f"Fees by currency{of}", *_fees(earnings, of))
         page.section("Fills over the price", *_prices(report))
         page.section("Inventory and exposure", *_positions(report))
     page.section("What it rests on", *_coverage(report))
     return page
 
 
-def _in_short(report: Report) -> Iterator[Markup]:
-    whole = report.whole
-    after = [("Profit after fees", number(report.result(whole)))] if report.after_fees else []
+def _in_short(report: Report, earnings: Earnings) -> Iterator[Markup]:
+    whole = earnings.whole
+    after = [("Profit after fees", number(earnings.result(whole)))] if earnings.after_fees else []
     yield facts(
         [
             *after,
             ("Profit before fees", number(whole.pnl)),
             *((f"Fees, {currency or _NO_CURRENCY}", number(fee)) for currency, fee in _by_currency(whole)),
-            ("Deepest drawdown", number(report.curve.deepest)),
+            ("Deepest drawdown", number(earnings.curve.deepest)),
             ("Win rate", _percent(whole.win_rate)),
             ("Profit factor", number(whole.profit_factor)),
             ("Fills", number(whole.fills)),
@@ -89,40 +91,40 @@ def _in_short(report: Report) -> Iterator[Markup]:
         "A profit is what the exchange told with the fill that closed; what is still held is not in it.",
         *(
             ()
-            if report.after_fees
-            else ("Fees are in more than one coin, or in one that was traded, and are not subtracted on this page.",)
+            if earnings.after_fees
+            else ("Fees are in another coin than the profit, and are not subtracted on this page.",)
         ),
     )
 
 
-def _equity(report: Report) -> Iterator[Markup | Picture | None]:
-    shown = most_filled(report.by_run, DRAWN_RUNS) if len(report.by_run) > 1 else []
-    result = _result_name(report)
+def _equity(report: Report, earnings: Earnings, of: str) -> Iterator[Markup | Picture | None]:
+    shown = most_filled(earnings.by_run, DRAWN_RUNS) if len(earnings.by_run) > 1 else []
+    result = _result_name(earnings)
     traces = [
         *(
-            _line(report.runs[run_id], report.curves[run_id], width=1) | {"showlegend": len(shown) <= _IN_LEGEND}
+            _line(report.runs[run_id], earnings.curves[run_id], width=1) | {"showlegend": len(shown) <= _IN_LEGEND}
             for run_id in shown
         ),
-        _line("all" if shown else report.runs[next(iter(report.by_run))], report.curve, width=3, color="#1b1f24"),
-        _fall(report.curve),
+        _line("all" if shown else report.runs[next(iter(earnings.by_run))], earnings.curve, width=3, color="#1b1f24"),
+        _fall(earnings.curve),
     ]
     yield Picture(
         f"{result} added up fill by fill, and below it how far all is under its height before.",
-        f"{result} of all runs ends at {number(report.curve.level)}; its deepest drawdown is "
-        f"{number(report.curve.deepest)}. The table below has the numbers of each run.",
+        f"{result} of all runs ends at {number(earnings.curve.level)}; its deepest drawdown is "
+        f"{number(earnings.curve.deepest)}. The table below has the numbers of each run.",
         traces,
         _TWO_ABOVE_ANOTHER,
         height=520,
     )
-    yield _left_out(len(report.by_run), len(shown) or 1, "runs")
+    yield _left_out(len(earnings.by_run), len(shown) or 1, "runs")
     yield table(
-        "By run",
+        f"By run{of}",
         (
             "run",
             "first fill",
             "last fill",
             "fills",
-            *_result_heads(report),
+            *_result_heads(earnings),
             "deepest drawdown",
             "win rate",
             "profit factor",
@@ -133,19 +135,19 @@ def _equity(report: Report) -> Iterator[Markup | Picture | None]:
                 moment(report.coverage[run_id].first_ts),
                 moment(report.coverage[run_id].last_ts),
                 number(figures.fills),
-                *_results(report, figures),
-                number(report.curves[run_id].deepest),
+                *_results(earnings, figures),
+                number(earnings.curves[run_id].deepest),
                 _percent(figures.win_rate),
                 number(figures.profit_factor),
             )
-            for run_id, figures in report.by_run.items()
+            for run_id, figures in earnings.by_run.items()
         ],
         texts=3,
     )
 
 
-def _days(report: Report) -> Iterator[Markup | Picture]:
-    days = {day: report.result(figures) for day, figures in sorted(report.by_day.items())}
+def _days(earnings: Earnings, of: str) -> Iterator[Markup | Picture]:
+    days = {day: earnings.result(figures) for day, figures in sorted(earnings.by_day.items())}
     first, last = min(days), max(days)
     monday = first - timedelta(days=first.weekday())
     weeks = [monday + timedelta(weeks=week) for week in range(max((last - monday).days // 7 + 1, _WEEKS))]
@@ -153,7 +155,7 @@ def _days(report: Report) -> Iterator[Markup | Picture]:
     heights = [[days.get(week + timedelta(days=weekday)) for week in weeks] for weekday in range(7)]
     most = max(map(abs, days.values()))
     yield Picture(
-        f"{_result_name(report)} of each day, a column a week: blue is a profit, orange a loss. Days are those of UTC.",
+        f"{_result_name(earnings)} of each day, a column a week: blue is a profit, orange a loss. Days are of UTC.",
         f"A calendar of {number(len(days))} days with fills: the best is {best} with {number(days[best])}, the worst "
         f"{worst} with {number(days[worst])}. The table below has each day.",
         [
@@ -182,21 +184,21 @@ def _days(report: Report) -> Iterator[Markup | Picture]:
     yield folded(
         f"Each of the {number(len(days))} days",
         table(
-            "By day, UTC",
-            ("day", "fills", *_result_heads(report), "win rate"),
+            f"By day, UTC{of}",
+            ("day", "fills", *_result_heads(earnings), "win rate"),
             [
-                (str(day), number(figures.fills), *_results(report, figures), _percent(figures.win_rate))
-                for day, figures in sorted(report.by_day.items())
+                (str(day), number(figures.fills), *_results(earnings, figures), _percent(figures.win_rate))
+                for day, figures in sorted(earnings.by_day.items())
             ],
         ),
     )
 
 
-def _symbols(report: Report) -> Iterator[Markup | Picture]:
-    symbols = dict(sorted(report.by_symbol.items(), key=lambda item: (-report.result(item[1]), item[0])))
-    results = [report.result(figures) for figures in symbols.values()]
+def _symbols(earnings: Earnings, of: str) -> Iterator[Markup | Picture]:
+    symbols = dict(sorted(earnings.by_symbol.items(), key=lambda item: (-earnings.result(item[1]), item[0])))
+    results = [earnings.result(figures) for figures in symbols.values()]
     yield Picture(
-        f"{_result_name(report)} of each symbol.",
+        f"{_result_name(earnings)} of each symbol.",
         f"Bars of {number(len(symbols))} symbols; the table below has their numbers.",
         [
             {
@@ -214,16 +216,16 @@ def _symbols(report: Report) -> Iterator[Markup | Picture]:
         height=300,
     )
     yield table(
-        "By symbol",
+        f"By symbol{of}",
         (
-            *("symbol", "fills", *_result_heads(report), "win rate", "profit factor"),
+            *("symbol", "fills", *_result_heads(earnings), "win rate", "profit factor"),
             *("bought", "at a mean of", "sold", "at a mean of"),
         ),
         [
             (
                 named(symbol),
                 number(figures.fills),
-                *_results(report, figures),
+                *_results(earnings, figures),
                 _percent(figures.win_rate),
                 number(figures.profit_factor),
                 *(
@@ -237,11 +239,11 @@ def _symbols(report: Report) -> Iterator[Markup | Picture]:
     )
 
 
-def _fees(report: Report) -> Iterator[Markup]:
+def _fees(earnings: Earnings, of: str) -> Iterator[Markup]:
     yield table(
-        "Fees; what is negative is a rebate",
+        f"Fees{of}; what is negative is a rebate",
         ("currency", "in all"),
-        [(named(currency or _NO_CURRENCY), number(fee)) for currency, fee in _by_currency(report.whole)],
+        [(named(currency or _NO_CURRENCY), number(fee)) for currency, fee in _by_currency(earnings.whole)],
     )
     yield element(
         "p",
@@ -370,17 +372,17 @@ def _coverage(report: Report) -> Iterator[Markup]:
         )
 
 
-def _result_name(report: Report) -> str:
-    return "Profit after fees" if report.after_fees else "Profit before fees"
+def _result_name(earnings: Earnings) -> str:
+    return "Profit after fees" if earnings.after_fees else "Profit before fees"
 
 
-def _result_heads(report: Report) -> tuple[str, ...]:
-    return ("before fees", "fees", "after fees") if report.after_fees else ("before fees",)
+def _result_heads(earnings: Earnings) -> tuple[str, ...]:
+    return ("before fees", "fees", "after fees") if earnings.after_fees else ("before fees",)
 
 
-def _results(report: Report, figures: Figures) -> tuple[str, ...]:
-    before, after = number(figures.pnl), report.result(figures)
-    return (before, number(figures.pnl - after), number(after)) if report.after_fees else (before,)
+def _results(earnings: Earnings, figures: Figures) -> tuple[str, ...]:
+    before, after = number(figures.pnl), earnings.result(figures)
+    return (before, number(figures.pnl - after), number(after)) if earnings.after_fees else (before,)
 
 
 def _by_currency(figures: Figures) -> list[tuple[str | None, Decimal]]:

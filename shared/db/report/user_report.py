@@ -49,4 +49,4 @@ def write_report(
             at_one_moment(session)
             report = gather(session, username, scope, gap_seconds)
         file.write(user_page(report).html().encode())
-    return report.whole.fills
+    return report.fills

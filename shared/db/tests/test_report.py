@@ -26,7 +26,7 @@ from shared.db import (
     UserRepository,
 )
 from shared.db.commands.cli import main
-from shared.db.report.figures import curves, interval_for
+from shared.db.report.figures import curves, interval_for, settlement_coin
 from shared.db.report.markup import Markup, element
 from shared.db.report.page import Page, Picture, number
 from shared.db.report.user_report import write_report
@@ -230,6 +230,38 @@ def test_fees_in_another_coin_are_not_subtracted(fleet: DatabaseFactory, page_pa
     assert "Profit after fees" not in page.facts
     assert page.facts["Profit before fees"] == number(sum(part.closed_pnl for part in parts))
     assert "are not subtracted on this page" in page.text
+
+
+def test_profits_in_different_coins_are_never_added_up(fleet: DatabaseFactory, page_path: Path) -> None:
+    """Each coin that contracts settle in has its own sums, days, drawdown and win rate, all exact; runs stay whole."""
+    symbols = {"BTCUSD": "BTC", "BTCPERP": "USDC", "SOLUSDT": "USDT"}
+    fills = trade_for(fleet, "ann", 40, tuple(symbols))
+    page = read_report(fleet, page_path, "name-ann", None, FIRST - timedelta(minutes=1))
+    for told in fills.values():
+        coin = symbols[told[0]["symbol"]]
+        (run,) = (name for name in page.column(f"By run, settled in {coin}", "fills") if told[0]["run_id"][:8] in name)
+        with fleet.get_session(user_id="ann", read_only=True) as session:
+            totals = PrivateExecutionRepository(session).totals(told[0]["run_id"])
+        assert totals.fees is not None
+        result = number(totals.closed_pnl - totals.fees)
+        assert page.column(f"By run, settled in {coin}", "after fees")[run] == result
+        assert page.column(f"By run, settled in {coin}", "deepest drawdown")[run] == number(deepest(told))
+        assert page.column(f"By symbol, settled in {coin}", "after fees")[told[0]["symbol"]] == result
+        assert page.column(f"Fees, settled in {coin}", "in all").keys() == {"not named"}
+        if coin != "USDT":  # in which the fleet has a fill beside
+            assert len(page.column(f"By run, settled in {coin}", "fills")) == 1
+            assert result in page.facts["Profit after fees"]
+            days = page.column(f"By day, UTC, settled in {coin}", "fills")
+            assert sum(map(int, days.values())) == len(told)
+
+
+def test_a_symbol_of_the_exchange_tells_its_coin() -> None:
+    """Linear, inverse and dated contracts, options and spot as Bybit calls them; of others nothing is guessed."""
+    coins = {"BTCUSDT": "USDT", "10000SATSUSDT": "USDT", "BTCUSDT-26DEC25": "USDT", "BTC-26DEC25-90000-C-USDT": "USDT"}
+    coins |= {"BTCPERP": "USDC", "BTC-26DEC25": "USDC", "ETH-5DEC25-3000-P": "USDC", "BTCUSDC": "USDC"}
+    coins |= {"BTCUSD": "BTC", "ETHUSDZ25": "ETH", "ETHBTC": "BTC", "BTCEURQ": "EURQ", "BTCEUR": "EUR"}
+    coins |= {HOSTILE_SYMBOL: "", "USDT": "", "gold": "", "": ""}
+    assert {symbol: settlement_coin(symbol) for symbol in coins} == coins
 
 
 def test_coverage_and_gaps_are_those_that_are_stored(fleet: DatabaseFactory, page_path: Path) -> None:
