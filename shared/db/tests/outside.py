@@ -22,6 +22,8 @@ from shared.db.tables import OWNERSHIP, forget
 def outside_tables() -> Iterator[None]:
     """Whatever classes the block maps on `Base` are gone after it."""
     classes, tables = {mapper.class_ for mapper in Base.registry.mappers}, {*Base.metadata.tables}
+    # So they stay among the youngest, and the collector need not walk all that tests have made before.
+    gc.disable()
     try:
         yield
     finally:
@@ -31,7 +33,8 @@ def outside_tables() -> Iterator[None]:
             Base.metadata.remove(Base.metadata.tables[name])
         for model in {mapper.class_ for mapper in Base.registry.mappers} - classes:
             Base.registry._dispose_cls(model)
-        gc.collect()
+        gc.collect(0)
+        gc.enable()
 
 
 @contextmanager
