@@ -248,19 +248,19 @@ def test_checking_writes_nothing_and_waits_for_nobody(empty_db: DatabaseFactory)
     assert contents(empty_db) == rows
 
 
-# Without an audit log 0003 and 0004 are the same schema, which is adopted as the newer one.
-@pytest.mark.parametrize("revision", [name for name in REVISIONS[1:] if not name.startswith("0003_")])
-def test_a_database_without_a_revision_is_adopted_at_the_one_it_is_at(empty_db: DatabaseFactory, revision: str) -> None:
-    """The tables tell their age; upgrades go on from there, and every row stays."""
-    runner.upgrade(empty_db, revision)
-    seed(empty_db)
-    run_by_hand(empty_db, "DROP TABLE shared_db_version")
-    rows = contents(empty_db)
-    assert runner.status(empty_db).state == "unversioned"
-    assert runner.adopt(empty_db) == runner.Change("base", revision)
-    runner.upgrade(empty_db)
+def test_a_database_without_a_revision_is_adopted_at_the_one_it_is_at(empty_db: DatabaseFactory) -> None:
+    """The tables tell their age; upgrades go on from there, and every row of any age stays."""
+    for revision in REVISIONS[1:]:
+        runner.upgrade(empty_db, revision)
+        seed(empty_db, revision[:4])
+        rows = contents(empty_db)
+        if revision.startswith("0003_"):
+            continue  # without an audit log 0004 has the same schema, which is adopted as the newer one
+        run_by_hand(empty_db, "DROP TABLE shared_db_version")
+        assert runner.status(empty_db).state == "unversioned"
+        assert runner.adopt(empty_db) == runner.Change("base", revision)
+        assert contents(empty_db) == rows
     assert runner.check(empty_db) == []
-    assert contents(empty_db, like=rows) == rows
 
 
 def test_a_database_made_by_the_models_alone_is_adopted(empty_db: DatabaseFactory) -> None:

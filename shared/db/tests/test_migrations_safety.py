@@ -24,6 +24,7 @@ from shared.db.migrations import runner
 from shared.db.migrations.catalog.entry import Entry
 from shared.db.migrations.exclusive import exclusive_connection
 from shared.db.schema_version import SCHEMA_REVISION
+from shared.db.tests.forked import run_python
 from shared.db.tests.migration_support import OwnRevisions, contents, schema_of, seed
 
 # Runs an upgrade and stops for ever behind the statement that begins with its second argument.
@@ -129,9 +130,8 @@ def test_a_killed_upgrade_leaves_the_database_as_it_was(empty_db: DatabaseFactor
 @pytest.mark.parametrize("kind", ["upgraders", "mixed"])
 def test_of_eight_at_once_one_does_it(empty_db: DatabaseFactory, kind: str) -> None:
     """Eight processes that upgrade (or create) at the same moment all succeed, and one of them did the work."""
-    done = subprocess.run(
-        [sys.executable, "-c", _EIGHT, _url(empty_db), kind], capture_output=True, text=True, check=True
-    )
+    done = run_python("-c", _EIGHT, _url(empty_db), kind)
+    assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
     assert results.count("nothing") == 7, (results, done.stderr)
     assert {"created", f"base to {SCHEMA_REVISION}"} & set(results)
