@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 
 from shared.db.tests.mutation.guards import PACKAGE, mutations
@@ -14,7 +13,6 @@ def test_every_guard_that_is_listed_is_there() -> None:
     found = list(mutations())
     assert len(found) > 200
     for mutation in found:
-        ast.parse(mutation.source)
         assert differences(mutation), mutation.name
 
 

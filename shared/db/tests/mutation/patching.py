@@ -6,9 +6,9 @@ import ast
 import importlib
 import inspect
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, lru_cache
 from types import CodeType
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import event
 
@@ -18,9 +18,13 @@ from shared.db.tests.mutation.guards import PACKAGE, Mutation
 
 def differences(mutation: Mutation) -> dict[str, tuple[ast.stmt, ast.stmt]]:
     """The functions and constants that differ, by name: as they are, and as the mutation has them."""
-    before = _parts(ast.parse((PACKAGE / mutation.module).read_text(encoding="utf-8")))
-    after = _parts(ast.parse(mutation.source))
-    return {name: (before[name], after[name]) for name in before if ast.dump(before[name]) != ast.dump(after[name])}
+    before = _parts((PACKAGE / mutation.module).read_text(encoding="utf-8"))
+    after = _parts(mutation.source)
+    return {
+        name: (before[name].node, after[name].node)
+        for name in before
+        if before[name].text != after[name].text and ast.dump(before[name].node) != ast.dump(after[name].node)
+    }
 
 
 def apply(mutation: Mutation) -> None:
@@ -52,10 +56,16 @@ def apply(mutation: Mutation) -> None:
                 setattr(module, name, value)
 
 
-def _parts(tree: ast.Module) -> dict[str, ast.stmt]:
+class _Part(NamedTuple):
+    node: ast.stmt
+    text: list[str]
+
+
+@lru_cache(maxsize=2)
+def _parts(source: str) -> dict[str, _Part]:
     """Functions and declared ownerships by their qualified name, the module's assignments by the name assigned to."""
     found: dict[str, ast.stmt] = {}
-    for node in tree.body:
+    for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef):
             found[node.name] = node
         elif isinstance(node, ast.ClassDef):
@@ -70,7 +80,12 @@ def _parts(tree: ast.Module) -> dict[str, ast.stmt]:
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
             target = node.targets[0] if isinstance(node, ast.Assign) else node.target
             found[ast.unparse(target)] = node
-    return found
+    lines = source.splitlines()
+    return {name: _Part(node, lines[_first_line(node) - 1 : node.end_lineno]) for name, node in found.items()}
+
+
+def _first_line(node: ast.stmt) -> int:
+    return min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", ()))])
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
