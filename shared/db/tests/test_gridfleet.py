@@ -6,6 +6,7 @@ They are the example of a consumer, with the fixtures for consumers, and those t
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,27 @@ def test_the_example_passes_its_own_tests(tmp_path: Path, environment: dict[str,
     shares = {"/".join(Path(name).parts[-2:]): found["summary"]["percent_covered"] for name, found in covered.items()}
     assert shares["gridfleet/models.py"] == shares["gridfleet/bot.py"] == 100
     assert shares["db/errors.py"] > 50, "what is imported at its top was counted"
+
+
+@pytest.mark.slow
+def test_two_users_never_meet_in_outside_tables(tmp_path: Path, environment: dict[str, str]) -> None:
+    """The machine takes whatever the registry has: where the example is imported, its tables too.
+
+    With the library alone, and with PostgreSQL's policies beside it.
+    """
+    done = run_python(
+        *("-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-p", "gridfleet.models", "-k", "file or policies"),
+        *("-o", "junit_family=xunit1", f"--junitxml={tmp_path / 'steps.xml'}"),
+        str(_PACKAGE / "tests" / "test_tenancy_stateful.py"),
+        cwd=_PACKAGE.parents[1],
+        environment=environment,
+        ours=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "skipped" not in done.stdout
+    met = re.search(r'name="tables" value="(.*?)"', (tmp_path / "steps.xml").read_text())
+    assert met is not None
+    assert {"orders", "positions", "wallets", "grid_states"} < {*met[1].split()}
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from shared.db import DatabaseFactory
 from shared.db.tests.two_users.attacks import ATTACKS
 from shared.db.tests.two_users.machine import TwoUsers
 from shared.db.tests.two_users.reads import READS
+from shared.db.tests.two_users.world import OWNED
 from shared.db.tests.two_users.writes import WRITES
 
 STEPS = 10_000
@@ -50,9 +51,10 @@ def run_machine(
     )
 
 
-def test_two_users_never_meet(fleet: DatabaseFactory) -> None:
-    """In a few hundred steps of reading, writing, attacking, undoing and nesting."""
+def test_two_users_never_meet(fleet: DatabaseFactory, record_property: Callable[[str, object], None]) -> None:
+    """In a few hundred steps of reading, writing, attacking, undoing and nesting, over every table that is declared."""
     steps: Counter[str] = Counter()
+    record_property("tables", " ".join(model.__tablename__ for model in OWNED))
     run_machine(TwoUsers, fleet, 4, steps)
     assert steps.total() > 100
 

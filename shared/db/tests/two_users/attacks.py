@@ -30,7 +30,7 @@ from shared.db.bulk import bulk_create
 from shared.db.errors import RowNotFoundError
 from shared.db.tables import OWNERSHIP
 from shared.db.tests.two_users.reads import REPOSITORIES
-from shared.db.tests.two_users.world import MADE, NAMES, OWNED, TEXTS, NotNow, Values, World, loaded
+from shared.db.tests.two_users.world import KEYED, MADE, MADE_KEYED, NAMES, OWNED, TEXTS, NotNow, Values, World, loaded
 from shared.db.tests.two_users.writes import column_of, dialect_insert
 
 REFUSALS = (TenantError, RowNotFoundError)
@@ -95,20 +95,20 @@ def _outsider(world: World, model: type[Base], name: str) -> Any:
 
 @_attack(clean=True)
 def _add_a_foreign_object(session: Session, world: World, rng: Random) -> None:
-    model = rng.choice(OWNED[:-1])
+    model = rng.choice(KEYED)
     entity = _outsider(world, model, world.a_foreign(model, rng))
     session.add(pickle.loads(pickle.dumps(entity)) if rng.random() < 0.5 else entity)
 
 
 @_attack(clean=True)
 def _delete_a_foreign_object(session: Session, world: World, rng: Random) -> None:
-    model = rng.choice(OWNED[:-1])
+    model = rng.choice(KEYED)
     session.delete(_outsider(world, model, world.a_foreign(model, rng)))
 
 
 @_attack(clean=True)
 def _smuggle_a_ghost(session: Session, world: World, rng: Random) -> None:
-    model = rng.choice(OWNED[:-1])
+    model = rng.choice(KEYED)
     ghost = model(**{NAMES[model]: world.a_foreign(model, rng)})
     make_transient_to_detached(ghost)
     session.add(ghost)
@@ -116,14 +116,14 @@ def _smuggle_a_ghost(session: Session, world: World, rng: Random) -> None:
 
 @_attack(clean=True)
 def _merge_a_foreign_object(session: Session, world: World, rng: Random) -> None:
-    model = rng.choice(OWNED[:-1])
+    model = rng.choice(KEYED)
     entity = _outsider(world, model, world.a_foreign(model, rng))
     session.merge(entity, load=rng.random() < 0.5)
 
 
 @_attack()
 def _merge_a_stolen_key(session: Session, world: World, rng: Random) -> None:
-    model = rng.choice(MADE[:-1])
+    model = rng.choice(MADE_KEYED)
     session.merge(model(**world.new(model, rng) | {NAMES[model]: world.a_foreign(model, rng)}))
 
 
@@ -142,7 +142,7 @@ def _add_a_misplaced_row(session: Session, world: World, rng: Random) -> None:
 
 @_attack(*COLLISIONS)
 def _add_a_taken_key(session: Session, world: World, rng: Random) -> None:
-    model = rng.choice(MADE[:-1])
+    model = rng.choice(MADE_KEYED)
     session.add(model(**world.new(model, rng) | {NAMES[model]: world.a_foreign(model, rng)}))
 
 
@@ -170,14 +170,14 @@ def _give_an_object_away(session: Session, world: World, rng: Random) -> None:
 
 @_attack(*COLLISIONS)
 def _take_a_foreign_key(session: Session, world: World, rng: Random) -> None:
-    model = rng.choice(OWNED[:-1])
+    model = rng.choice(KEYED)
     entity = loaded(session, model, world.an_own(model, rng))
     setattr(entity, NAMES[model], world.a_foreign(model, rng))
 
 
 @_attack()
 def _forge_the_key_of_an_object(session: Session, world: World, rng: Random) -> None:
-    model = rng.choice(OWNED[:-1])
+    model = rng.choice(KEYED)
     name = world.an_own(model, rng)
     entity = loaded(session, model, name)
     # Whatever becomes of it, it is no object to be found in the session any more.
@@ -185,7 +185,7 @@ def _forge_the_key_of_an_object(session: Session, world: World, rng: Random) -> 
     session.add(entity)
     set_committed_value(entity, NAMES[model], world.a_foreign(model, rng))
     if rng.random() < 0.5:
-        setattr(entity, TEXTS[model], "stolen")
+        setattr(entity, TEXTS[model], world.text(model))
     else:
         session.delete(entity)
 
@@ -227,10 +227,10 @@ def _insert_from_select(session: Session, world: World, rng: Random) -> None:
 
 @_attack(clean=True)
 def _upsert_a_foreign_row(session: Session, world: World, rng: Random) -> None:
-    model = rng.choice(MADE[:-1])
+    model = rng.choice(MADE_KEYED)
     values = world.new(model, rng) | {NAMES[model]: world.a_foreign(model, rng)}
     statement = dialect_insert(session)(model).values(**values)
-    changes = {TEXTS[model]: "stolen"}
+    changes = {TEXTS[model]: world.text(model)}
     session.execute(statement.on_conflict_do_update(index_elements=[NAMES[model]], set_=changes))
 
 
@@ -244,7 +244,7 @@ def _upsert_into_a_foreign_run(session: Session, world: World, rng: Random) -> N
 
 @_attack(harmless=True)
 def _skip_a_taken_key(session: Session, world: World, rng: Random) -> None:
-    model = rng.choice(MADE[:-1])
+    model = rng.choice(MADE_KEYED)
     values = world.new(model, rng) | {NAMES[model]: world.a_foreign(model, rng)}
     session.flush()
     session.execute(dialect_insert(session)(model).values(**values).on_conflict_do_nothing())
@@ -261,16 +261,16 @@ def _update_owner_or_parent(session: Session, world: World, rng: Random) -> None
 def _update_a_foreign_row(session: Session, world: World, rng: Random) -> None:
     model = rng.choice(OWNED)
     column = column_of(model, NAMES[model])
-    statement = update(model).where(column == world.a_foreign(model, rng)).values({TEXTS[model]: "stolen"})
+    statement = update(model).where(column == world.a_foreign(model, rng)).values({TEXTS[model]: world.text(model)})
     found = session.scalars(statement.returning(column), execution_options={"synchronize_session": False})
     assert found.all() == []
 
 
 @_attack(clean=True)
 def _update_foreign_keys(session: Session, world: World, rng: Random) -> None:
-    model = rng.choice(OWNED[:-1])
+    model = rng.choice(KEYED)
     names = [world.an_own(model, rng), world.a_foreign(model, rng)]
-    session.execute(update(model), [{NAMES[model]: name, TEXTS[model]: world.text()} for name in names])
+    session.execute(update(model), [{NAMES[model]: name, TEXTS[model]: world.text(model)} for name in names])
 
 
 @_attack(harmless=True)
@@ -290,9 +290,9 @@ def _legacy_bulk_methods(session: Session, world: World, rng: Random) -> None:
     elif way == 1:
         session.bulk_insert_mappings(model.__mapper__, [values])
     else:
-        model = rng.choice(OWNED[:-1])
+        model = rng.choice(KEYED)
         session.bulk_update_mappings(
-            model.__mapper__, [{NAMES[model]: world.a_foreign(model, rng), TEXTS[model]: "stolen"}]
+            model.__mapper__, [{NAMES[model]: world.a_foreign(model, rng), TEXTS[model]: world.text(model)}]
         )
 
 
@@ -304,9 +304,9 @@ def _raw_writes(session: Session, world: World, rng: Random) -> None:
     table: Any = model.__table__
     raw: Any = rng.choice(
         [
-            text(f"UPDATE {table.name} SET {TEXTS[model]} = 'stolen' WHERE {column} = '{name}'"),
+            text(f"UPDATE {table.name} SET {TEXTS[model]} = '{world.text(model)}' WHERE {column} = '{name}'"),
             text(f"DELETE FROM {table.name} WHERE {column} = '{name}'"),
-            update(table).where(table.c[column] == name).values({TEXTS[model]: "stolen"}),
+            update(table).where(table.c[column] == name).values({TEXTS[model]: world.text(model)}),
             delete(table).where(table.c[column] == name),
         ]
     )
@@ -339,8 +339,8 @@ def _bulk_upsert_a_foreign_row(session: Session, world: World, rng: Random) -> N
 
 @_attack(clean=True)
 def _bulk_update_foreign_rows(session: Session, world: World, rng: Random) -> None:
-    model = rng.choice(MADE[:-1])
-    own, text_ = world.an_own(model, rng), world.text()
+    model = rng.choice(MADE_KEYED)
+    own, text_ = world.an_own(model, rng), world.text(model)
     if rng.random() < 0.5:
         bad: Values = {NAMES[model]: world.a_foreign(model, rng), TEXTS[model]: text_}
     else:
@@ -366,15 +366,15 @@ def _write_for_the_other_user(session: Session, world: World, rng: Random) -> No
 
 @_attack(clean=True)
 def _change_by_repository(session: Session, world: World, rng: Random) -> None:
-    model = rng.choice(MADE[:-1])
+    model = rng.choice(MADE_KEYED)
     repository = REPOSITORIES[model](session)
     name = world.a_foreign(model, rng)
     way = rng.randrange(4)
     if way == 0:
-        misplaced, values = _misplaced(world, rng, MADE[:-1])
+        misplaced, values = _misplaced(world, rng, MADE_KEYED)
         REPOSITORIES[misplaced](session).create(misplaced(**values))
     elif way == 1:
-        repository.update(model(**{NAMES[model]: name, TEXTS[model]: "stolen"}))
+        repository.update(model(**{NAMES[model]: name, TEXTS[model]: world.text(model)}))
     elif way == 2:
         repository.delete(model(**{NAMES[model]: name}))
     else:

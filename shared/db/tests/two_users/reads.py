@@ -36,6 +36,7 @@ from shared.db import (
     PrivateExecutionRepository,
     PublicTrade,
     PublicTradeRepository,
+    Repository,
     Run,
     RunRepository,
     Strategy,
@@ -46,7 +47,20 @@ from shared.db import (
     UserRepository,
     UserSession,
 )
-from shared.db.tests.two_users.world import NAMES, OWNED, TEXTS, TRACKED, Values, World, loaded, one_of, values_of
+from shared.db.tests.two_users.world import (
+    KEYED,
+    NAMES,
+    OUTSIDE,
+    OWNED,
+    STREAMS,
+    TEXTS,
+    TRACKED,
+    Values,
+    World,
+    loaded,
+    one_of,
+    values_of,
+)
 
 Read = Callable[[Session, World, Random], None]
 READS: dict[str, Read] = {}
@@ -60,7 +74,7 @@ REPOSITORIES: dict[type[Base], type[BaseRepository[Any]]] = {
         RunRepository,
         PrivateExecutionRepository,
     )
-}
+} | {model: type(f"{model.__name__}Repository", (Repository,), {"model": model}) for model in OUTSIDE}
 _LONG_AGO, _LATER = datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
 
 
@@ -305,7 +319,7 @@ def _raw_sql(session: Session, world: World, rng: Random) -> None:
 
 @_read
 def _keys(session: Session, world: World, rng: Random) -> None:
-    model = rng.choice(OWNED[:-1])
+    model = rng.choice(KEYED)
     options: dict[str, Any] = {"populate_existing": True} if rng.random() < 0.3 else {}
     foreign = _foreign_name(world, model, rng)
     assert session.get(model, foreign, **options) is None
@@ -404,7 +418,7 @@ def _repositories(session: Session, world: World, rng: Random) -> None:
     model = rng.choice(OWNED)
     repository = REPOSITORIES[model](session, **({"user_id": world.user} if rng.random() < 0.3 else {}))
     expect(repository.get_all(), world.own(model))
-    if model is not PrivateExecution:
+    if model in KEYED:
         assert repository.get_by_id(_foreign_name(world, model, rng)) is None
         name = _a_name(world, model, rng)
         assert values_of(repository.get_by_id(name, user_id=world.user)) == world.rows[model][name]
@@ -471,6 +485,21 @@ def _sums_and_frames(session: Session, world: World, rng: Random) -> None:
         assert executions.exists_by_exec_id(name) == (name in world.own(PrivateExecution))
     table = executions.to_arrow(run)
     assert sorted(table.column("exec_id").to_pylist()) == sorted(expected)
+
+
+@_read
+def _declared_streams(session: Session, world: World, rng: Random) -> None:
+    model = rng.choice(STREAMS)
+    by = model.__stream__.by
+    key = rng.choice([*sorted({values[by] for values in world.rows[model].values()}), "nobody"])
+    expected = {name: values for name, values in world.own(model).items() if values[by] == key}
+    repository: Any = REPOSITORIES[model](session)
+    rows = repository.iter_range(key, reverse=rng.random() < 0.5, page_size=rng.choice([1, 2, 2000]))
+    assert sorted(getattr(row, NAMES[model]) for row in rows) == sorted(expected)
+    assert repository.to_arrow(key).num_rows == len(expected)
+    latest = repository.latest(key)
+    assert (latest is not None) == bool(expected)
+    assert latest is None or getattr(latest, NAMES[model]) in expected
 
 
 @_read

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from random import Random
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import UniqueConstraint, select
 from sqlalchemy.orm import Session
 
 from shared.db import (
@@ -20,6 +22,7 @@ from shared.db import (
     Strategy,
     User,
 )
+from shared.db.column_types import BoundedString, CheckedBoolean, CheckedInteger, Json, Money, UTCDateTime
 from shared.db.tables import OWNERSHIP
 from shared.db.tests.fleet import fill, rows_of, run_without_keys
 from shared.db.tests.support import execution_values, trade_values
@@ -47,9 +50,53 @@ TEXTS: dict[type[Base], str] = {
     Run: "gridcore_version",
     PrivateExecution: "order_id",
 }
-OWNED = tuple(TEXTS)
+_SAMPLES: dict[type[Any], Any] = {
+    BoundedString: "x",
+    Money: Decimal(1),
+    UTCDateTime: datetime(2025, 5, 19, tzinfo=UTC),
+    CheckedInteger: 1,
+    CheckedBoolean: False,
+    Json: {},
+}
+# Of these a column of an outside table may be that is changed.
+_CHANGED = (BoundedString, Money, UTCDateTime)
+
+
+def _outside() -> Iterator[tuple[type[Base], str, str]]:
+    """What other packages have declared that this process has imported: classes, names and columns to be changed.
+
+    A row is known by its one text that is a key, or that a unique key has beside its parent.
+    """
+    models = {model.__table__: model for model, ownership in OWNERSHIP.items() if ownership and model not in NAMES}
+    for table in Base.metadata.sorted_tables:
+        if table not in models:
+            continue
+        unique = {column for key in table.constraints if isinstance(key, UniqueConstraint) for column in key.columns}
+        texts = [column for column in table.columns if type(column.type) is BoundedString]
+        key = [column for column in texts if column.primary_key] or [
+            column for column in texts if column in unique and not column.foreign_keys
+        ]
+        plain = {*table.columns} - unique - {*key} - {*table.primary_key}
+        changed = [
+            column.name
+            for kind in _CHANGED
+            for column in table.columns
+            if column in plain and type(column.type) is kind and not column.foreign_keys
+        ]
+        yield models[table], key[0].name, changed[0]
+
+
+OUTSIDE: list[type[Base]] = []
+for _model, _name, _text in list(_outside()):
+    OUTSIDE.append(_model)
+    NAMES[_model], TEXTS[_model] = _name, _text
+OWNED: tuple[type[Base], ...] = tuple(TEXTS)
 # What can be made and deleted in a user's session, parents first.
 MADE = OWNED[1:]
+# Those whose name is their key.
+KEYED = tuple(model for model in OWNED if [NAMES[model]] == [column.key for column in model.__table__.primary_key])
+MADE_KEYED = tuple(model for model in MADE if model in KEYED)
+STREAMS = tuple(model for model in OWNED if model in OWNERSHIP.streams())
 
 
 def _tracked(model: type[Base]) -> tuple[str, ...]:
@@ -84,9 +131,27 @@ class World:
         fill(db)
         self.db = db
         self.user = USERS[0]
-        self.committed: Rows = tracked(stored(db))
-        self.rows = copy_of(self.committed)
         self._number = 0
+        self._given: set[str] = set()
+        self.rows: Rows = {}
+        for user in USERS:
+            self._read()
+            self._furnish(user)
+        self._read()
+
+    def _read(self) -> None:
+        self.committed: Rows = tracked(stored(self.db))
+        self.rows = copy_of(self.committed)
+
+    def _furnish(self, user: str) -> None:
+        """Give a user a row of each outside table."""
+        view = self.seen_by(user)
+        for model in OUTSIDE:
+            values = view.new(model, Random(0))
+            with self.db.get_session() as plain:
+                plain.add(model(**values))
+            view.put(model, values)
+        self._number = view._number
 
     @property
     def other(self) -> str:
@@ -134,19 +199,24 @@ class World:
         if any(self.is_crossed(model, name) for name in self.own(model)):
             raise NotNow
 
-    def text(self) -> str:
-        """A text that is nowhere yet."""
+    def text(self, model: type[Base] = User) -> Any:
+        """A value that is nowhere yet of the column that is changed: a text, except in some outside tables."""
         self._number += 1
+        kind = _column_type(model, TEXTS[model]) if model in OUTSIDE else None
+        if kind is Money:
+            return Decimal(self._number)
+        if kind is UTCDateTime:
+            return datetime(2025, 5, 19, tzinfo=UTC) + timedelta(seconds=self._number)
         return f"text {self._number}"
 
     def name(self, model: type[Base]) -> str:
         """The name of a row that is nowhere yet."""
         self._number += 1
-        return f"{model.__tablename__[:4]}{self._number}-{self.user}"
+        return f"{model.__tablename__[0]}{self._number:04}-{self.user}"
 
     def new(self, model: type[Base], rng: Random, **given: Any) -> Values:
         """All values of a new row of the user."""
-        name, text = self.name(model), self.text()
+        name, text = self.name(model), self.text(model)
         if self.user not in self.rows[User] and model is not PublicTrade:
             raise NotNow  # he has deleted himself
         if model is BybitAccount:
@@ -163,9 +233,33 @@ class World:
         elif model is PrivateExecution:
             run = Run(run_id=self.an_own(Run, rng), account_id=self.an_own(BybitAccount, rng))
             values = execution_values(run, self._number)
-        else:
+        elif model is PublicTrade:
             return trade_values(self._number, trade_id=name) | given
+        else:
+            values = self._values_of_an_outside_row(model, rng)
+            name = values.get(NAMES[model], name)
         return values | {NAMES[model]: name, TEXTS[model]: text} | given
+
+    def _values_of_an_outside_row(self, model: type[Base], rng: Random) -> Values:
+        ownership = OWNERSHIP[model]
+        assert ownership is not None
+        parents: dict[str, type[Base]] = {reference.column: reference.parent for reference in ownership.parents}
+        values: Values = {}
+        for column in model.__table__.columns:
+            parent = parents.get(column.name)
+            if column.name == NAMES[model] and parent is not None:  # one for each row of the parent
+                free = [name for name in self.own(parent) if name not in {*self.rows[model], *self._given}]
+                values[column.name] = name = one_of([name for name in free if not self.is_crossed(parent, name)], rng)
+                self._given.add(name)
+            elif parent is not None:
+                values[column.name] = self.an_own(parent, rng)
+            elif column.name == ownership.column:
+                values[column.name] = self.user
+            elif column.name not in (NAMES[model], TEXTS[model]) and not (
+                column.nullable or column.server_default or column.default or column.autoincrement is True
+            ):
+                values[column.name] = _SAMPLES[type(column.type)]
+        return values
 
     def put(self, model: type[Base], values: Values) -> None:
         """Note a new row, or new values of one."""
@@ -214,8 +308,9 @@ class World:
         if user not in self.rows[User]:
             with self.db.get_session() as plain:
                 plain.add_all(rows_of(user))
-            self.committed = tracked(stored(self.db))
-            self.rows = copy_of(self.committed)
+            self._read()
+            self._furnish(user)
+            self._read()
 
 
 def stored(db: DatabaseFactory) -> Rows:
@@ -250,9 +345,13 @@ def one_of(names: list[str], rng: Random) -> str:
 
 def loaded(session: Session, model: type[Base], name: str) -> Any:
     """The session's object of that name."""
-    if model is PrivateExecution:
-        return session.scalars(select(PrivateExecution).where(PrivateExecution.exec_id == name)).one()
+    if model not in KEYED:
+        return session.scalars(select(model).where(getattr(model, NAMES[model]) == name)).one()
     return session.get_one(model, name)
+
+
+def _column_type(model: type[Base], name: str) -> type[Any]:
+    return type(model.__table__.c[name].type)
 
 
 def values_of(entity: Any) -> Values:

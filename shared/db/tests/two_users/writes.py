@@ -32,8 +32,11 @@ from shared.db import (
 from shared.db.bulk import bulk_create
 from shared.db.tests.two_users.reads import REPOSITORIES, expect
 from shared.db.tests.two_users.world import (
+    KEYED,
     MADE,
+    MADE_KEYED,
     NAMES,
+    OUTSIDE,
     OWNED,
     TEXTS,
     NotNow,
@@ -84,9 +87,9 @@ def _one_more(world: World, rng: Random, models: tuple[type[Base], ...] = MADE) 
     return model
 
 
-def _changed(world: World, model: type[Base], name: str) -> tuple[str, str]:
-    """The column to change of a row, and the text that it gets."""
-    value = world.text()
+def _changed(world: World, model: type[Base], name: str) -> tuple[str, Any]:
+    """The column to change of a row, and the value that it gets."""
+    value = world.text(model)
     world.rows[model][name][TEXTS[model]] = value
     return TEXTS[model], value
 
@@ -187,7 +190,7 @@ def _doomed(world: World, rng: Random) -> tuple[type[Base], str]:
 
 @_write
 def _merge(session: Session, world: World, rng: Random) -> None:
-    model = _one_more(world, rng, MADE[:-1])
+    model = _one_more(world, rng, MADE_KEYED)
     if rng.random() < 0.5:
         name = world.an_own(model, rng)
         merged = session.merge(model(**{NAMES[model]: name}, **dict([_changed(world, model, name)])))
@@ -235,9 +238,10 @@ def _update_one(session: Session, world: World, rng: Random) -> None:
 
 @_write
 def _update_all(session: Session, world: World, rng: Random) -> None:
-    model = rng.choice([Strategy, Run, PrivateExecution, ApiCredential])
+    models: list[type[Base]] = [Strategy, Run, PrivateExecution, ApiCredential, *OUTSIDE]
+    model = rng.choice(models)
     world.wholly_own(model)
-    value = world.text()
+    value = world.text(model)
     if rng.random() < 0.5:
         session.execute(update(model).values({TEXTS[model]: value}))
     else:
@@ -248,7 +252,7 @@ def _update_all(session: Session, world: World, rng: Random) -> None:
 
 @_write
 def _update_by_keys(session: Session, world: World, rng: Random) -> None:
-    model = rng.choice(OWNED[:-1])
+    model = rng.choice(KEYED)
     name = world.an_own(model, rng)
     session.flush()
     session.execute(update(model), [{NAMES[model]: name} | dict([_changed(world, model, name)])])
@@ -365,14 +369,14 @@ def _bulk_rows(session: Session, world: World, rng: Random) -> None:
 
 @_write
 def _bulk_update(session: Session, world: World, rng: Random) -> None:
-    model = rng.choice(OWNED[:-1])
+    model = rng.choice(KEYED)
     name = world.an_own(model, rng)
     assert REPOSITORIES[model](session).bulk_update([{NAMES[model]: name, **dict([_changed(world, model, name)])}]) == 1
 
 
 @_write
 def _repository(session: Session, world: World, rng: Random) -> None:
-    model = _one_more(world, rng, MADE[:-1])
+    model = _one_more(world, rng, MADE_KEYED)
     repository = REPOSITORIES[model](session)
     what = rng.randrange(3)
     if what == 0:
