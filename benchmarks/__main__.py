@@ -9,6 +9,7 @@ from benchmarks import (
     asynchronous,
     growth,
     imports,
+    lake,
     mysql,
     partitions,
     points,
@@ -33,6 +34,7 @@ BENCHMARKS = {
     **recorder.BENCHMARKS,
     **replicas.BENCHMARKS,
     **partitions.BENCHMARKS,
+    **lake.BENCHMARKS,
     **mysql.BENCHMARKS,
     **simulation.BENCHMARKS,
 }

@@ -102,6 +102,10 @@ class BackupError(SharedDBError):
     """A backup or restore was not done, or did not verify; nothing was put in place. The message says what to do."""
 
 
+class LakeError(SharedDBError):
+    """The lake was left as it is: a file of it is missing or damaged, or the only place where some rows are."""
+
+
 class CopyError(SharedDBError):
     """A database was not copied, and the target is as it was; the message names what is in the way."""
 

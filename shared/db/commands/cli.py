@@ -15,6 +15,7 @@ import shared.db.commands.backup as backup
 import shared.db.commands.copy_database as copy_database
 import shared.db.commands.coverage as coverage
 import shared.db.commands.docs as docs
+import shared.db.commands.lake as lake
 import shared.db.commands.migrate as migrate
 import shared.db.commands.partition as partition
 import shared.db.commands.purge as purge
@@ -144,6 +145,7 @@ GROUPS: dict[str, dict[str, tuple[str, Command]]] = {
     "keep it alive": {
         "backup": ("write the whole database to a file, verified, while bots go on writing", backup.backup_arguments),
         "restore": ("put the database into the state of a backup, all or nothing", backup.restore_arguments),
+        "lake": ("keep closed months of a stream as Parquet files, beside the database", lake.add_arguments),
         "purge": ("delete old rows of a stream, in short batches", purge.purge_arguments),
         "partition": (
             "PostgreSQL: keep a stream that is shared by all in partitions by time",

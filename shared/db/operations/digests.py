@@ -18,7 +18,7 @@ def digest(connection: Connection, table: Table) -> Digest:
     """
     asked: dict[str, ColumnElement[Any]] = {"rows": func.count()}
     for column in table.columns:
-        asked |= {f"{name} of {column.name}": what for name, what in _asked(column).items()}
+        asked |= {f"{name} of {column.name}": what for name, what in sums(column).items()}
     statement = select(*(what.label(name) for name, what in asked.items())).select_from(table)
     return dict(connection.execute(statement).mappings().one())
 
@@ -32,6 +32,7 @@ def differences(table: Table, source: Digest, target: Digest) -> list[str]:
     ]
 
 
-def _asked(column: Column[Any]) -> dict[str, ColumnElement[Any]]:
+def sums(column: Column[Any]) -> dict[str, ColumnElement[Any]]:
+    """What is asked of one column, by name."""
     present: dict[str, ColumnElement[Any]] = {"values": func.count(column)} if column.nullable else {}
     return present | forms_of(column.type).digest(column)

@@ -34,7 +34,7 @@ from shared.db.dialects import POSTGRESQL, dialect_of, port_of
 from shared.db.dialects.postgresql import has_copy, sends_utf8
 from shared.db.driver_errors import named_errors
 from shared.db.errors import MissingExtraError
-from shared.db.ranges.bounds import RowRange
+from shared.db.ranges.bounds import Position, RowRange
 from shared.db.ranges.streams import flushed, raw_pages
 from shared.db.value_forms.forms import forms_of
 
@@ -62,8 +62,7 @@ def to_arrow(session: Session, rows: RowRange) -> pyarrow.Table:
 
 def to_polars(session: Session, rows: RowRange) -> polars.DataFrame:
     """The range as a polars DataFrame. `MissingExtraError` without pyarrow or polars."""
-    frame: polars.DataFrame = _library("polars").from_arrow(to_arrow(session, rows))
-    return frame
+    return as_polars(to_arrow(session, rows))
 
 
 def to_pandas(session: Session, rows: RowRange) -> pandas.DataFrame:
@@ -71,8 +70,18 @@ def to_pandas(session: Session, rows: RowRange) -> pandas.DataFrame:
 
     `MissingExtraError` without pyarrow or pandas.
     """
-    mapper = _library("pandas").ArrowDtype
-    frame: pandas.DataFrame = to_arrow(session, rows).to_pandas(types_mapper=mapper)
+    return as_pandas(to_arrow(session, rows))
+
+
+def as_polars(table: Any) -> polars.DataFrame:
+    """An Arrow table as a polars DataFrame."""
+    frame: polars.DataFrame = _library("polars").from_arrow(table)
+    return frame
+
+
+def as_pandas(table: Any) -> pandas.DataFrame:
+    """An Arrow table as a pandas DataFrame of Arrow types."""
+    frame: pandas.DataFrame = table.to_pandas(types_mapper=_library("pandas").ArrowDtype)
     return frame
 
 
@@ -81,6 +90,25 @@ def _library(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise MissingExtraError(name, "frames") from error
+
+
+def batches(session: Session, rows: RowRange, columns: Sequence[Column[Any]], size: int = _PAGE_SIZE) -> Iterator[Any]:
+    """The range in Arrow batches with these columns, those of its order among them; some of it at a time in memory.
+
+    The session has to see the database as it is at one moment, as `at_one_moment` has it do.
+    """
+    arrow = _library("pyarrow")
+    if not _copies(session):
+        yield from _read_pages(session, rows, columns, arrow)
+        return
+    position: Position | None = None
+    while True:
+        chosen = select().where(*rows.criteria(position), *rows.confined).order_by(*rows.order()).limit(size)
+        page = _read(session, chosen, columns, arrow)
+        yield from page.to_batches()
+        if len(page) < size:
+            return
+        position = tuple(page[name][-1].as_py() for name in rows.source.stream.order)
 
 
 def _copies(session: Session) -> bool:
@@ -93,7 +121,10 @@ def _schema(columns: Sequence[Column[Any]], arrow: Any) -> Any:
 
 
 def _read_copy(session: Session, rows: RowRange, columns: Sequence[Column[Any]], arrow: Any) -> Any:
-    chosen = select().where(*rows.criteria(), *rows.confined).order_by(*rows.order())
+    return _read(session, select().where(*rows.criteria(), *rows.confined).order_by(*rows.order()), columns, arrow)
+
+
+def _read(session: Session, chosen: Select[Any], columns: Sequence[Column[Any]], arrow: Any) -> Any:
     table = _read_binary(session, chosen, columns, arrow)
     return _read_csv(session, chosen, columns, arrow) if table is None else table
 

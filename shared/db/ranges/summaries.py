@@ -71,6 +71,19 @@ class RunTotals(NamedTuple):
     fees_by_currency: dict[str | None, Decimal]
 
 
+class PartOfCandle(NamedTuple):
+    """The trades of one interval that stand in one place, with the sum of their prices times sizes as `turnover`."""
+
+    open_ts: datetime
+    open: Decimal
+    high: Decimal
+    low: Decimal
+    close: Decimal
+    volume: Decimal
+    count: int  # type: ignore[assignment] # in place of tuple.count(), as above
+    turnover: Decimal
+
+
 def candles(session: Session, trades: RowRange, interval: timedelta | str) -> list[Candle]:
     """The candles of a symbol in order of time; an interval without a trade has none.
 
@@ -79,6 +92,32 @@ def candles(session: Session, trades: RowRange, interval: timedelta | str) -> li
 
     Raises `InvalidValueError` for what is no interval, and `DatabaseCorruptError` for a stored value that is no time.
     """
+    return joined(parts_of_candles(session, trades, interval))
+
+
+def joined(parts: Iterable[PartOfCandle]) -> list[Candle]:
+    """The candles of parts in order of time, of which several may lie in one interval."""
+    found: list[PartOfCandle] = []
+    for part in parts:
+        if found and found[-1].open_ts == part.open_ts:
+            one = found[-1]
+            found[-1] = PartOfCandle(
+                one.open_ts,
+                one.open,
+                max(one.high, part.high),
+                min(one.low, part.low),
+                part.close,
+                _EXACT.add(one.volume, part.volume),
+                one.count + part.count,
+                _EXACT.add(one.turnover, part.turnover),
+            )
+        else:
+            found.append(part)
+    return [Candle._make((*part[:-1], _mean(part.turnover, part.volume))) for part in found]
+
+
+def parts_of_candles(session: Session, trades: RowRange, interval: timedelta | str) -> list[PartOfCandle]:
+    """What the database has of each candle, in order of time."""
     columns = trades.source.columns
     bucket = time_bucket(columns.exchange_ts, interval_of(interval))
     grouped = (
@@ -119,7 +158,7 @@ def candles(session: Session, trades: RowRange, interval: timedelta | str) -> li
         found.count,
         found.turnover,
     ).order_by(found.open_ts)
-    return [Candle._make((*row[2:-1], _mean(row.turnover, row.volume))) for row in read(session, statement)]
+    return [PartOfCandle._make((*row[2:-1], Decimal(row.turnover))) for row in read(session, statement)]
 
 
 def coverage(
@@ -198,5 +237,5 @@ _ZERO = Decimal(0).quantize(QUANTUM)
 _EXACT = Context(prec=100, rounding=ROUND_HALF_EVEN)
 
 
-def _mean(turnover: str, volume: Decimal) -> Decimal | None:
-    return _EXACT.quantize(_EXACT.divide(Decimal(turnover), volume), QUANTUM) if volume else None
+def _mean(turnover: Decimal, volume: Decimal) -> Decimal | None:
+    return _EXACT.quantize(_EXACT.divide(turnover, volume), QUANTUM) if volume else None

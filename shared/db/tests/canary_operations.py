@@ -26,6 +26,7 @@ from shared.db import (
 from shared.db.bulk import bulk_create
 from shared.db.commands.cli import main
 from shared.db.encryption import KeyRing, StoredSecret
+from shared.db.lake import Lake
 from shared.db.operations.backup import back_up, restore
 from shared.db.operations.copy_database import copy_database
 from shared.db.operations.key_rotation import rotate_keys
@@ -111,6 +112,9 @@ def use_everything(stage: Stage) -> None:
         if not stage.settings.is_sqlite:
             stage.see("partitions", enable_partitions(db, PublicTrade), extend_partitions(db, PublicTrade))
             stage.see("dropped", drop_partitions(db, PublicTrade, datetime(2020, 1, 1, tzinfo=UTC)))
+        lake = Lake(stage.folder / "lake")
+        stage.see("lake", lake, lake.write(db), lake.verify(db), lake.drop(db, before=datetime.now(UTC)))
+        stage.see("lake's rows", lake.reading(db), list(lake.reading(db).iter_range("BTCUSDT")))
         stage.see("purge", purge_trades(db, datetime.now(UTC)))
         record(stage, db)
     ring = KeyRing.parse(RING)
@@ -174,6 +178,9 @@ def commands(stage: Stage, folder: Path) -> list[list[str]]:
         ["docs"],
         ["import", "private_executions", str(folder / "executions.csv"), "--user", "ann"],
         ["report", "--user", "ann", "-o", str(folder / "report.html")],
+        ["lake", "write", "--lake", str(stage.folder / "lake"), "--before", "2020-01-01", "--purge", "--json"],
+        ["lake", "verify", "--lake", str(stage.folder / "lake")],
+        ["lake", "drop", "--lake", str(stage.folder / "lake"), "--before", "2020-01-01"],
         ["replay", str(stage.folder / "rejected.jsonl")],
         ["purge", "--table", "public_trades", "--before", "2020-01-01", "--dry-run"],
         *([] if stage.settings.is_sqlite else [["partition", "extend", "--table", "public_trades"]]),

@@ -70,6 +70,7 @@ ROOMS = (
     "exchanges",
     "migrations",
     "operations",
+    "lake",
     "report",
     "commands",
     "init_db",

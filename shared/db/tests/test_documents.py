@@ -484,6 +484,12 @@ def test_the_commands_of_the_page_on_reports_run(tmp_path: Path) -> None:
     assert written == {"report.html", "may.html", "yesterday.json", "status.html"}
 
 
+def test_the_example_of_the_lake_prints_what_it_promises(tmp_path: Path) -> None:
+    """docs/lake.md's first block runs as it stands, in an empty folder."""
+    text = (PACKAGE / "docs" / "lake.md").read_text()
+    assert run_as_script(blocks(text, "python")[0], tmp_path) == blocks(text, "text")[0]
+
+
 def test_the_example_of_the_recorder_prints_what_it_promises(tmp_path: Path) -> None:
     """docs/recorder.md's first block runs as it stands, in an empty folder."""
     text = (PACKAGE / "docs" / "recorder.md").read_text()

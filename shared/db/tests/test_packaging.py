@@ -6,6 +6,7 @@ Built with hatchling as it stands in the environment, and installed from uv's ca
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -186,6 +187,8 @@ def test_the_wheel_works_in_a_clean_environment(wheel: Path, clean: CleanEnviron
     first = clean.python("-m", "shared.db.init_db", where=tmp_path)
     assert first.startswith("Database initialized successfully\n")
     assert "nothing changed" in clean.python("-m", "shared.db", "init", where=tmp_path)
+    refused = "try:\n import shared.db.lake\nexcept ImportError as error:\n print(error)"
+    assert re.search(r"is not installed.*WHEEL\[lake\]", clean.python("-c", refused, where=tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["grid_bot.db"]
     assert clean.python("-m", "shared.db", "docs", "web", where=tmp_path) == (PACKAGE / "docs" / "web.md").read_text()
 
