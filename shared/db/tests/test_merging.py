@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import String, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, make_transient, mapped_column
 
 from shared.db import (
@@ -307,7 +307,7 @@ class Versioned(OwnBase):
 
     __tablename__ = "versioned"
     id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
+    name: Mapped[str] = mapped_column(String(20))
     version: Mapped[int] = mapped_column()
     __mapper_args__ = {"version_id_col": version}  # noqa: RUF012 # as SQLAlchemy declares it
 

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from shared.db import DatabaseFactory
+from shared.db.dialects import MYSQL
 from shared.db.tests.two_users.attacks import ATTACKS
 from shared.db.tests.two_users.machine import TwoUsers
 from shared.db.tests.two_users.reads import READS
@@ -24,6 +25,8 @@ from shared.db.tests.two_users.writes import WRITES
 
 STEPS = 10_000
 WAYS = {*READS, *WRITES, *ATTACKS}
+# It has no FULL JOIN, and no INSERT that skips what is there.
+UNKNOWN_TO_MARIADB = {"full_joins", "upsert", "skip_a_taken_key"}
 _AT_ONCE = 100
 # A round is 20 times so many steps; some of them find nothing to work on, and are not counted.
 _ROUNDS = 20
@@ -67,10 +70,11 @@ def test_two_users_never_meet_in_a_long_time(
     """In 10,000 steps, and until every way to read, write and attack was among them."""
     steps: Counter[str] = Counter()
     first_seed = int(os.environ.get("GRIDBOT_TEST_SEED") or random.randrange(2**32))
+    ways = WAYS - UNKNOWN_TO_MARIADB if fleet.settings.port is MYSQL else WAYS
     for further in range(_ROUNDS):
         run_machine(TwoUsers, fleet, 20, steps, first_seed + further)
-        if steps.total() >= STEPS and steps.keys() >= WAYS:
+        if steps.total() >= STEPS and steps.keys() >= ways:
             break
     record_property("steps", dict(steps))
     assert steps.total() >= STEPS
-    assert steps.keys() >= WAYS
+    assert steps.keys() >= ways

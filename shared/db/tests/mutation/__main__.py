@@ -61,7 +61,7 @@ TESTS = {
     "bulk/": ["test_streams.py", "test_summaries.py", "test_tenancy_guards.py"],
     "": ["test_tenancy_stateful.py"],
 }
-PLACES = re.compile(r"\b(memory|file|postgresql|policies)\b")
+PLACES = re.compile(r"\b(memory|file|postgresql|policies|mysql)\b")
 # A mutation may make a loop endless; one that survives takes as long as the tests do.
 SECONDS = 3600
 
@@ -158,7 +158,7 @@ def ordered(items: list[pytest.Item], mutation: Mutation, *, quick: bool) -> lis
     def place(item: pytest.Item) -> tuple[bool, int]:
         name = item.path.name
         found = PLACES.search(item.name.partition("[")[2])
-        server = found[1] in ("postgresql", "policies") if found else "postgresql_server" in item.fixturenames  # type: ignore[attr-defined] # functions have it
+        server = found[1] in ("postgresql", "policies", "mysql") if found else "postgresql_server" in item.fixturenames  # type: ignore[attr-defined] # functions have it
         slow = server or (found is not None and found[1] == "file" and name != "test_tenancy_required.py")
         return name not in near or slow, near.index(name) if name in near else len(near)
 

@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 from sqlalchemy import case, delete, func, insert, literal, select, text, update
+from sqlalchemy.dialects import mysql
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, make_transient_to_detached
 from sqlalchemy.orm.attributes import set_committed_value
@@ -27,6 +28,7 @@ from shared.db import (
     UserSession,
 )
 from shared.db.bulk import bulk_create
+from shared.db.dialects import MYSQL, port_of
 from shared.db.errors import RowNotFoundError
 from shared.db.tables import OWNERSHIP
 from shared.db.tests.two_users.reads import REPOSITORIES
@@ -229,17 +231,22 @@ def _insert_from_select(session: Session, world: World, rng: Random) -> None:
 def _upsert_a_foreign_row(session: Session, world: World, rng: Random) -> None:
     model = rng.choice(MADE_KEYED)
     values = world.new(model, rng) | {NAMES[model]: world.a_foreign(model, rng)}
-    statement = dialect_insert(session)(model).values(**values)
-    changes = {TEXTS[model]: world.text(model)}
-    session.execute(statement.on_conflict_do_update(index_elements=[NAMES[model]], set_=changes))
+    _upsert(session, model, values, [NAMES[model]], {TEXTS[model]: world.text(model)})
 
 
 @_attack(clean=True)
 def _upsert_into_a_foreign_run(session: Session, world: World, rng: Random) -> None:
     name, foreign = _foreign_values(world, PrivateExecution, rng)
     values = world.new(PrivateExecution, rng, run_id=foreign["run_id"], exec_id=name)
-    statement = dialect_insert(session)(PrivateExecution).values(**values)
-    session.execute(statement.on_conflict_do_update(index_elements=["run_id", "exec_id"], set_={"order_id": "stolen"}))
+    _upsert(session, PrivateExecution, values, ["run_id", "exec_id"], {"order_id": "stolen"})
+
+
+def _upsert(session: Session, model: type[Base], values: Values, key: list[str], changes: Values) -> None:
+    if port_of(session) is MYSQL:
+        session.execute(mysql.insert(model).values(**values).on_duplicate_key_update(**changes))
+        return
+    statement = dialect_insert(session)(model).values(**values)
+    session.execute(statement.on_conflict_do_update(index_elements=key, set_=changes))
 
 
 @_attack(harmless=True)
