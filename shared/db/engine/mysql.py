@@ -57,6 +57,7 @@ def make(request: Request) -> Engine:
     event.listen(engine, "do_connect", _connect)
     event.listen(engine, "begin", _begin)
     event.listen(engine, "before_cursor_execute", _note, retval=True)
+    event.listen(engine, "set_connection_execution_options", _keep_names)
     forking.protect(engine)
     return engine
 
@@ -98,6 +99,12 @@ def _begin(connection: Connection) -> None:
     if only_reads(connection):
         driver: Any = connection.connection.dbapi_connection
         driver.query("START TRANSACTION READ ONLY")
+
+
+def _keep_names(connection: Connection, options: dict[str, Any]) -> None:
+    # inspect() asks so for a statement of its own, and the connection keeps it: errors would lose their names from then
+    # on, and show the values that the server quotes.
+    options.pop("skip_user_error_events", None)
 
 
 _port = MySQL()

@@ -23,6 +23,7 @@ from shared.db.tests.fleet import (  # noqa: F401 # fixtures
     unpoliced_fleet,
 )
 from shared.db.tests.migration_support import OwnRevisions
+from shared.db.tests.on_mysql import runs_on_mysql
 from shared.db.tests.roles import own_role, owner, roles  # noqa: F401 # fixtures
 from shared.db.tests.support import postgresql_programs
 
@@ -31,10 +32,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """What takes minutes, or a program that is not everywhere, runs only where its marker is asked for by name."""
     # Not by addopts: an `-m` of the caller's own would take its place.
     left_out = [mark for mark in ("browser", "pgbouncer", "soak") if mark not in config.option.markexpr]
-    deselected = [item for item in items if any(map(item.get_closest_marker, left_out))]
+    deselected = [item for item in items if any(map(item.get_closest_marker, left_out)) or not _runs_here(item)]
     if deselected:
         config.hook.pytest_deselected(items=deselected)
         items[:] = [item for item in items if item not in deselected]
+
+
+def _runs_here(item: pytest.Item) -> bool:
+    case = getattr(item, "callspec", None)
+    return case is None or "mysql" not in case.params.values() or runs_on_mysql(item.path.name, item.name)
 
 
 @pytest.fixture(autouse=True)
@@ -72,11 +78,11 @@ def empty_db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
         yield factory
 
 
-@pytest.fixture(params=("file", "postgresql"))
+@pytest.fixture(params=("file", "postgresql", *MYSQL))
 def lasting(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DatabaseFactory]:
     """A database that several connections and processes share."""
-    source = request.getfixturevalue("postgresql_url") if request.param == "postgresql" else None
-    with DatabaseFactory(source or f"sqlite:///{tmp_path / 'grid_bot.db'}") as factory:
+    url = {"postgresql": "postgresql_url", "mysql": "mysql_copy"}.get(request.param)
+    with DatabaseFactory(request.getfixturevalue(url) if url else f"sqlite:///{tmp_path / 'grid_bot.db'}") as factory:
         factory.create_tables()
         yield factory
 

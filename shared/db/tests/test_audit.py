@@ -258,6 +258,7 @@ def test_an_undone_change_leaves_no_entry(audited: DatabaseFactory) -> None:
 TAMPERING = {
     "sqlite": "INSERT OR REPLACE INTO audit_log (id, action, entity) SELECT id, 'create', 'User' FROM audit_log",
     "postgresql": "TRUNCATE audit_log",
+    "mysql": "REPLACE INTO audit_log (id, action, entity) SELECT id, 'create', 'User' FROM audit_log",
 }
 
 

@@ -124,13 +124,13 @@ def plan_of(session: Session, ask: Callable[[], Any]) -> str:
     ask()
     event.remove(connection, "before_cursor_execute", note)
     statement, parameters = seen[-1]
-    sqlite = connection.dialect.name == "sqlite"
-    if not sqlite:
+    name = connection.dialect.name
+    if name == "postgresql":
         # A table of this size is faster read than looked up in.
         connection.exec_driver_sql("SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off")
-    explain = "EXPLAIN QUERY PLAN" if sqlite else "EXPLAIN"
+    explain = "EXPLAIN QUERY PLAN" if name == "sqlite" else "EXPLAIN"
     rows = connection.exec_driver_sql(f"{explain} {statement}", parameters)
-    return "\n".join(str(row[-1]) for row in rows)
+    return "\n".join(str(row) for row in rows)
 
 
 def test_gaps_and_coverage_walk_the_index(db: DatabaseFactory) -> None:
@@ -145,7 +145,7 @@ def test_gaps_and_coverage_walk_the_index(db: DatabaseFactory) -> None:
         plan = plan_of(session, lambda: list(trades.gaps("BTCUSDT", 60, START, START + 2 * SECOND)))
         assert "symbol_exchange_ts_trade_id" in plan or "INDEX sqlite_autoindex_public_trades" in plan
         # What is sorted is the few gaps, by their end.
-        assert "Only" in plan or "COVERING" in plan
+        assert any(words in plan for words in ("Only", "COVERING", "Using index"))
         executions = PrivateExecutionRepository(session, user_id="ann")
         plan = plan_of(session, lambda: executions.coverage("run-ann"))
         assert "uq_private_executions_run_id_exec_id" in plan or "INDEX sqlite_autoindex_private_executions" in plan

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
@@ -60,11 +60,16 @@ from shared.db import (
 from shared.db.migrations import runner
 from shared.db.operations.backup import back_up, restore
 from shared.db.operations.copy_database import copy_database
+from shared.db.testing import _MySQLDatabases, run_on_mysql
 from shared.db.tests.fleet import everything_of, fill, run_values
 from shared.db.tests.migration_support import REVISIONS, contents, schema_of, seed
 from shared.db.tests.support import trade_values
 
 NOW = datetime(2025, 5, 19, tzinfo=UTC)
+_TRADE = (
+    "INSERT INTO public_trades (symbol, trade_id, exchange_ts, local_ts, side, price, size) "
+    "VALUES ('BTCUSDT', 't', now(), now(), 'Buy', 1, 1)"
+)
 
 
 @pytest.fixture
@@ -197,6 +202,16 @@ def test_an_error_shows_no_value(maria: DatabaseFactory) -> None:
     assert "name-bob" not in f"{refused.value} {refused.value.orig} {refused.value.__cause__!r}"
 
 
+def test_errors_keep_their_names_after_a_look_at_the_schema(maria: DatabaseFactory) -> None:
+    """SQLAlchemy's inspect() would have the connection's errors go past whoever names them, and hides values."""
+    with maria.get_session() as session:
+        assert inspect(session.connection()).get_columns("users")
+        assert not inspect(session.connection()).has_table("nowhere")
+        with pytest.raises(ConstraintError) as refused:
+            session.execute(insert(User).values(user_id="x", username="name-bob"))
+    assert "name-bob" not in f"{refused.value} {refused.value.orig} {refused.value.__cause__!r}"
+
+
 def test_after_a_deadlock_nothing_is_stored_that_follows(maria: DatabaseFactory) -> None:
     """The server has ended the transaction; what the block goes on to write would be stored at once, by itself."""
     with pytest.raises(TransactionAbortedError), maria.get_session() as session:
@@ -271,6 +286,32 @@ def test_a_copy_to_it_and_back_is_the_same(maria: DatabaseFactory, tmp_path: Pat
         session.commit()
         assert copy_database(maria, file).rows["public_trades"] == 2_500
         assert everything_of(file, "ann") == everything_of(maria, "ann")
+
+
+@pytest.mark.parametrize(
+    ("changes", "again"),
+    [
+        (["INSERT INTO users (user_id, username) VALUES ('ann', 'ann')", _TRADE], True),
+        (["CREATE TABLE notes (user_id varchar(36))"], True),
+        (["ALTER TABLE users ADD COLUMN nick text"], False),
+        (["CREATE TRIGGER noted BEFORE DELETE ON users FOR EACH ROW SET @a = 1"], False),
+        (["UPDATE shared_db_version SET revision = 'mine'"], False),
+    ],
+)
+def test_a_database_that_serves_test_after_test_is_new_to_each(
+    mysql_server: URL, changes: list[str], again: bool
+) -> None:
+    """Rows and tables go, the numbers begin anew; what was changed in another way is not handed on."""
+    with closing(_MySQLDatabases(mysql_server)) as databases:
+        with databases.one() as first:
+            run_on_mysql(first, *changes, "COMMIT")
+        with databases.one() as second, DatabaseFactory(second) as db:
+            assert (first == second) == again
+            assert "notes" not in inspect(db.engine).get_table_names()
+            with db.get_session() as session:
+                assert session.scalars(select(User)).all() == []
+                session.execute(text(_TRADE))
+                assert session.scalars(select(PublicTrade.id)).all() == [1]
 
 
 def test_what_it_has_not_is_refused_by_name(maria: DatabaseFactory) -> None:

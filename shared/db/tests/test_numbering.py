@@ -49,14 +49,14 @@ def test_bulk_rows_are_all_stored(session: Session, on_conflict: Any, errors: An
 
 
 def test_another_insert_is_refused_by_a_name_of_its_own(session: Session) -> None:
-    """It is no IntegrityError, which many take for "it is there already", and it names the command; SQLite goes on.
+    """It is no IntegrityError, which many take for "it is there already", and it names the command; the others go on.
 
     A row that brought its id is to blame itself.
     """
     _leave_behind(session)
     with pytest.raises(ConstraintError), session.begin_nested():
         session.execute(PublicTrade.__table__.insert().values(id=5, **trade_values(100)))  # type: ignore[attr-defined] # a Table
-    if session.get_bind().dialect.name == "sqlite":
+    if session.get_bind().dialect.name != "postgresql":
         session.add(PublicTrade(**trade_values(100)))
         session.flush()
         return
@@ -96,7 +96,7 @@ def test_status_tells_and_a_command_mends(db: DatabaseFactory, capsys: pytest.Ca
     with db.get_session() as session:
         _leave_behind(session)
     arguments = ["sequences", "--db-url", db.settings.url.render_as_string(hide_password=False)]
-    if not db.settings.is_sqlite:
+    if db.engine.dialect.name == "postgresql":
         (problem,) = db.health().problems
         assert "public_trades: the newest id is 30, and the sequence is at 0" in problem
         assert problem.endswith("run: python -m shared.db sequences")

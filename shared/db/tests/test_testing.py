@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from sqlalchemy import URL, create_engine, text
 
 from shared.db.testing import _Databases, run_on_server
+from shared.db.tests.on_mysql import NOT_ON_MYSQL
 
 ROWS = (
     "INSERT INTO users (user_id, username) VALUES ('ann', 'ann'); "
@@ -54,3 +56,10 @@ def test_the_next_test_meets_nothing_of_the_one_before(
             with engine.connect() as connection:
                 assert connection.execute(text(FOUND)).scalars().all() == [1]
             engine.dispose()
+
+
+def test_what_does_not_run_on_mariadb_is_there() -> None:
+    """Each name of the list is one of a test in its file: a list that outlives its tests hides others."""
+    for file, tests in NOT_ON_MYSQL.items():
+        defined = Path(__file__).with_name(file).read_text(encoding="utf-8")
+        assert [test for test in tests if f"def {test.partition('[')[0]}(" not in defined] == []
