@@ -184,7 +184,8 @@ def usernames_elsewhere(path: Path) -> list[str]:
 
 def backend_of(session: Session) -> int:
     """The number of the server's process that works for the session."""
-    return int(session.execute(text("SELECT pg_backend_pid()")).scalar_one())
+    function = "connection_id" if session.get_bind().dialect.name == "mysql" else "pg_backend_pid"
+    return int(session.execute(text(f"SELECT {function}()")).scalar_one())
 
 
 def code_lines(path: Path) -> int:

@@ -156,7 +156,7 @@ INDEXES: dict[str, set[tuple[str, ...]]] = {
 }
 # Unique under names of their own: only among some rows (one active credential of an account, one running run of a
 # strategy and type), or for a foreign key of two columns to point at.
-NAMED_UNIQUE = {
+NAMED_UNIQUE: dict[str, set[tuple[str, ...]]] = {
     "bybit_accounts": {("uq_bybit_accounts_account_id_user_id", "account_id", "user_id")},
     "strategies": {("uq_strategies_strategy_id_account_id", "strategy_id", "account_id")},
     "api_credentials": {("uq_api_credentials_active_account_id", "account_id")},
@@ -329,11 +329,11 @@ def uniques_and_indexes(db: DatabaseFactory, table: str) -> tuple[list[Any], lis
     indexes: list[Any] = live.get_indexes(table)
     if db.engine.dialect.name == "mysql":
         # There both are one, and a foreign key has an index of its name.
-        named = {name for name, *_ in NAMED_UNIQUE.get(table, ())}
-        keys = {key["name"] for key in live.get_foreign_keys(table)}
+        named = {name for name, *_ in NAMED_UNIQUE.get(table, set())}
+        keys = [key["name"] for key in live.get_foreign_keys(table)]
         constraints = [unique for unique in constraints if unique["name"] not in named]
         indexes = [
-            index | {"column_names": [INVISIBLE.get(name, name) for name in index["column_names"]]}
+            dict(index, column_names=[INVISIBLE.get(name, name) for name in index["column_names"]])
             for index in indexes
             if (index["name"] in named if index["unique"] else index["name"] not in keys)
         ]
