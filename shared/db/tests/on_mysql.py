@@ -38,13 +38,6 @@ NOT_ON_MYSQL: dict[str, dict[str, str]] = {
         "test_an_interrupted_operation_says_that_nothing_took_place": _EMPTY,
         "test_a_signal_after_the_commit_says_that_it_took_place": _EMPTY,
     },
-    "test_tenancy.py": {
-        "test_an_upsert_cannot_reach_a_foreign_row": f"{_OWN_SQL}; MariaDB's is refused in test_mariadb.py",
-    },
-    "test_tenancy_stateful.py": {
-        "test_two_users_never_meet": _OWN_SQL,
-        "test_two_users_never_meet_in_a_long_time": _OWN_SQL,
-    },
     "test_transaction_control.py": {
         "test_a_transaction_that_ended_all_the_same_is_noticed": "its driver tells what the last statement ended alone",
     },
