@@ -8,9 +8,11 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -104,11 +106,13 @@ from shared.db import (
 from shared.db.bulk import bulk_create
 from shared.db.column_types import exact_sum, holds, new_uuid, utc_now
 from shared.db.dialects import MYSQL
+from shared.db.tables import OWNERSHIP
 from shared.db.tenancy import functions
 from shared.db.tenancy.confined_sql import OwnRows
 from shared.db.tenancy.user_ids import UNSET, UserId
 from shared.db.tests.fleet import FOREIGN, cross, detached, everything_of, refused_and_unwritten, run_values
 from shared.db.tests.support import execution_values, trade_values
+from shared.db.tests.two_users.world import NAMES, OUTSIDE, World
 
 TABLES: Any = Run.metadata.tables
 RUNS, CREDENTIALS = TABLES["runs"], TABLES["api_credentials"]
@@ -116,19 +120,69 @@ STRATEGIES, TRADES = TABLES["strategies"], TABLES["public_trades"]
 NO_SYNC = {"synchronize_session": False}
 
 
-def _secret() -> Any:
+@dataclass(frozen=True)
+class Target:
+    """A table that holds users' rows, one of each user, as the cases read it.
+
+    `key` is a column of text in which the two rows have `names`, ann's and bob's; bob's is the greater one. The column
+    that says whose they are has `owners`.
+    """
+
+    model: Any
+    key: str
+    names: tuple[str, str]
+    owners: tuple[str, str]
+
+    @property
+    def name(self) -> Any:
+        """The column that tells the rows apart."""
+        return getattr(self.model, self.key)
+
+    @property
+    def owner(self) -> Any:
+        """The column that says whose a row is."""
+        return getattr(self.model, OWNERSHIP[self.model].column)  # type: ignore[union-attr] # users' rows
+
+    @property
+    def bobs(self) -> str:
+        """What bob's row is called."""
+        return self.names[1]
+
+    @property
+    def table(self) -> Any:
+        """The Core table."""
+        return self.model.__table__
+
+    @property
+    def core(self) -> Any:
+        """The Core table's column that tells the rows apart."""
+        return self.table.c[self.key]
+
+    def under(self, alias: Any) -> Any:
+        """That column of an alias of the class."""
+        return getattr(alias, self.key)
+
+
+Read = Callable[[Target, Target], Any]
+Targets = Callable[[DatabaseFactory], list[Target]]
+
+RUN = Target(Run, "run_id", ("run-ann", "run-bob"), ("ann", "bob"))
+CREDENTIAL = Target(ApiCredential, "api_key_id", ("key-ann", "key-bob"), ("acc-ann", "acc-bob"))
+
+
+def _secret(of: Target = CREDENTIAL) -> Any:
     """The greatest secret that can be seen: bob's, if anything of his can."""
-    return select(func.max(ApiCredential.api_key_id)).scalar_subquery()
+    return select(func.max(of.name)).scalar_subquery()
 
 
-def _count() -> Any:
-    """The number of runs that can be seen: one, or two."""
-    return select(func.count(Run.run_id)).scalar_subquery()
+def _count(of: Target) -> Any:
+    """The number of rows that can be seen: one, or two."""
+    return select(func.count(of.name)).scalar_subquery()
 
 
-def _seen() -> Any:
-    """Whether bob's run can be seen."""
-    return select(Run.run_id).where(Run.user_id == "bob").exists()
+def _seen(of: Target = RUN) -> Any:
+    """Whether bob's row can be seen."""
+    return select(of.name).where(of.owner == of.owners[1]).exists()
 
 
 def _if(condition: Any) -> Any:
@@ -139,14 +193,14 @@ def _more_than_one(rows: Any) -> Any:
     return _if(select(rows.subquery()).offset(1).exists())
 
 
-def _recursive() -> Any:
-    cte = select(literal("x").label("run_id")).cte("found", recursive=True)
-    return select(cte.union(select(Run.run_id)).c.run_id)
+def _recursive(of: Target) -> Any:
+    cte = select(literal("x").label(of.key)).cte("found", recursive=True)
+    return select(cte.union(select(of.name)).c[of.key])
 
 
-def _full_join_to_alias() -> Any:
-    runs = aliased(Run)
-    return select(PublicTrade.id, runs.run_id).outerjoin(runs, PublicTrade.symbol == runs.run_id, full=True)
+def _full_join_to_alias(of: Target) -> Any:
+    rows = aliased(of.model)
+    return select(PublicTrade.id, of.under(rows)).outerjoin(rows, PublicTrade.symbol == of.under(rows), full=True)
 
 
 def _aliased_relationship() -> Any:
@@ -154,135 +208,155 @@ def _aliased_relationship() -> Any:
     return _if(select(User.user_id).where(User.runs.of_type(runs).any(runs.user_id == "bob")).exists())
 
 
-def _another_class(table: Any) -> Any:
-    trades = aliased(PublicTrade, table, adapt_on_names=True)
-    return _if(select(func.count(trades.symbol)).scalar_subquery() > 1)
+def _another_class(of: Target, way: Callable[[Any], Any]) -> Any:
+    """Trades that are read from the table, if it has a column of the same name, or else from that of the strategies."""
+    columns = (*of.table.columns, *STRATEGIES.columns)
+    shared = next(column for column in columns if column.name in TRADES.c)
+    trades = aliased(PublicTrade, way(shared.table), adapt_on_names=True)
+    return _if(select(func.count(getattr(trades, shared.name))).scalar_subquery() > 1)
 
 
-# Statements that would show "bob" if anything of his could be seen. Two public trades are there.
-READS: dict[str, Callable[[], Any]] = {
-    "LIMIT": lambda: _more_than_one(select(TRADES.c.id).order_by(TRADES.c.id).limit(_count())),
-    "OFFSET": lambda: _if(~select(select(TRADES.c.id).limit(9).offset(_count()).subquery()).exists()),
-    "CASE": lambda: select(case((TRADES.c.id > 0, _secret()))),
-    "CASE ... ELSE": lambda: select(case((TRADES.c.id < 0, "x"), else_=_secret())),
-    "CASE value": lambda: select(case({"key-bob": "bob"}, value=_secret())),
-    "CAST": lambda: select(cast(_secret(), String)),
-    "a function's argument": lambda: select(func.coalesce(_secret(), "x")),
-    "a concatenation": lambda: select(literal("x") + _secret()),
-    "a tuple": lambda: _if(
-        tuple_(literal("key-bob"), literal("x")).in_(select(ApiCredential.api_key_id, literal("x")))
+# Statements on one table of users' rows and another that would show "bob" if anything of his could be seen. Two public
+# trades are there.
+READS: dict[str, Read] = {
+    "LIMIT": lambda one, other: _more_than_one(select(TRADES.c.id).order_by(TRADES.c.id).limit(_count(one))),
+    "OFFSET": lambda one, other: _if(~select(select(TRADES.c.id).limit(9).offset(_count(one)).subquery()).exists()),
+    "CASE": lambda one, other: select(case((TRADES.c.id > 0, _secret(other)))),
+    "CASE ... ELSE": lambda one, other: select(case((TRADES.c.id < 0, "x"), else_=_secret(other))),
+    "CASE value": lambda one, other: select(case({other.bobs: "bob"}, value=_secret(other))),
+    "CAST": lambda one, other: select(cast(_secret(other), String)),
+    "a function's argument": lambda one, other: select(func.coalesce(_secret(other), "x")),
+    "a concatenation": lambda one, other: select(literal("x") + _secret(other)),
+    "a tuple": lambda one, other: _if(tuple_(literal(other.bobs), literal("x")).in_(select(other.name, literal("x")))),
+    "IN": lambda one, other: _if(literal(other.bobs).in_(select(other.name))),
+    "BETWEEN": lambda one, other: _if(literal(other.bobs).between(_secret(other), _secret(other))),
+    "NOT": lambda one, other: _if(not_(_secret(other) != other.bobs)),
+    "NOT NOT EXISTS": lambda one, other: _if(not_(~_seen(one))),
+    "OR": lambda one, other: _if(or_(_seen(one), literal("a") == "b")),
+    "minus": lambda one, other: _if(-_count(one) == -2),
+    "HAVING": lambda one, other: (
+        select(literal("bob"), TRADES.c.symbol).group_by(TRADES.c.symbol).having(_secret(other) == other.bobs)
     ),
-    "IN": lambda: _if(literal("key-bob").in_(select(ApiCredential.api_key_id))),
-    "BETWEEN": lambda: _if(literal("key-bob").between(_secret(), _secret())),
-    "NOT": lambda: _if(not_(_secret() != "key-bob")),
-    "NOT NOT EXISTS": lambda: _if(not_(~_seen())),
-    "OR": lambda: _if(or_(_seen(), literal("a") == "b")),
-    "minus": lambda: _if(-_count() == -2),
-    "HAVING": lambda: select(literal("bob"), TRADES.c.symbol).group_by(TRADES.c.symbol).having(_secret() == "key-bob"),
-    "GROUP BY": lambda: _more_than_one(
-        select(func.count(TRADES.c.id)).group_by(case((_secret() == "key-bob", TRADES.c.id), else_=0))
+    "GROUP BY": lambda one, other: _more_than_one(
+        select(func.count(TRADES.c.id)).group_by(case((_secret(other) == other.bobs, TRADES.c.id), else_=0))
     ),
-    "DISTINCT": lambda: select(TRADES.c.symbol, _secret()).distinct(),
-    "a window's argument": lambda: select(func.max(_secret()).over(order_by=TRADES.c.id)),
-    "a window's order": lambda: select(func.first_value(Run.run_id).over(order_by=Run.run_id.desc())),
-    "a window's order alone": lambda: _more_than_one(select(func.row_number().over(order_by=Run.run_id).label("n"))),
-    "a window's partition alone": lambda: _more_than_one(
-        select(func.row_number().over(partition_by=Run.run_id).label("n"))
+    "DISTINCT": lambda one, other: select(TRADES.c.symbol, _secret(other)).distinct(),
+    "a window's argument": lambda one, other: select(func.max(_secret(other)).over(order_by=TRADES.c.id)),
+    "a window's order": lambda one, other: select(func.first_value(one.name).over(order_by=one.name.desc())),
+    "a window's order alone": lambda one, other: _more_than_one(
+        select(func.row_number().over(order_by=one.name).label("n"))
     ),
-    "FILTER": lambda: select(func.max(Run.run_id).filter(Run.status == "running")),
-    "UNION with a shared table": lambda: union_all(select(TRADES.c.symbol), select(Run.run_id)),
-    "UNION ... LIMIT": lambda: _more_than_one(union_all(select(TRADES.c.id), select(TRADES.c.id)).limit(_count())),
-    "a CTE": lambda: select(select(Run.run_id).cte().c.run_id),
-    "a CTE and a bare column": lambda: select(column("run_id")).select_from(select(Run.run_id).cte("found")),
-    "a recursive CTE": _recursive,
-    "VALUES": lambda: select(values(column("x", String), name="v").data([(_secret(),)]).cte().c.x),
-    "an explicit join": lambda: select(TRADES.c.id, Run.run_id).select_from(join(TRADES, Run, true())),
-    "ON alone": lambda: select(literal("bob")).select_from(join(TRADES, Run, Run.run_id == "run-bob")),
-    "EXISTS in ON": lambda: select(literal("bob")).select_from(join(TRADES, TRADES.alias(), _seen())),
-    "WHERE alone": lambda: select(literal("bob")).where(TRADES.c.symbol != Run.run_id, Run.user_id == "bob"),
-    "an alias in WHERE alone": lambda: _if(aliased(Run).run_id == "run-bob"),
-    "a left join": lambda: select(PublicTrade.id, Run.run_id).outerjoin(Run, PublicTrade.symbol != Run.run_id),
-    "a full join": lambda: select(PublicTrade.id, Run.run_id).outerjoin(
-        Run, PublicTrade.symbol == Run.run_id, full=True
+    "a window's partition alone": lambda one, other: _more_than_one(
+        select(func.row_number().over(partition_by=one.name).label("n"))
     ),
-    "a full join to an alias": _full_join_to_alias,
-    "a full join between users' tables": lambda: select(Run.run_id, User.user_id).select_from(
-        outerjoin(User, Run, User.user_id == Run.run_id, full=True)
+    "FILTER": lambda one, other: select(func.max(one.name).filter(one.owner != "")),
+    "UNION with a shared table": lambda one, other: union_all(select(TRADES.c.symbol), select(one.name)),
+    "UNION ... LIMIT": lambda one, other: _more_than_one(
+        union_all(select(TRADES.c.id), select(TRADES.c.id)).limit(_count(one))
     ),
-    "a nested join": lambda: select(User.user_id, Run.run_id, Strategy.strategy_id).select_from(
-        outerjoin(User, join(Run, Strategy, Run.status != Strategy.symbol), User.username != Run.status)
+    "a CTE": lambda one, other: select(select(one.name).cte().c[one.key]),
+    "a CTE and a bare column": lambda one, other: select(column(one.key)).select_from(select(one.name).cte("found")),
+    "a recursive CTE": lambda one, other: _recursive(one),
+    "VALUES": lambda one, other: select(values(column("x", String), name="v").data([(_secret(other),)]).cte().c.x),
+    "an explicit join": lambda one, other: select(TRADES.c.id, one.name).select_from(join(TRADES, one.model, true())),
+    "ON alone": lambda one, other: select(literal("bob")).select_from(join(TRADES, one.model, one.name == one.bobs)),
+    "EXISTS in ON": lambda one, other: select(literal("bob")).select_from(join(TRADES, TRADES.alias(), _seen(one))),
+    "WHERE alone": lambda one, other: select(literal("bob")).where(
+        TRADES.c.symbol != one.name, one.owner == one.owners[1]
     ),
-    "an alias of a Core alias": lambda: select(aliased(Run, RUNS.alias()).run_id),
-    "an alias of a Core join": lambda: select(aliased(Run, RUNS.join(CREDENTIALS, true())).run_id),
-    "a shared class over a users' table": lambda: _another_class(STRATEGIES),
-    "a shared class over a users' table's alias": lambda: _another_class(STRATEGIES.alias()),
-    "a shared class over a join with a users' table": lambda: _more_than_one(
-        select(aliased(PublicTrade, TRADES.join(CREDENTIALS, TRADES.c.trade_id == "trade-0")).symbol)
+    "an alias in WHERE alone": lambda one, other: _if(one.under(aliased(one.model)) == one.bobs),
+    "a left join": lambda one, other: select(PublicTrade.id, one.name).outerjoin(
+        one.model, PublicTrade.symbol != one.name
     ),
-    "an aliased relationship": _aliased_relationship,
-    "a bundle": lambda: select(Bundle("b", Strategy.strategy_id, Run.run_id)).where(Strategy.symbol != Run.status),
-    "a correlated subquery": lambda: select(
-        Run.run_id, select(Run.run_id).where(Run.run_id == "run-bob").correlate(Run).scalar_subquery()
+    "a full join": lambda one, other: select(PublicTrade.id, one.name).outerjoin(
+        one.model, PublicTrade.symbol == one.name, full=True
     ),
-    "a subquery that correlates to nothing": lambda: select(
-        User.user_id, select(func.max(Run.run_id)).correlate_except(None).scalar_subquery()
+    "a full join to an alias": lambda one, other: _full_join_to_alias(one),
+    "a full join between users' tables": lambda one, other: select(one.name, User.user_id).select_from(
+        outerjoin(User, one.model, User.user_id == one.name, full=True)
     ),
-    "an unmapped column beside its class": lambda: select(Run.status, RUNS.c.run_id),
-    "an unmapped column under its class": lambda: select(
-        Run.run_id, select(func.max(RUNS.c.run_id)).correlate(None).scalar_subquery()
+    "a nested join": lambda one, other: select(User.user_id, one.name, Strategy.strategy_id).select_from(
+        outerjoin(User, join(one.model, Strategy, one.owner != Strategy.symbol), User.username != one.owner)
     ),
-    "ORM inside Core inside ORM": lambda: select(literal("bob"), User.user_id).where(
-        select(TRADES.c.id).where(_seen()).exists()
+    "an alias of a Core alias": lambda one, other: select(one.under(aliased(one.model, one.table.alias()))),
+    "an alias of a Core join": lambda one, other: select(
+        one.under(aliased(one.model, one.table.join(other.table, true())))
     ),
-    "row locks": lambda: select(Run.run_id).with_for_update(),
-    "a parameter that was another statement's": lambda: select(Run.run_id).where(
+    "a shared class over a users' table": lambda one, other: _another_class(one, lambda source: source),
+    "a shared class over a users' table's alias": lambda one, other: _another_class(one, lambda source: source.alias()),
+    "a shared class over a join with a users' table": lambda one, other: _more_than_one(
+        select(aliased(PublicTrade, TRADES.join(other.table, TRADES.c.trade_id == "trade-0")).symbol)
+    ),
+    "a bundle": lambda one, other: select(Bundle("b", Strategy.strategy_id, one.name)).where(
+        Strategy.symbol != one.owner
+    ),
+    "a correlated subquery": lambda one, other: select(
+        one.name, select(one.name).where(one.name == one.bobs).correlate(one.model).scalar_subquery()
+    ),
+    "a subquery that correlates to nothing": lambda one, other: select(
+        User.user_id, select(func.max(one.name)).correlate_except(None).scalar_subquery()
+    ),
+    "an unmapped column beside its class": lambda one, other: select(one.owner, one.core),
+    "an unmapped column under its class": lambda one, other: select(
+        one.name, select(func.max(one.core)).correlate(None).scalar_subquery()
+    ),
+    "ORM inside Core inside ORM": lambda one, other: select(literal("bob"), User.user_id).where(
+        select(TRADES.c.id).where(_seen(one)).exists()
+    ),
+    "row locks": lambda one, other: select(one.name).with_for_update(),
+    "a parameter that was another statement's": lambda one, other: select(one.name).where(
         bindparam("user_id_1", "bob") == "bob"
     ),
-    "another user's option": lambda: select(Run.run_id).options(OwnRows("bob", policed=True)),
-    "criteria that read a Core table": lambda: select(literal("bob"), Run.run_id).options(
-        with_loader_criteria(Run, select(CREDENTIALS).where(CREDENTIALS.c.api_key_id == "key-bob").exists())
+    "another user's option": lambda one, other: select(one.name).options(OwnRows("bob", policed=True)),
+    "criteria that read a Core table": lambda one, other: select(literal("bob"), one.name).options(
+        with_loader_criteria(one.model, select(other.table).where(other.core == other.bobs).exists())
     ),
-    "a relationship's criteria that read a Core table": lambda: select(literal("bob"), User.user_id).join(
-        User.runs.and_(select(CREDENTIALS).where(CREDENTIALS.c.api_key_id == "key-bob").exists())
+    "a relationship's criteria that read a Core table": lambda one, other: select(literal("bob"), User.user_id).join(
+        User.runs.and_(select(other.table).where(other.core == other.bobs).exists())
     ),
-    "EXISTS in ORDER BY": lambda: _if(
-        select(TRADES.c.trade_id).order_by(case((_seen(), TRADES.c.id), else_=-TRADES.c.id)).limit(1).scalar_subquery()
+    "EXISTS in ORDER BY": lambda one, other: _if(
+        select(TRADES.c.trade_id)
+        .order_by(case((_seen(one), TRADES.c.id), else_=-TRADES.c.id))
+        .limit(1)
+        .scalar_subquery()
         == "trade-0"
     ),
-    "a flat alias of a join": lambda: select(
-        aliased(Run, RUNS.join(STRATEGIES, RUNS.c.status != STRATEGIES.c.symbol), flat=True).run_id
+    "a flat alias of a join": lambda one, other: select(
+        one.under(aliased(one.model, one.table.join(STRATEGIES, one.core != STRATEGIES.c.symbol), flat=True))
     ),
-    "an alias named like a table": lambda: select(
-        aliased(Run, name="bybit_accounts").run_id, Strategy.strategy_id
+    "an alias named like a table": lambda one, other: select(
+        one.under(aliased(one.model, name="bybit_accounts")), Strategy.strategy_id
     ).join(Strategy, true()),
 }
 
 
 # The same of what one of the databases has.
-READS_ON: dict[str, dict[str, Callable[[], Any]]] = {
+READS_ON: dict[str, dict[str, Read]] = {
     "sqlite": {
-        "a table function": lambda: select(func.json_each(func.json_array(_secret())).table_valued("value").c.value),
-        "a path into a document": lambda: _if(
-            func.json_extract(func.json_object("key-bob", 1), literal('$."') + _secret() + '"') == 1
+        "a table function": lambda one, other: select(
+            func.json_each(func.json_array(_secret(other))).table_valued("value").c.value
+        ),
+        "a path into a document": lambda one, other: _if(
+            func.json_extract(func.json_object(other.bobs, 1), literal('$."') + _secret(other) + '"') == 1
         ),
     },
     "postgresql": {
-        "LATERAL": lambda: _beside(select(Run.run_id).where(Run.user_id != "").lateral("beside")),
-        "ANY": lambda: _if(literal("key-bob") == any_(select(ApiCredential.api_key_id).scalar_subquery())),
-        "ALL": lambda: _if(~(literal("key-azz") > all_(select(ApiCredential.api_key_id).scalar_subquery()))),
-        "TABLESAMPLE": lambda: select(_sample().run_id),
-        "a whole row": lambda: select(func.row_to_json(select(Run.run_id).subquery().table_valued())),
-        "an array": lambda: select(func.array(select(Run.run_id).scalar_subquery())),
+        "LATERAL": lambda one, other: _beside(one, select(one.name).where(one.owner != "").lateral("beside")),
+        "ANY": lambda one, other: _if(literal(other.bobs) == any_(select(other.name).scalar_subquery())),
+        "ALL": lambda one, other: _if(~(literal(f"{other.names[0]}z") > all_(select(other.name).scalar_subquery()))),
+        "TABLESAMPLE": lambda one, other: select(one.under(_sample(one))),
+        "a whole row": lambda one, other: select(func.row_to_json(select(one.name).subquery().table_valued())),
+        "an array": lambda one, other: select(func.array(select(one.name).scalar_subquery())),
     },
 }
 
 
-def _beside(runs: Any) -> Any:
-    return select(User.user_id, runs.c.run_id).join(runs, true())
+def _beside(of: Target, rows: Any) -> Any:
+    return select(User.user_id, rows.c[of.key]).join(rows, true())
 
 
-def _sample() -> Any:
-    return aliased(Run, tablesample(RUNS, 100))
+def _sample(of: Target) -> Any:
+    return aliased(of.model, tablesample(of.table, 100))
 
 
 # It has no FULL JOIN, and its LIMIT takes nothing but a number.
@@ -292,10 +366,36 @@ UNKNOWN_TO_MARIADB = (
 )
 
 
-def _reads(db: DatabaseFactory) -> dict[str, Callable[[], Any]]:
+def _reads(db: DatabaseFactory, targets: list[Target] | None = None) -> dict[str, Callable[[], Any]]:
+    """The cases with each of the targets but the last as the first table, and the next one as the other.
+
+    The first is a run's and the other that of the secrets, unless targets are given.
+    """
+    targets = targets or [RUN, CREDENTIAL]
     reads = READS | READS_ON.get(db.settings.port.name, {})
     unknown = UNKNOWN_TO_MARIADB if db.settings.port is MYSQL else ()
-    return {name: read for name, read in reads.items() if name not in unknown}
+    found: dict[str, Callable[[], Any]] = {
+        f"{name}, {one.table.name} and {other.table.name}": partial(read, one, other)
+        for one, other in pairwise(targets)
+        for name, read in reads.items()
+        if name not in unknown
+    }
+    return found if RUN not in targets else found | {"an aliased relationship": _aliased_relationship}
+
+
+def _outside_targets(db: DatabaseFactory) -> list[Target]:
+    """The users' tables that other packages have declared, each with a row of ann's and one of bob's.
+
+    The secrets come before and after them, so that each is the first table of the cases once, and the other.
+    """
+    World(db)
+    targets = []
+    with db.get_session() as plain:
+        for model in OUTSIDE:
+            target = Target(model, NAMES[model], ("", ""), ("", ""))
+            ann, bob = plain.execute(select(target.name, target.owner).order_by(target.name)).all()
+            targets.append(Target(model, target.key, (ann[0], bob[0]), (ann[1], bob[1])))
+    return [CREDENTIAL, *targets, CREDENTIAL]
 
 
 def _with_trades(db: DatabaseFactory) -> None:
@@ -306,12 +406,23 @@ def _with_trades(db: DatabaseFactory) -> None:
 unlinked = pytest.mark.filterwarnings("ignore:SELECT statement has a cartesian product:sqlalchemy.exc.SAWarning")
 
 
+targets_of = pytest.mark.parametrize(
+    "targets_of",
+    [
+        pytest.param(lambda db: [RUN, CREDENTIAL], id="own"),
+        *([pytest.param(_outside_targets, id="outside")] if OUTSIDE else ()),
+    ],
+)
+
+
 @unlinked
-def test_no_position_in_a_statement_shows_foreign_rows(fleet: DatabaseFactory) -> None:
+@targets_of
+def test_no_position_in_a_statement_shows_foreign_rows(fleet: DatabaseFactory, targets_of: Targets) -> None:
     """Wherever a mapped class stands, only the session's user's rows are there; also right after the other user."""
+    targets = targets_of(fleet)
     _with_trades(fleet)
     leaks = []
-    for name, statement in _reads(fleet).items():
+    for name, statement in _reads(fleet, targets).items():
         # Bob first: what SQLAlchemy remembers of his statement must not show ann his rows.
         for user in ("bob", "ann"):
             with fleet.get_session(user_id=user) as session:
@@ -322,13 +433,15 @@ def test_no_position_in_a_statement_shows_foreign_rows(fleet: DatabaseFactory) -
 
 
 @unlinked
-def test_these_statements_do_see_what_a_plain_session_shows(fleet: DatabaseFactory) -> None:
+@targets_of
+def test_these_statements_do_see_what_a_plain_session_shows(fleet: DatabaseFactory, targets_of: Targets) -> None:
     """Each of them would tell: in a session that sees everything it shows bob."""
+    targets = targets_of(fleet)
     _with_trades(fleet)
     blind = []
-    for name, statement in _reads(fleet).items():
+    for name, statement in _reads(fleet, targets).items():
         with fleet.get_session() as plain:
-            if name != "another user's option" and "bob" not in str(plain.execute(statement()).all()):
+            if not name.startswith("another user's option") and "bob" not in str(plain.execute(statement()).all()):
                 blind.append(name)
     assert blind == []
 
@@ -346,7 +459,7 @@ def test_a_map_of_schemas_changes_nothing_about_whose_rows_are_read(fleet: Datab
 def test_a_sample_beside_other_tables_is_confined_or_an_error(postgresql_fleet: DatabaseFactory) -> None:
     """What is read in a table's place has no sample."""
     _with_trades(postgresql_fleet)
-    runs = _sample()
+    runs = _sample(RUN)
     for full in (False, True):
         joined = select(PublicTrade.id, runs.run_id).outerjoin(runs, PublicTrade.symbol == runs.run_id, full=full)
         with suppress(SharedDBError), postgresql_fleet.get_session(user_id="ann") as session:

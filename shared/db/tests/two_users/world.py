@@ -86,6 +86,15 @@ def _outside() -> Iterator[tuple[type[Base], str, str]]:
         yield models[table], key[0].name, changed[0]
 
 
+def needed(model: type[Base]) -> Values:
+    """A value for each column of an outside table to which somebody must give one."""
+    return {
+        column.name: _SAMPLES[type(column.type)]
+        for column in model.__table__.columns
+        if not (column.nullable or column.server_default or column.default or column.autoincrement is True)
+    }
+
+
 OUTSIDE: list[type[Base]] = []
 for _model, _name, _text in list(_outside()):
     OUTSIDE.append(_model)
@@ -244,7 +253,7 @@ class World:
         ownership = OWNERSHIP[model]
         assert ownership is not None
         parents: dict[str, type[Base]] = {reference.column: reference.parent for reference in ownership.parents}
-        values: Values = {}
+        values = needed(model)
         for column in model.__table__.columns:
             parent = parents.get(column.name)
             if column.name == NAMES[model] and parent is not None:  # one for each row of the parent
@@ -255,10 +264,8 @@ class World:
                 values[column.name] = self.an_own(parent, rng)
             elif column.name == ownership.column:
                 values[column.name] = self.user
-            elif column.name not in (NAMES[model], TEXTS[model]) and not (
-                column.nullable or column.server_default or column.default or column.autoincrement is True
-            ):
-                values[column.name] = _SAMPLES[type(column.type)]
+            elif column.name == NAMES[model]:
+                values.pop(column.name, None)  # its row gets a name of its own
         return values
 
     def put(self, model: type[Base], values: Values) -> None:
