@@ -1,7 +1,9 @@
 """Run the tests against each mutation and print what caught it; exits with 1 if any survived.
 
 The tree is never changed: pytest collects the tests once, and each mutation is put into a forked child, which runs them
-until the first one fails. First those about the module on in-memory SQLite; what survives them meets all the others.
+until the first one fails. Before that all run once, as they are, to see which lines each one reaches and how long it
+takes: the quickest of those that reach the guard come first, then those about its module on in-memory SQLite, then all
+the others.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import sqlalchemy
 from shared.db.tenancy import self_check
 from shared.db.tests.mutation.guards import PACKAGE, Mutation, mutations
 from shared.db.tests.mutation.patching import apply
+from shared.db.tests.mutation.reach import Reach, recorded
 
 # The tests that are about a module, soonest to fail first.
 TESTS = {
@@ -86,12 +89,15 @@ class Mutations:
     scratch: Path
     quick: bool
     survived: list[Mutation] = field(default_factory=list)
+    reach: Reach = field(default_factory=Reach)
     _failed: str | None = None
     _how: str = ""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """In place of running the tests."""
+        if self.chosen != [NOTHING]:
+            self.reach = recorded(session, self.workers, self.scratch)
         for mutation, caught_by in self._judged(session):
             print(f"| {mutation.name} | {caught_by or '**survived**'} |", flush=True)
             if caught_by is None:
@@ -136,7 +142,7 @@ class Mutations:
                 if mutation.module != "tenancy/self_check.py":
                     # It would see by itself that the compiler is another one; the tests have to see it without.
                     self_check._proved = _Everything()
-            self._run_until_one_fails(session, ordered(session.items, mutation, quick=self.quick))
+            self._run_until_one_fails(session, self._ordered(session.items, mutation))
             answer.write_text(f"{self._failed}\n{self._how}" if self._failed else "")
             code = 0
         except BaseException:  # noqa: BLE001 # the parent prints it
@@ -149,6 +155,10 @@ class Mutations:
             if self._failed:
                 session._setupstate.teardown_exact(None)
                 return
+
+    def _ordered(self, items: list[pytest.Item], mutation: Mutation) -> list[pytest.Item]:
+        reaching = sorted(self.reach.of(mutation, items), key=lambda item: self.reach.seconds[item.nodeid])
+        return [*reaching, *(item for item in ordered(items, mutation, quick=self.quick) if item not in set(reaching))]
 
 
 def ordered(items: list[pytest.Item], mutation: Mutation, *, quick: bool) -> list[pytest.Item]:
