@@ -305,6 +305,10 @@ class Money(CheckedType):
         """Floats from SQLite. Elsewhere text: the driver makes its Decimals one by one."""
         return super().fetched(column, dialect) if port_of(dialect).money_is_float else cast(column, Text)
 
+    def fetches_text(self, dialect: Dialect) -> bool:
+        """But from SQLite."""
+        return not port_of(dialect).money_is_float
+
     def decoding(self, dialect: Dialect) -> Callable[[Sequence[Any]], Iterable[Any]]:
         """Decimals with 8 places."""
         floats = port_of(dialect).money_is_float
@@ -473,6 +477,10 @@ class UTCDateTime(CheckedType):
         if port.times_are_text:
             return super().fetched(column, dialect)
         return cast(func.timezone("UTC", column) if port.keeps_zone else column, Text)
+
+    def fetches_text(self, dialect: Dialect) -> bool:
+        """From every database."""
+        return True
 
     def decoding(self, dialect: Dialect) -> Callable[[Sequence[Any]], Iterable[Any]]:
         """Aware datetimes in UTC."""

@@ -106,6 +106,7 @@ class MySQL(Port):
     error: ClassVar[type[Exception]] = _NoDriver if pymysql is None else pymysql.MySQLError
     # A second statement on the connection ends the reading of the first one, without a word.
     keeps_cursors: ClassVar[bool] = False
+    reads_by_value: ClassVar[bool] = True
     locks_by_name: ClassVar[bool] = False
     undoes_ddl: ClassVar[bool] = False
 

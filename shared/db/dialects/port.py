@@ -83,6 +83,8 @@ class Port(ABC):
     """Whether its driver runs all statements of a text, and not the first one alone."""
     chooses_isolation: ClassVar[bool] = True
     """Whether a transaction has to ask to be serializable."""
+    reads_by_value: ClassVar[bool] = False
+    """Whether its driver takes a time for every value that it reads, so that one text a row is read sooner."""
     keeps_cursors: ClassVar[bool] = True
     """Whether a result can be read from the server while other statements run on the connection."""
     locks_by_name: ClassVar[bool] = True

@@ -23,7 +23,7 @@ from shared.db.dialects.port import Partition
 from shared.db.driver_errors import named_errors
 from shared.db.errors import InvalidValueError
 from shared.db.ranges.bounds import Position, RowRange
-from shared.db.ranges.decoding import decode_rows, undecoded
+from shared.db.ranges.decoding import InOneText, decode_rows, undecoded
 from shared.db.tables import OWNERSHIP
 from shared.db.tenancy.session_scope import UserSession, connection_for
 from shared.db.value_forms.forms import forms_of
@@ -134,8 +134,10 @@ def raw_pages(
     def position_in(row: Any) -> Position:
         return *read_times((row[when],)), *(row[place] for place in tie)
 
-    statement = select(*undecoded(columns, dialect_of(session))).where(*rows.confined)
-    return _pages(session, partial(read, session), statement, rows, position, position_in, reverse, page_size)
+    dialect = dialect_of(session)
+    statement = select(*undecoded(columns, dialect)).where(*rows.confined)
+    texts = InOneText.of(columns, dialect)
+    return _pages(session, partial(read, session), statement, rows, position, position_in, reverse, page_size, texts)
 
 
 def read(
@@ -189,6 +191,7 @@ def _pages(
     position_in: Callable[[Any], Position],
     reverse: bool,
     page_size: int,
+    texts: InOneText | None = None,
 ) -> Iterator[Sequence[Any]]:
     statement = statement.order_by(*rows.order(reverse=reverse))
     if not port_of(session).keeps_cursors:
@@ -209,9 +212,15 @@ def _pages(
             statement = statement.where(rows.up_to(tuple(last), reverse=reverse))
         statement = statement.limit(page_size)
         asked, behind = statement.where(*rows.criteria(position, reverse=reverse)), None
+        sooner = None if texts is None else texts.asking(asked)
+
+        def page_of(question: Any) -> Sequence[Any]:
+            with execute(question, {} if behind is None or position is None else rows.parameters(position)) as result:
+                return next(_fetched(result, page_size), ())
+
         while True:
-            with execute(asked, {} if behind is None or position is None else rows.parameters(position)) as result:
-                page = next(_fetched(result, page_size), ())
+            split = None if texts is None else texts.split(page_of(sooner))
+            page = page_of(asked) if split is None else split
             if page:
                 # Before the page is handed on: who reads mapped objects may change them.
                 position = position_in(page[-1])
@@ -221,6 +230,7 @@ def _pages(
             if behind is None:
                 # Made once: of a page's time, putting a statement together would be a tenth.
                 asked = behind = statement.where(*rows.criteria(position, reverse=reverse))
+                sooner = None if texts is None else texts.asking(asked)
     options = {"stream_results": True, "yield_per": page_size}
     while True:
         result = execute(statement.where(*rows.criteria(position, reverse=reverse)), execution_options=options)

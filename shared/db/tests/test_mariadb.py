@@ -42,7 +42,9 @@ from shared.db import (
     ConstraintError,
     DatabaseFactory,
     DatabaseFailure,
+    ExecutionRow,
     MigrationError,
+    PrivateExecutionRepository,
     PublicTrade,
     PublicTradeRepository,
     RowSecurityError,
@@ -63,7 +65,7 @@ from shared.db.operations.copy_database import copy_database
 from shared.db.testing import _MySQLDatabases, run_on_mysql
 from shared.db.tests.fleet import everything_of, fill, run_values
 from shared.db.tests.migration_support import REVISIONS, contents, schema_of, seed
-from shared.db.tests.support import trade_values
+from shared.db.tests.support import execution_values, trade_values
 
 NOW = datetime(2025, 5, 19, tzinfo=UTC)
 _TRADE = (
@@ -193,6 +195,28 @@ def test_a_later_page_is_found_by_the_index(maria: DatabaseFactory) -> None:
         PublicTradeRepository(session).bulk_create(rows)
         found = PublicTradeRepository(session).iter_symbol_range(rows[0]["symbol"], page_size=2)
         assert [row.trade_id for row in found] == [f"{n:02}" for n in range(20)]
+
+
+@pytest.mark.parametrize("odd", [None, "", "=", "x", "=x", "\n\t\\", "a\0b"])
+def test_a_range_reads_what_its_rows_hold(maria: DatabaseFactory, odd: str | None) -> None:
+    """A row comes as one text, in which NULL, the marks of a value and what others stored stay what they are."""
+    with maria.get_session() as session:
+        run = session.scalars(select(Run)).first()
+        assert run is not None
+        PrivateExecutionRepository(session).bulk_create(
+            [execution_values(run, number) for number in range(5)], user_id=run.user_id
+        )
+        # As another program writes it: ours refuses NUL.
+        session.connection().exec_driver_sql(
+            "UPDATE private_executions SET order_link_id = %s, closed_pnl = NULL WHERE exec_id = 'exec-2'", (odd,)
+        )
+        session.commit()
+        repository = PrivateExecutionRepository(session, user_id=run.user_id)
+        for size in (2, 2000):
+            plain = list(repository.iter_run_range(run.run_id, page_size=size))
+            mapped = repository.iter_run_range(run.run_id, as_objects=True)
+            assert plain == [tuple(getattr(row, name) for name in ExecutionRow._fields) for row in mapped]
+            assert [row.order_link_id for row in plain if row.exec_id == "exec-2"] == [odd]
 
 
 def test_an_error_shows_no_value(maria: DatabaseFactory) -> None:

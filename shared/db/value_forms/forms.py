@@ -152,6 +152,10 @@ class Forms:
         """The column as `decoding` takes it: as the driver gives it, unless there is a faster way."""
         return type_coerce(column, NullType())
 
+    def fetches_text(self, dialect: Dialect) -> bool:
+        """Whether what `fetched` gives is text."""
+        return isinstance(self.sql_type, String)
+
     def decoding(self, dialect: Dialect) -> Callable[[Sequence[Any]], Iterable[Any]]:
         """What reads many values as `fetched` gives them."""
         read = self._reading(dialect)
