@@ -118,8 +118,8 @@ def test_what_is_shared_by_all_is_read_and_written_by_everybody(fleet: DatabaseF
         with fleet.get_session(user_id="bob") as session:
             assert session.scalars(select(column)).all() == [value], model
             assert len(Repository(session, model).get_all()) == 1, model
-            changed = session.execute(update(model).values({name: column}).returning(column), execution_options=NO_SYNC)
-            assert changed.scalars().all() == [value], model
+            changed: Any = session.execute(update(model).values({name: column}), execution_options=NO_SYNC)
+            assert changed.rowcount == 1, model
         with fleet.get_session(user_id="ann") as session:
             session.delete(session.scalars(select(model)).one())
         with fleet.get_session() as plain:
