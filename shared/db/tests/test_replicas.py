@@ -77,6 +77,11 @@ def pair(servers: Pair) -> Iterator[Pair]:
     """The same, with an empty database in both, and the standby going on at the end."""
     servers.primary.ask("DROP DATABASE IF EXISTS fleet WITH (FORCE)")
     servers.primary.ask("CREATE DATABASE fleet")
+    ((position,),) = servers.primary.ask("SELECT pg_current_wal_flush_lsn()")
+    # A standby without the database would end a login that came to it first.
+    deadline = time.monotonic() + 60
+    while servers.standby.ask("SELECT pg_last_wal_replay_lsn() < %s::pg_lsn", position) == [(True,)]:
+        assert time.monotonic() < deadline
     yield servers
     servers.standby.ask("SELECT pg_wal_replay_resume()")
 
