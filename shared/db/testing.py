@@ -213,8 +213,10 @@ def has_mysql() -> bool:
 
 
 def _mysql_in(folder: Path, program: str) -> Iterator[URL]:
-    data, socket = folder / "data", folder / "socket"
-    user = [f"--user={getpass.getuser()}"]
+    data, socket, temporary = folder / "data", folder / "socket", folder / "tmp"
+    temporary.mkdir()
+    # A server that starts removes what it takes for left over there, of another one that runs too.
+    user = [f"--user={getpass.getuser()}", f"--tmpdir={temporary}"]
     if "mariadb" in program:
         install = shutil.which("mariadb-install-db", path=_WITH_SERVERS) or "mariadb-install-db"
         make = [install, "--no-defaults", f"--datadir={data}", "--auth-root-authentication-method=normal", *user]

@@ -40,6 +40,10 @@ try:
 except ModuleNotFoundError:  # the extra `mysql` is not installed
     pymysql = None  # type: ignore[assignment] # None is what tells
 
+# What is made beside a database for a while, and what a login needs for that.
+SCRATCH = "shared_db_scratch"
+GRANT_SCRATCH = f"GRANT ALL ON `{SCRATCH.replace('_', chr(92) + '_')}%`.* to it"
+
 _LOCK = "shared_db_schema"
 _LOCK_SECONDS = 3600
 # SERVER_STATUS_IN_TRANS of the protocol, which every answer but an error brings up to date.
@@ -244,11 +248,15 @@ class MySQL(Port):
         """The values that it quotes; the number stays, and so does the driver's own form of the text."""
         if len(error.args) < 2 or not isinstance(error.args[1], str):
             return str(error)
-        kept = error.args[1]
-        for shown, instead in _SHOWN:
-            kept = shown.sub(instead, kept)
-        error.args = (error.args[0], kept)
+        error.args = (error.args[0], without_values(error.args[1]))
         return str(error)
+
+
+def without_values(message: str) -> str:
+    """What a server says, without what it quotes of a row or statement."""
+    for shown, instead in _SHOWN:
+        message = shown.sub(instead, message)
+    return message
 
 
 # Under the sql_mode that each connection sets a backslash escapes.

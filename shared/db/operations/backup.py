@@ -108,7 +108,7 @@ def restore(
     pg_bin: str | Path | None = None,
     watch: Watch = lambda done, rows: None,
 ) -> BackupReport:
-    """Put the database into the state that the backup `path` holds: verified first, then in one transaction.
+    """Put the database into the state that the backup `path` holds: verified first, then all at once.
 
     Processes that have the database open see the old rows or the new ones. They are best restarted: whether there is
     an audit log, or row-level security, each finds out once.
@@ -145,7 +145,7 @@ def _restore(db: DatabaseFactory, path: Path, force: bool, pg_bin: str | Path | 
         script = mysql_backup.read_script(path)
         rows, revision = script.rows, script.revision
         _refuse_newer(path, revision, rows)
-        mysql_backup.restore(db, path, script, pg_bin, restored)
+        mysql_backup.restore(db, path, script, force=force, folder=pg_bin, watch=told, done_state=restored)
     else:
         with db.engine.connect() as connection:
             tools = tools_for(connection, pg_bin)

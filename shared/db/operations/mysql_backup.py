@@ -1,7 +1,7 @@
 """Backup and restore of a database of MariaDB or MySQL, by the server's own programs: a script of SQL.
 
-The script makes tables, and that cannot be undone there: so it is run in a database without any, and what a failure has
-left of them is dropped.
+The script makes tables, and that cannot be undone there: so it is run in a database of its own, whose tables take the
+places of those that are there only when all their rows have been counted.
 """
 
 from __future__ import annotations
@@ -11,17 +11,21 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, NamedTuple
 
+from sqlalchemy import Connection
+
 from shared.db import packages, schema_version
 from shared.db.database import DatabaseFactory
 from shared.db.dialects import port_of
-from shared.db.errors import BackupError, TargetNotEmptyError
-from shared.db.operations.contents import row_counts
+from shared.db.dialects.mysql import without_values
+from shared.db.errors import BackupError
+from shared.db.operations.contents import row_counts, tables_with_rows
 from shared.db.operations.interruption import check, finishing, waiting
+from shared.db.operations.mysql_exchange import databases_beside, exchange, refuse_references, using
+from shared.db.operations.sqlite_backup import refuse_rows
 
 MAGIC = (b"/*M!999999", b"-- MariaDB dump", b"-- MySQL dump")
 _END = b"-- Dump completed"
@@ -82,38 +86,47 @@ def read_script(path: Path) -> Script:
     return Script(rows, revision)
 
 
-def restore(db: DatabaseFactory, path: Path, script: Script, folder: str | Path | None, done_state: str) -> None:
-    """Run the script in a database without tables; if it fails, none is left.
+def restore(
+    db: DatabaseFactory,
+    path: Path,
+    script: Script,
+    *,
+    force: bool,
+    folder: str | Path | None,
+    watch: Callable[[float], None],
+    done_state: str,
+) -> None:
+    """Load the script into a database beside, whose tables then take the places of those that are there, at once.
 
-    Raises `TargetNotEmptyError` for a database with tables: dropping those could not be undone.
+    `done_state` is what an interruption says from then on.
+
+    Raises `TargetNotEmptyError` unless they are empty or `force` is given, `DatabaseLockedError` when others do not
+    let go of them within 30 s, `BackupError` for a login that may not make a database beside.
     """
-    with db.engine.connect() as connection:
-        there = sorted(port_of(connection).tables(connection))
-    if there:
-        raise TargetNotEmptyError(there, "on MariaDB and MySQL restore into a new database (CREATE DATABASE)")
     program = _program(("mariadb", "mysql"), folder)
-    arguments, name, password = _login(db)
-    try:
-        with path.open("rb") as file:
-            _run([program, *arguments, name], None, stdin=file, secret=password)
-        with db.engine.connect() as connection:
-            if row_counts(connection) != script.rows:
-                raise BackupError("the restored rows are not the backup's; the tables were dropped again")
-        check()
-    except BaseException:
-        _drop_all(db)
-        raise
-    with finishing(done_state):
-        db.close()  # whether there is an audit log is found out anew
+    arguments, _, password = _login(db)
+    with schema_version.schema_transaction(db.engine) as connection:
+        known = schema_version.known_tables() | schema_version.bookkeeping(connection) | {*script.rows}
 
+        def refuse(where: Connection) -> None:
+            refuse_rows([] if force else [table for table in tables_with_rows(where) if table in known])
 
-def _drop_all(db: DatabaseFactory) -> None:
-    with closing(db.engine.raw_connection()) as connection, closing(connection.cursor()) as cursor:
-        cursor.execute("SET foreign_key_checks = 0")
-        cursor.execute("SELECT table_name FROM information_schema.tables WHERE table_schema = database()")
-        for (name,) in cursor.fetchall():
-            cursor.execute(f"DROP TABLE `{name.replace('`', '``')}`")
-        cursor.execute("SET foreign_key_checks = 1")
+        refuse(connection)
+        with databases_beside(connection) as (new, old):
+            with path.open("rb") as file:
+                _run([program, *arguments, new], None, stdin=file, secret=password)
+            watch(0.5)
+            with using(connection, new):
+                found = row_counts(connection)
+            if found != script.rows:
+                raise BackupError("the rows that were loaded are not the backup's; the database is as it was")
+            replaced = port_of(connection).tables(connection) & known
+            refuse_references(connection, replaced)
+            watch(1.0)
+            check()
+            with finishing(done_state):
+                exchange(connection, new, old, replaced, refuse)
+    db.close()  # whether there is an audit log is found out anew
 
 
 def _program(names: tuple[str, ...], folder: str | Path | None) -> str:
@@ -166,7 +179,6 @@ def _run(command: list[str], output: IO[bytes] | None, *, stdin: IO[bytes] | Non
         if process.returncode:
             check()
             words.seek(0)
-            said = [line for line in words.read().decode(errors="replace").splitlines() if "rror" in line]
-            # What follows "near" is a part of the statement, which has values in it.
-            reason = re.sub(r" near .*", "", said[-1]) if said else "it does not say why"
-            raise BackupError(f"{Path(command[0]).name} failed: {reason}")
+            told = without_values(words.read().decode(errors="replace")).splitlines()
+            said = [line for line in told if "error" in line.lower()]
+            raise BackupError(f"{Path(command[0]).name} failed: {said[-1] if said else 'it does not say why'}")

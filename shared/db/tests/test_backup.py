@@ -35,7 +35,7 @@ from shared.db import (
 )
 from shared.db.commands.cli import main
 from shared.db.migrations.runner import check
-from shared.db.operations import postgresql_backup, replacing, sqlite_backup
+from shared.db.operations import mysql_exchange, postgresql_backup, replacing, sqlite_backup
 from shared.db.operations.backup import back_up, restore
 from shared.db.operations.contents import row_counts
 from shared.db.operations.copy_database import copy_database
@@ -68,7 +68,8 @@ def make_target(
         elif db.settings.is_sqlite:
             source = f"sqlite:///{tmp_path / 'target.db'}"
         else:
-            source = request.getfixturevalue("empty_postgresql_url")
+            fixture = {"postgresql": "empty_postgresql_url", "mysql": "mysql_url"}[db.settings.port.name]
+            source = request.getfixturevalue(fixture)
         made.append(DatabaseFactory(source))
         return made[-1]
 
@@ -397,6 +398,7 @@ def test_a_restore_waits_for_a_writer_and_gives_up(
     db = busy_fleet
     back_up(db, tmp_path / "backup")
     monkeypatch.setattr(postgresql_backup, "_LOCK_TIMEOUT_MS", 100)
+    monkeypatch.setattr(mysql_exchange, "_LOCK_TIMEOUT", 0)
     hasty = DatabaseFactory(db.settings.model_copy(update={"sqlite_busy_timeout": 0.1}))
     with hasty, db.get_session() as session:
         session.add(PublicTrade(**trade_values()))
@@ -714,7 +716,8 @@ def test_the_commands_back_up_and_restore(
     url = db.settings.get_database_url()
     path = str(tmp_path / "backup")
     expected = everything(db)
-    assert main(["backup", path, "--db-url", url, "--pg-bin", str(postgresql_tools)]) == 0
+    found = shutil.which("mariadb-dump") if db.settings.port.name == "mysql" else postgresql_tools / "pg_dump"
+    assert main(["backup", path, "--db-url", url, "--pg-bin", str(Path(str(found)).parent)]) == 0
     said = capsys.readouterr()
     assert "verified: api_credentials 2, bybit_accounts 2, private_executions 2" in said.out
     assert main(["backup", path, "--db-url", url]) == 1

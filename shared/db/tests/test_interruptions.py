@@ -109,7 +109,7 @@ def test_a_signal_after_the_commit_says_that_it_took_place(
             yield
             signal.raise_signal(number)
 
-    for module in ("sqlite_backup", "postgresql_backup"):
+    for module in ("sqlite_backup", "postgresql_backup", "mysql_backup"):
         monkeypatch.setattr(f"shared.db.operations.{module}.finishing", interrupted)
     with pytest.raises(Interrupted, match=r"the restore took place, and .* holds the rows of .*backup"):
         restore(db, path, force=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -27,7 +28,6 @@ from sqlalchemy import (
     column,
     event,
     insert,
-    inspect,
     select,
     text,
     tuple_,
@@ -42,6 +42,7 @@ from shared.db import (
     ConstraintError,
     DatabaseFactory,
     DatabaseFailure,
+    DatabaseLockedError,
     ExecutionRow,
     MigrationError,
     PrivateExecutionRepository,
@@ -60,10 +61,13 @@ from shared.db import (
     User,
 )
 from shared.db.migrations import runner
+from shared.db.operations import mysql_exchange
 from shared.db.operations.backup import back_up, restore
 from shared.db.operations.copy_database import copy_database
+from shared.db.operations.interruption import Interrupted
 from shared.db.testing import _MySQLDatabases, run_on_mysql
 from shared.db.tests.fleet import everything_of, fill, run_values
+from shared.db.tests.forked import run_python
 from shared.db.tests.migration_support import REVISIONS, contents, schema_of, seed
 from shared.db.tests.support import execution_values, trade_values
 
@@ -274,10 +278,15 @@ def test_outside_tables_have_the_same_texts(maria: DatabaseFactory) -> None:
 def test_a_backup_is_restored_into_a_new_database(
     maria: DatabaseFactory, other_maria: DatabaseFactory, tmp_path: Path
 ) -> None:
-    """By the server's own programs, with the rows of both counted; over tables that are there it is refused."""
+    """By the server's own programs, with the rows of both counted, and views too, whichever needs which."""
     awkward = "it's \\ a ('name'); -- \n\r\té"
     with maria.get_session() as session:
         session.add(User(username=awkward))
+    with maria.engine.connect() as connection:
+        for name, source in (("named", "users"), ("alike", "named WHERE username LIKE 'name:%'")):
+            connection.exec_driver_sql(
+                f"CREATE VIEW {name} AS SELECT username FROM {source}", execution_options={"no_parameters": True}
+            )
     maria.enable_audit()
     report = back_up(maria, tmp_path / "backup.sql")
     assert report.rows["users"] == 3
@@ -285,21 +294,154 @@ def test_a_backup_is_restored_into_a_new_database(
     other_maria.check_schema()
     for user in ("ann", "bob", "it's"):
         assert everything_of(other_maria, user) == everything_of(maria, user)
-    with pytest.raises(TargetNotEmptyError):
-        restore(other_maria, tmp_path / "backup.sql", force=True)
+    with other_maria.get_session() as session:
+        assert session.scalar(text("SELECT count(*) FROM named")) == 3
+        assert session.scalar(text("SELECT count(*) FROM alike")) == 0
 
 
-def test_a_backup_that_breaks_off_leaves_no_table(
-    maria: DatabaseFactory, other_maria: DatabaseFactory, tmp_path: Path
-) -> None:
-    """DDL commits, so that what a failure has left is dropped."""
+def _state(db: DatabaseFactory) -> object:
+    """The schema with its triggers, all rows, and what is left beside it."""
+    return schema_of(db), contents(db), [name for name in _databases(db) if "scratch" in name]
+
+
+@pytest.fixture
+def young(maria: DatabaseFactory, tmp_path: Path) -> DatabaseFactory:
+    """A MariaDB with an audit log that has gone on since `backup.sql` was made."""
+    maria.enable_audit()
+    with maria.get_session() as session:
+        session.add(User(username="old"))
     back_up(maria, tmp_path / "backup.sql")
-    script = (tmp_path / "backup.sql").read_bytes()
-    for bad in (script[: len(script) // 2], script.replace(b"INSERT INTO `runs`", b"INSERT INTO `runz`")):
+    with maria.get_session() as session:
+        session.add(User(username="young"))
+    return maria
+
+
+def test_a_restore_over_live_tables_replaces_them_at_once(young: DatabaseFactory, tmp_path: Path) -> None:
+    """With their triggers; what is not in the backup stays, and views show the rows that came."""
+    with young.engine.connect() as connection:
+        for statement in (
+            "CREATE TABLE notes (id INT, user_id VARCHAR(64) COLLATE utf8mb4_nopad_bin REFERENCES users (user_id))",
+            "CREATE VIEW names AS SELECT username FROM users",
+        ):
+            connection.execute(text(statement))
+    before = _state(young)
+    with pytest.raises(BackupError, match=r"\.notes would stay, and has a foreign key"):
+        restore(young, tmp_path / "backup.sql", force=True)
+    with pytest.raises(TargetNotEmptyError, match=r"in .*users; .*--force"):
+        restore(young, tmp_path / "backup.sql")
+    assert _state(young) == before
+    with young.engine.connect() as connection:
+        key = connection.scalar(
+            text("SELECT constraint_name FROM information_schema.referential_constraints WHERE table_name = 'notes'")
+        )
+        connection.execute(text(f"ALTER TABLE notes DROP FOREIGN KEY {key}"))
+        connection.execute(text("INSERT INTO notes VALUES (1, 'young')"))
+        connection.commit()
+    report = restore(young, tmp_path / "backup.sql", force=True)
+    assert report.rows["users"] == 3
+    assert runner.check(young) == []
+    assert [name for name in _databases(young) if "scratch" in name] == []
+    with young.get_session() as session:
+        assert session.scalar(text("SELECT count(*) FROM names")) == 3
+        assert session.scalar(text("SELECT count(*) FROM notes")) == 1
+        with pytest.raises(ConstraintError, match="append-only"), session.begin_nested():
+            session.execute(text("DELETE FROM audit_log"))
+
+
+def test_a_restore_that_fails_leaves_all_as_it_was(
+    young: DatabaseFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged script, rows that are not its own, tables that are held, a trigger that cannot be made, a signal."""
+    monkeypatch.setattr(mysql_exchange, "_LOCK_TIMEOUT", 0)
+    path = tmp_path / "backup.sql"
+    script = path.read_bytes()
+    before = _state(young)
+    for bad in (
+        script[: len(script) // 2],
+        script.replace(b"INSERT INTO `runs`", b"INSERT INTO `runz`"),
+        script.replace(b"-- Dump completed", b"DELETE FROM `runs`;\n-- Dump completed"),
+        script.replace(b"'name-bob'", b"'name-bob' name-bob"),
+    ):
         (tmp_path / "bad.sql").write_bytes(bad)
-        with pytest.raises(BackupError):
-            restore(other_maria, tmp_path / "bad.sql")
-        assert inspect(other_maria.engine).get_table_names() == []
+        with pytest.raises(BackupError, match=r"in the middle|runz|not the backup's|what is not shown") as refused:
+            restore(young, tmp_path / "bad.sql", force=True)
+        assert "name-bob" not in str(refused.value)
+        assert _state(young) == before
+    with young.get_session() as session:
+        assert session.scalars(select(User.username)).all()
+        with pytest.raises(DatabaseLockedError):
+            restore(young, path, force=True)
+    assert _state(young) == before
+    with _failing(young, "audit_log_no_update", times=1), pytest.raises(_PowerCut):
+        restore(young, path, force=True)
+    assert _state(young) == before
+    told: list[int] = []
+
+    def stop(done: int, rows: int) -> None:
+        told.append(done)
+        if len(told) == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match=r"the restore did not take place, and .* is as it was"):
+        restore(young, path, force=True, watch=stop)
+    assert _state(young) == before
+
+
+def test_rows_that_come_while_a_restore_loads_are_not_lost(
+    young: DatabaseFactory, other_maria: DatabaseFactory, tmp_path: Path
+) -> None:
+    """Without force it looks again once nobody can write, and puts the tables back."""
+    other_maria.create_tables()
+
+    def write(done: int, rows: int) -> None:
+        with other_maria.get_session() as session:
+            session.add(User(username=f"late-{done}"))
+
+    with pytest.raises(TargetNotEmptyError, match="in users"):
+        restore(other_maria, tmp_path / "backup.sql", watch=write)
+    with other_maria.get_session() as session:
+        assert len(session.scalars(select(User)).all()) == 2
+    assert runner.check(other_maria) == []
+
+
+_KILLED = """
+import os, sys
+from sqlalchemy import event
+from shared.db import DatabaseFactory
+from shared.db.operations.backup import restore
+with DatabaseFactory(sys.argv[1]) as db:
+    @event.listens_for(db.engine, "before_cursor_execute")
+    def die(connection, cursor, statement, *more):
+        if statement.startswith(sys.argv[3]):
+            os.kill(os.getpid(), 9)
+    restore(db, sys.argv[2], force=True)
+"""
+
+
+@pytest.mark.parametrize("moment", ["USE", "RENAME TABLE", "CREATE DEFINER", "DROP DATABASE `"])
+def test_a_restore_that_is_killed_leaves_the_old_rows_or_the_new(
+    young: DatabaseFactory, tmp_path: Path, moment: str
+) -> None:
+    """If the audit log's triggers are missing, `migrate check` tells; `migrate up --audit` mends it, or a restore."""
+    path = tmp_path / "backup.sql"
+    old = contents(young)
+    url = young.settings.url.render_as_string(hide_password=False)
+    assert run_python("-c", _KILLED, url, str(path), moment).returncode == -9
+    took_place = moment not in ("USE", "RENAME TABLE")
+    assert (contents(young) == old) is not took_place
+    young.check_schema()
+    missing = [str(found) for found in runner.check(young)]
+    unguarded = moment in ("RENAME TABLE", "CREATE DEFINER")
+    assert (
+        missing
+        == [f"trigger audit_log.audit_log_no_{event} is missing" for event in ("delete", "update")][: 2 * unguarded]
+    )
+    if unguarded:
+        runner.upgrade(young, audit=True)
+        assert runner.check(young) == []
+    assert restore(young, path, force=True).rows["users"] == 3
+    assert runner.check(young) == []
+    assert [name for name in _databases(young) if "scratch" in name] == []
 
 
 def test_a_copy_to_it_and_back_is_the_same(maria: DatabaseFactory, tmp_path: Path) -> None:
@@ -469,7 +611,7 @@ def test_drift_of_outside_tables_is_seen(empty_maria: DatabaseFactory) -> None:
     assert runner.not_ours(db) == ["mine"]
 
 
-def test_a_login_that_may_make_no_database_is_told_what_to_grant(empty_maria: DatabaseFactory) -> None:
+def test_a_login_that_may_make_no_database_is_told_what_to_grant(empty_maria: DatabaseFactory, tmp_path: Path) -> None:
     """To compare schemas one is made beside; whoever may only change its own database may still upgrade it."""
     url = empty_maria.settings.url
     with empty_maria.engine.connect() as connection:
@@ -479,6 +621,15 @@ def test_a_login_that_may_make_no_database_is_told_what_to_grant(empty_maria: Da
         runner.upgrade(db)
         with pytest.raises(MigrationError, match=r"GRANT ALL ON `shared\\_db\\_scratch%`"):
             runner.check(db)
+        back_up(db, tmp_path / "backup.sql")
+        with pytest.raises(BackupError, match=r"GRANT ALL ON `shared\\_db\\_scratch%`"):
+            restore(db, tmp_path / "backup.sql")
+        with empty_maria.engine.connect() as connection:
+            connection.exec_driver_sql(
+                r"GRANT ALL ON `shared\_db\_scratch%`.* TO bound@localhost", execution_options={"no_parameters": True}
+            )
+    with DatabaseFactory(url.set(username="bound", password="word")) as db:
+        assert restore(db, tmp_path / "backup.sql", force=True).rows["users"] == 0
     assert runner.check(empty_maria) == []
     with empty_maria.engine.connect() as connection:
         connection.execute(text("DROP USER bound@localhost"))
@@ -511,9 +662,11 @@ def test_a_table_that_is_missing_is_made_beside_the_others(maria: DatabaseFactor
 
 
 @contextmanager
-def _failing(db: DatabaseFactory, word: str) -> Iterator[None]:
+def _failing(db: DatabaseFactory, word: str, *, times: int = 1_000) -> Iterator[None]:
+    left = iter(range(times))
+
     def cut(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if statement.lstrip().startswith("CREATE") and word in statement:
+        if statement.lstrip().startswith("CREATE") and word in statement and next(left, None) is not None:
             raise _PowerCut
 
     event.listen(db.engine, "before_cursor_execute", cut)

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from sqlalchemy import Connection, text
 
 from shared.db.dialects import port_of
+from shared.db.dialects.mysql import GRANT_SCRATCH, SCRATCH
 from shared.db.engine.mysql import expect_ddl
 from shared.db.errors import MigrationError, PermissionDeniedError
 from shared.db.migrations.catalog.entry import Catalog, Entry
 from shared.db.schema_version import bookkeeping
 
-_SCRATCH = "shared_db_scratch"
 # A part of a table, which stands in a line of its own, with its name; a primary key has none.
 _PART = re.compile(r"(?P<kind>(?:UNIQUE |FULLTEXT |SPATIAL )?KEY |CONSTRAINT |)`(?P<name>(?:[^`]|``)+)`(?P<rest>.*)")
 _COMMENT = re.compile(r" COMMENT '(?:[^'\\]|''|\\.)*'$")
@@ -25,7 +25,7 @@ _COUNTED = re.compile(r" AUTO_INCREMENT=\d+")
 def scratch(connection: Connection) -> Iterator[Connection]:
     """An empty database of its own, which the connection uses meanwhile: DDL commits, so nothing can be rolled back."""
     # Of a process that was killed one may be left: the number of its connection is free again, and no other uses it.
-    name = f"{_SCRATCH}_{connection.scalar(text('SELECT connection_id()'))}"
+    name = f"{SCRATCH}_{connection.scalar(text('SELECT connection_id()'))}"
     used = connection.dialect.identifier_preparer.quote_identifier(connection.scalar(text("SELECT database()")))
     expect_ddl(connection)
     try:
@@ -34,7 +34,7 @@ def scratch(connection: Connection) -> Iterator[Connection]:
     except PermissionDeniedError as error:
         raise MigrationError(
             "the schema that is meant is made in a database of its own, to be compared, and this login may make none; "
-            f"GRANT ALL ON `{_SCRATCH.replace('_', chr(92) + '_')}%`.* to it"
+            + GRANT_SCRATCH
         ) from error
     try:
         connection.execute(text(f"USE {name}"))
