@@ -64,7 +64,9 @@ def _add_arguments(parser: argparse.ArgumentParser, file_help: str, force_help: 
     parser.add_argument("file", metavar="FILE", help=file_help)
     parser.add_argument("--force", action="store_true", help=force_help)
     parser.add_argument(
-        "--pg-bin", metavar="DIR", help="folder of pg_dump and pg_restore (PostgreSQL); the PATH unless given"
+        "--pg-bin",
+        metavar="DIR",
+        help="folder of pg_dump and pg_restore, or mariadb-dump and mariadb; the PATH unless given",
     )
     parser.add_argument("--json", action="store_true", help="report as JSON")
 

@@ -28,6 +28,7 @@ from sqlalchemy import (
     column,
     event,
     insert,
+    inspect,
     select,
     text,
     tuple_,
