@@ -153,9 +153,25 @@ def _snapshot(db: DatabaseFactory) -> Iterator[Connection]:
 @contextmanager
 def _filling(db: DatabaseFactory) -> Iterator[Connection]:
     with ExitStack() as last, schema_version.schema_transaction(db.engine) as connection:
-        yield connection
-        check()
+        there = port_of(connection).tables(connection)
+        try:
+            yield connection
+            check()
+        except BaseException:
+            if not (port_of(connection).undoes_ddl or connection.invalidated):
+                _drop_all_but(there, connection)
+            raise
         last.enter_context(finishing(f"the copy took place, and {db.settings.safe_url} holds all rows"))
+
+
+def _drop_all_but(there: set[str], connection: Connection) -> None:
+    """Take out the rows, and our tables that were made for them."""
+    connection.connection.rollback()  # or the first DROP would commit them
+    tables = (schema_version.VERSION_TABLE, *Base.metadata.sorted_tables, *OptionalBase.metadata.sorted_tables)
+    made = port_of(connection).tables(connection) - there
+    for table in reversed(tables):
+        if table.name in made:
+            table.drop(connection)
 
 
 def _unknown(source: Connection, ignore_unknown: bool) -> dict[str, int]:

@@ -38,6 +38,7 @@ from shared.db.operations import copy_database as operation
 from shared.db.operations.copy_database import copy_database, row_total
 from shared.db.operations.digests import digest
 from shared.db.schema_version import SCHEMA_REVISION
+from shared.db.testing import has_mysql
 from shared.db.tests.fleet import rows_of
 from shared.db.tests.support import execution_values, run_on_server, trade_values
 from shared.db.value_forms.amounts import MONEY_DIGITS
@@ -89,14 +90,21 @@ def new_sqlite(tmp_path: Path) -> Iterator[Make]:
 
 
 PAIRS = ["sqlite to postgresql", "postgresql to sqlite", "sqlite to sqlite", "postgresql to postgresql"]
+if has_mysql():
+    PAIRS += ["sqlite to mysql", "mysql to postgresql", "mysql to mysql"]
 
 
 @pytest.fixture(params=PAIRS)
 def pair(request: pytest.FixtureRequest, new_sqlite: Make) -> Iterator[tuple[DatabaseFactory, DatabaseFactory]]:
     """A source with the schema, and a target with nothing in it."""
     kinds = str(request.param).split(" to ")
-    source = request.getfixturevalue("postgresql_url") if kinds[0] == "postgresql" else new_sqlite().settings.url
-    target = request.getfixturevalue("empty_postgresql_url") if kinds[1] == "postgresql" else new_sqlite().settings.url
+
+    def url(kind: str, fixture: str) -> URL:
+        found: URL = new_sqlite().settings.url if kind == "sqlite" else request.getfixturevalue(fixture)
+        return found
+
+    source = url(kinds[0], {"postgresql": "postgresql_url"}.get(kinds[0], "mysql_copy"))
+    target = url(kinds[1], {"postgresql": "empty_postgresql_url"}.get(kinds[1], "mysql_url"))
     with DatabaseFactory(source) as source_db, DatabaseFactory(target) as target_db:
         source_db.create_tables()
         yield source_db, target_db
@@ -222,7 +230,9 @@ def test_json_null_and_sql_null_stay_apart(pair: tuple[DatabaseFactory, Database
     copy_database(source, target)
     for db in pair:
         with db.get_session() as session:
-            assert session.execute(text("SELECT CAST(raw_json AS TEXT) FROM private_executions")).scalar_one() == "null"
+            kind = "CHAR" if db.settings.port.name == "mysql" else "TEXT"
+            stored = session.execute(text(f"SELECT CAST(raw_json AS {kind}) FROM private_executions")).scalar_one()
+            assert stored == "null"
             assert session.execute(text("SELECT config_snapshot FROM runs")).scalar_one() is None
 
 
