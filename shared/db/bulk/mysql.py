@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from decimal import Decimal
 from typing import Any
 
 from shared.db.bulk.cells import CellColumn
@@ -114,12 +115,15 @@ class MySQLWriter(Writer):
 
     @staticmethod
     def _literal(cell: Any) -> str:
-        if isinstance(cell, str):
-            return quoted(cell)
+        if cell is None:
+            return "NULL"
         if isinstance(cell, bytes):
             return f"X'{cell.hex()}'"
-        # Numbers are written as they are, and times by their ISO form.
-        return "NULL" if cell is None else str(int(cell) if isinstance(cell, bool) else cell)
+        if isinstance(cell, Decimal):
+            return f"{cell:f}"  # with an exponent it would be a float
+        if isinstance(cell, (int, float)):
+            return str(int(cell) if isinstance(cell, bool) else cell)
+        return quoted(str(cell))
 
     def _fill(self, source: Source, changing: list[str]) -> Written:
         """Insert the rows, and fill the stored ones with what those have that met one."""

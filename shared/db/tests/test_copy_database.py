@@ -6,7 +6,7 @@ import itertools
 import json
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -132,10 +132,11 @@ def tables_of(db: DatabaseFactory) -> list[str]:
 AUDIT: Any = AuditLog.__table__
 
 
-def test_a_copy_holds_every_value(postgresql_url: URL, new_sqlite: Make) -> None:
-    """SQLite to PostgreSQL and on to SQLite: whatever the values, all three hold the same."""
+@pytest.mark.parametrize("way", ["postgresql", *(["mysql postgresql mysql"] if has_mysql() else [])])
+def test_a_copy_holds_every_value(way: str, request: pytest.FixtureRequest, new_sqlite: Make) -> None:
+    """SQLite to a server, or from one to the next, and on to SQLite: whatever the values, all hold the same."""
 
-    @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=12 // len(way.split()), deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(st.lists(trades, max_size=5), st.lists(executions, max_size=5), texts)
     def check(given_trades: list[Any], given_executions: list[Any], name: str) -> None:
         source, target = new_sqlite(), new_sqlite()
@@ -152,21 +153,26 @@ def test_a_copy_holds_every_value(postgresql_url: URL, new_sqlite: Make) -> None
                 PrivateExecution(**execution_values(run, number, id=5 + number, **row))
                 for number, row in enumerate(given_executions)
             )
-        with server.get_session() as session:
-            for model in (User, PublicTrade):
-                session.execute(delete(model))
         expected = everything(source)
-        copy_database(source, server)
-        assert everything(server) == expected
-        copy_database(server, target)
-        assert everything(target) == expected
+        for before, after in itertools.pairwise((source, *servers, target)):
+            if after is not target:
+                with after.get_session() as session:
+                    for model in (User, PublicTrade):
+                        session.execute(delete(model))
+            copy_database(before, after)
+            assert everything(after) == expected
         with closing(sqlite3.connect(str(source.engine.url.database))) as one:
             one.execute("ATTACH ? AS other", (str(target.engine.url.database),))
             for table in ("public_trades", "users"):
                 # Stored alike too: whatever compares or indexes them finds the same.
                 assert one.execute(f"SELECT * FROM {table} EXCEPT SELECT * FROM other.{table}").fetchall() == []
 
-    with DatabaseFactory(postgresql_url) as server:
+    fixtures = {"postgresql": "postgresql_url", "mysql": "mysql_copy"}
+    with ExitStack() as last:
+        made = {
+            kind: last.enter_context(DatabaseFactory(request.getfixturevalue(fixtures[kind]))) for kind in way.split()
+        }
+        servers = [made[kind] for kind in way.split()]
         check()
 
 

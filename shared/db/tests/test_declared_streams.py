@@ -65,7 +65,7 @@ from shared.db.operations.import_rows import import_rows
 from shared.db.operations.purge import purge_rows
 from shared.db.operations.replay import replay
 from shared.db.tables import OWNERSHIP
-from shared.db.tests.fleet import PLACES, fill
+from shared.db.tests.fleet import MYSQL, PLACES, fill
 from shared.db.tests.outside import outside_tables, source_at
 from shared.db.value_forms.files import FORMATS, Form, Format, optional
 
@@ -253,6 +253,8 @@ def test_a_model_without_a_stream_is_named(house: DatabaseFactory) -> None:
 
 # Columns of any type
 
+_EMPTY = {"postgresql": "empty_postgresql_url", "mysql": "mysql_url"}
+
 
 class Mood(Enum):
     """Words of an enumeration of SQLAlchemy's."""
@@ -261,8 +263,9 @@ class Mood(Enum):
     WILD = "wild"
 
 
+@pytest.mark.parametrize("through", ["postgresql", *MYSQL])
 def test_columns_of_sqlalchemys_own_types_are_copied(
-    tmp_path: Path, postgresql_url: URL, empty_postgresql_url: URL
+    tmp_path: Path, request: pytest.FixtureRequest, postgresql_url: URL, through: str
 ) -> None:
     """To each kind of database, and back: every value is there, and the copy was compared with its source."""
     an_order(
@@ -294,13 +297,14 @@ def test_columns_of_sqlalchemys_own_types_are_copied(
         DatabaseFactory(f"sqlite:///{tmp_path / 'first.db'}") as file,
         DatabaseFactory(postgresql_url) as server,
         DatabaseFactory(f"sqlite:///{tmp_path / 'second.db'}") as second,
-        DatabaseFactory(empty_postgresql_url) as last,
+        DatabaseFactory(request.getfixturevalue(_EMPTY[through])) as other,
     ):
         file.create_tables()
         fill(file)
         stored(file, *given)
         assert rows_of(file) == given
-        for source, target in ((file, server), (server, second), (server, last)):
+        for source, target in ((file, other), (other, server), (server, other), (other, second)):
+            target.drop_tables()
             copy_database(source, target)
             assert rows_of(target) == given
 

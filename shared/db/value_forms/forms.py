@@ -8,7 +8,7 @@ those of others, the forms are made from their bind and result processors.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
 
@@ -99,6 +99,8 @@ class Forms:
         def made(value: Any) -> Any:
             bound = bind(value)
             if isinstance(bound, datetime):
+                if not as_text and bound.tzinfo is not None:  # a column has no zone there
+                    bound = bound.astimezone(UTC).replace(tzinfo=None)
                 return bound.isoformat(" ", "microseconds")
             if not as_text:
                 return int(bound) if isinstance(bound, bool) else bound
