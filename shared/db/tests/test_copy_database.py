@@ -348,15 +348,26 @@ def test_an_interrupted_copy_leaves_the_target_empty(pair: tuple[DatabaseFactory
     """Whatever comes in between, in the middle of a table."""
     source, target = pair
     with source.get_session() as session:
+        session.add_all(rows_of("ann"))
         PublicTradeRepository(session).bulk_create(map(trade_values, range(5_000)))
 
-    def interrupt(done: int, rows: int) -> None:
-        if done > 3_000:
-            raise KeyboardInterrupt
+    def interrupted(place: int) -> Callable[[int, int], None]:
+        def interrupt(done: int, rows: int) -> None:
+            if done > place:
+                raise KeyboardInterrupt
+
+        return interrupt
 
     with pytest.raises(KeyboardInterrupt):
-        copy_database(source, target, watch=interrupt)
+        copy_database(source, target, watch=interrupted(3_000))
     assert tables_of(target) == []
+    target.create_tables()
+    source.enable_audit()
+    there = tables_of(target)
+    with pytest.raises(KeyboardInterrupt):
+        copy_database(source, target, watch=interrupted(5_000))
+    assert tables_of(target) == there
+    assert not any(everything(target).values())
     copy_database(source, target)
     assert everything(target) == everything(source)
 
