@@ -53,8 +53,8 @@ def imported_siblings(*names: str) -> Iterator[list[ModuleType]]:
 
 
 def source_at(request: pytest.FixtureRequest, tmp_path: Path) -> str | URL:
-    """The empty database of a fixture whose parameter is one of `PLACES`."""
-    if request.param in ("postgresql", "policies"):
-        url: URL = request.getfixturevalue("postgresql_url")
+    """The empty database of a fixture whose parameter is one of `PLACES` or `MYSQL`."""
+    if request.param not in ("memory", "file"):
+        url: URL = request.getfixturevalue("mysql_url" if request.param == "mysql" else "postgresql_url")
         return url
     return "sqlite:///:memory:" if request.param == "memory" else f"sqlite:///{tmp_path / 'grid_bot.db'}"

@@ -178,7 +178,7 @@ def ticker(number: int, symbol: str = "BTCUSDT") -> dict[str, Any]:
     return {"key": f"{symbol}-{number}", "symbol": symbol, "seen_ts": seen, "seq": number, "last": Decimal(number)}
 
 
-@pytest.fixture(params=PLACES)
+@pytest.fixture(params=(*PLACES, *MYSQL))
 def house(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DatabaseFactory]:
     """A filled database with the two tables; with policies in the fourth case."""
     with DatabaseFactory(source_at(request, tmp_path)) as db:

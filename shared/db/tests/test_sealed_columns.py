@@ -92,7 +92,7 @@ def declare_bot() -> Any:
 @pytest.fixture(params=(*PLACES[1:], *MYSQL))
 def house(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[House]:
     """A database of the test's own with both users' rows."""
-    source = request.getfixturevalue("mysql_url") if request.param == "mysql" else source_at(request, tmp_path)
+    source = source_at(request, tmp_path)
     with outside_tables():
         bot = declare_bot()
         with DatabaseFactory(source) as db:
