@@ -46,7 +46,7 @@ TESTS = {
     "tenancy/guard.py": ["test_repositories.py"],
     "tenancy/entity_values.py": ["test_repositories.py"],
     "tenancy/plain_writes.py": ["test_repositories.py", "test_natural_keys.py"],
-    "tenancy/ownership.py": ["test_repositories.py"],
+    "tenancy/ownership.py": ["test_repositories.py", "test_tenancy_by_registry.py"],
     "models.py": ["test_tenancy.py", "test_tenancy_guards.py"],
     "tenancy/leftovers.py": ["test_tenancy_leftovers.py"],
     "tenancy/row_security_check.py": ["test_row_security_changes.py"],
