@@ -199,11 +199,8 @@ RELATIONSHIPS = [
     (Run, "executions", PrivateExecution, "run"),
 ]
 TABLES = sorted(SPECIFICATION)
-# What MariaDB has in place of a unique index over some rows, and the column that it stands for.
-INVISIBLE = {
-    "only_uq_api_credentials_active_account_id": "account_id",
-    "only_uq_runs_running_strategy_id_run_type": "strategy_id",
-}
+# What MariaDB has in place of a unique index over some rows: a flag before its columns, NULL in the other rows.
+INVISIBLE = {"only_uq_api_credentials_active_account_id", "only_uq_runs_running_strategy_id_run_type"}
 
 
 @contextmanager
@@ -333,7 +330,7 @@ def uniques_and_indexes(db: DatabaseFactory, table: str) -> tuple[list[Any], lis
         keys = [key["name"] for key in live.get_foreign_keys(table)]
         constraints = [unique for unique in constraints if unique["name"] not in named]
         indexes = [
-            dict(index, column_names=[INVISIBLE.get(name, name) for name in index["column_names"]])
+            dict(index, column_names=[name for name in index["column_names"] if name not in INVISIBLE])
             for index in indexes
             if (index["name"] in named if index["unique"] else index["name"] not in keys)
         ]
