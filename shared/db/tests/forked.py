@@ -12,6 +12,7 @@ import json
 import os
 import runpy
 import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -63,17 +64,19 @@ def run_python(
 
 
 @lru_cache
-def _server(_process: int, loaded: tuple[str, ...]) -> str:
+def _server(process: int, loaded: tuple[str, ...]) -> str:
     """The address of the process that forks; one for each process of tests, and gone with it."""
-    folder = tempfile.TemporaryDirectory(prefix="forked-")
-    address = str(Path(folder.name) / "socket")
-    server = subprocess.Popen([sys.executable, __file__, address, *loaded], stdin=subprocess.PIPE, cwd=folder.name)
+    folder = tempfile.mkdtemp(prefix="forked-")
+    address = str(Path(folder) / "socket")
+    server = subprocess.Popen([sys.executable, __file__, address, *loaded], stdin=subprocess.PIPE, cwd=folder)
 
     def end() -> None:
+        if os.getpid() != process:
+            return  # a child that a test forked, and that ends as programs do
         assert server.stdin is not None
         server.stdin.close()
         server.wait()
-        folder.cleanup()
+        shutil.rmtree(folder)
 
     atexit.register(end)
     while not Path(address).exists():
