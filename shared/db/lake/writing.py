@@ -20,13 +20,13 @@ from shared.db.lake.rows import Writer, kept_source, notes_of, of_database, of_f
 from shared.db.lake.seam import merged, slices, together
 from shared.db.operations.checksum import checksum
 from shared.db.operations.interruption import check, interruptible
+from shared.db.operations.purge import give_way
 from shared.db.ranges.bounds import RowRange, Source
 from shared.db.ranges.reading import StreamReading
 from shared.db.ranges.streams import at_one_moment
 from shared.db.repositories import Repository
 
 _SLICE = 20_000
-_SHORTEST_PAUSE = 0.02
 # How often a month is written again for rows that came while it was being purged.
 _ATTEMPTS = 5
 
@@ -208,7 +208,7 @@ class Work:
                 whole = False
             elif gone:
                 purged += gone
-                time.sleep(max(2 * (time.monotonic() - begun), _SHORTEST_PAUSE))
+                give_way(time.monotonic() - begun)
         return purged, whole
 
     def _delete(self, session: Session, table: Any, rows: RowRange) -> int | None:

@@ -151,6 +151,11 @@ def purge_executions(
     return purge_rows(db, PrivateExecution, before, run_id, user_id=user_id, dry_run=dry_run, watch=watch, stop=stop)
 
 
+def give_way(seconds: float) -> None:
+    """Let others write for twice as long as a batch has kept them waiting."""
+    time.sleep(max(2 * seconds, _SHORTEST_PAUSE))  # SQLite gives its lock to whoever happens to ask
+
+
 class _Purge:
     """Deletes rows of one table, in the order of an index."""
 
@@ -183,7 +188,7 @@ class _Purge:
                 if deleted < size:
                     break
                 size = max(_SMALLEST, min(_LARGEST, int(size * _BATCH_TIME / max(took, _BATCH_TIME / 2))))
-                time.sleep(max(2 * took, _SHORTEST_PAUSE))
+                give_way(took)
         return self._report(rows, False, True, longest, started)
 
     def _count(self, session: Session, criteria: tuple[Any, ...]) -> int:

@@ -34,6 +34,7 @@ from shared.db import (
 from shared.db.commands.cli import main
 from shared.db.lake import Lake, seam, writing
 from shared.db.lake import rows as lake_rows
+from shared.db.operations import purge
 from shared.db.operations.trade_import import import_trades
 from shared.db.tests.forked import run_python
 from shared.db.tests.support import trade_values
@@ -88,7 +89,7 @@ def of_database(db: DatabaseFactory) -> list[Any]:
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a few rows take several slices, and no pause makes a test long."""
     monkeypatch.setattr(writing, "_SLICE", 5)
-    monkeypatch.setattr(writing, "_SHORTEST_PAUSE", 0)
+    monkeypatch.setattr(purge, "_SHORTEST_PAUSE", 0)
 
 
 @pytest.fixture
