@@ -22,6 +22,7 @@ from shared.db.column_types import (
 )
 from shared.db.columns import created_column, id_column, parent_column, updated_column, word_column
 from shared.db.database import DatabaseFactory, get_db, initialize_database
+from shared.db.database_url import safe_url
 from shared.db.encryption import SecretText
 from shared.db.errors import (
     AsyncSessionError,
@@ -311,6 +312,7 @@ __all__ = [
     "parse_recent_trades",
     "read_archive",
     "read_json",
+    "safe_url",
     "updated_column",
     "utc_now",
     "word_column",

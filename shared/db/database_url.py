@@ -118,6 +118,15 @@ class MaskedURL(URL):
     __str__ = __repr__
 
 
+def safe_url(text: str) -> str:
+    """A database's URL with every secret in it masked: what may be printed or logged.
+
+    The secrets are the password and what the query gives under a key such as `sslpassword`. Takes the URLs that
+    `DatabaseSettings` takes, and raises `SettingsError`, which never quotes it, for any other text.
+    """
+    return safe_text(parse_url(text))
+
+
 def safe_text(url: URL) -> str:
     """The URL as text with every secret masked."""
     hidden = {key: MASK for key in url.query if is_secret(key)}

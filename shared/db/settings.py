@@ -36,6 +36,7 @@ from shared.db.database_url import (
     parse_url,
     port_of_url,
     safe_text,
+    safe_url,
     url_text,
 )
 from shared.db.dialects import POSTGRESQL, SQLITE, DatabaseType, Port, port_named
@@ -375,7 +376,7 @@ class DatabaseSettings(BaseSettings):
 
     @field_serializer("database_url", "replica_url")
     def _mask_url(self, value: str | None) -> str | None:
-        return None if value is None else safe_text(parse_url(value))
+        return None if value is None else safe_url(value)
 
     @property
     def url(self) -> URL:

@@ -35,6 +35,8 @@ from shared.db.errors import (
 )
 from shared.db.sessions import NamingSession
 
+__all__ = ["FastAPIDoor", "FlaskDoor", "status_of"]
+
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 # The first that fits. What a client may know is in the sentence: an error's own text may name what is another's.
 _STATUSES: tuple[tuple[tuple[type[SharedDBError], ...], int, str], ...] = (

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from shared.db.commands.arguments import settings_from_arguments
 from shared.db.database import DatabaseFactory
 from shared.db.operations.interruption import interruptible
-from shared.db.operations.replay import replay
+from shared.db.operations.replaying import replay
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:

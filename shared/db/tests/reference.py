@@ -15,8 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import shared.db
-from shared.db import Base
+from shared.db import Base, operations, web
 
+# Every public name; those that are not of `shared.db` itself are of the modules beside it.
+PUBLIC: dict[str, Any] = {
+    name: getattr(module, name) for module in (shared.db, operations, web) for name in module.__all__
+}
 REFERENCE = Path(shared.db.__file__).parent / "docs" / "reference.md"
 _BEGIN, _END = "<!-- signatures: uv run python -m shared.db.tests.reference -->\n", "<!-- end of signatures -->\n"
 
@@ -24,7 +28,7 @@ _BEGIN, _END = "<!-- signatures: uv run python -m shared.db.tests.reference -->\
 def signatures() -> str:
     """Those of every public name in the order of the alphabet."""
     shown = examples()
-    return "".join(_entry(name, getattr(shared.db, name), shown.get(name)) for name in sorted(shared.db.__all__))
+    return "".join(_entry(name, public, shown.get(name)) for name, public in sorted(PUBLIC.items()))
 
 
 def written(document: str) -> str:
@@ -40,7 +44,7 @@ def examples() -> dict[str, str]:
         programs = "".join(
             re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
         )
-        for name in shared.db.__all__ if path != REFERENCE else ():
+        for name in PUBLIC if path != REFERENCE else ():
             if re.search(rf"\b{name}\b", programs):
                 found.setdefault(name, path.name)
     return found
@@ -98,8 +102,7 @@ def _attributes(public: type[Exception]) -> dict[str, str]:
 
 def _functions() -> Iterator[tuple[str, Any]]:
     """The public functions and methods, each by what it is called."""
-    for name in shared.db.__all__:
-        public = getattr(shared.db, name)
+    for name, public in PUBLIC.items():
         if inspect.isfunction(public):
             yield f"{name}()", public
         elif inspect.isclass(public) and not issubclass(public, (Base, Enum, Exception)):
@@ -114,7 +117,7 @@ def _errors_of(function: Any) -> list[str]:
 
 
 def _is_error(name: str) -> bool:
-    public = getattr(shared.db, name, None)
+    public = PUBLIC.get(name)
     return inspect.isclass(public) and issubclass(public, Exception)
 
 
@@ -127,7 +130,7 @@ def _class(name: str, public: type[Any]) -> Iterator[str]:
     fields = _fields(public)
     made = "" if fields or "__init__" not in vars(public) else _signature(public.__init__, bound=True)
     made = "" if re.search(r"\b_[A-Z]", made) else made.partition(" -> ")[0]  # by the library alone
-    bases = [base.__name__ for base in public.__mro__[1:] if base.__name__ in shared.db.__all__]
+    bases = [base.__name__ for base in public.__mro__[1:] if base.__name__ in PUBLIC]
     yield f"class {name}{made}:{f'  # a {bases[0]}' if bases else ''}"
     yield from (f"    {field}" for field in fields)
     for member, value in _members(public):
@@ -152,7 +155,7 @@ def _fields(public: type[Any]) -> list[str]:
 
 def _members(public: type[Any]) -> Iterator[tuple[str, Any]]:
     """What the class brings that a public base, or one of another library, has not; in the order of the code."""
-    public_bases = [base for base in public.__mro__[1:] if base.__name__ in shared.db.__all__]
+    public_bases = [base for base in public.__mro__[1:] if base.__name__ in PUBLIC]
     shown_there = {above for base in public_bases for above in base.__mro__}
     own = [base for base in public.__mro__ if base.__module__.startswith("shared.db") and base not in shown_there]
     known = {name for base in public.__mro__ if base not in own for name in vars(base)} | {"merge_all"}  # of 2.1

@@ -63,7 +63,7 @@ from shared.db.operations.copy_database import copy_database
 from shared.db.operations.export import export_rows
 from shared.db.operations.import_rows import import_rows
 from shared.db.operations.purge import purge_rows
-from shared.db.operations.replay import replay
+from shared.db.operations.replaying import replay
 from shared.db.tables import OWNERSHIP
 from shared.db.tests.fleet import MYSQL, PLACES, fill
 from shared.db.tests.outside import outside_tables, source_at

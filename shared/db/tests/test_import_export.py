@@ -41,7 +41,7 @@ from shared.db.exchanges.bybit import parse_executions, parse_public_trades, rea
 from shared.db.operations import trade_file
 from shared.db.operations.export import export_executions, export_trades
 from shared.db.operations.progress import WHOLE
-from shared.db.operations.replay import replay
+from shared.db.operations.replaying import replay
 from shared.db.operations.row_files import read_export, writing
 from shared.db.operations.row_layout import FileLayout, file_layout_of, pyarrow
 from shared.db.operations.trade_import import import_trades

@@ -78,7 +78,7 @@ PONG = 'on_public_message(\'{"op": "pong"}\'); trades.close(); fills.close()'
 # What those blocks need beside it, before and after each.
 AROUND = {
     "bybit.md": [("", PONG), (EXPORTED, "")],
-    "operations.md": [("", "")],
+    "operations.md": [("with db.get_session(user_id=user_id) as s: RunRepository(s).finish(run_id)", ""), ("", "")],
     "scale.md": [("", ""), ("", "")],
     "security.md": [("db.enable_audit()", "")],
     "tenancy.md": [("", "")],
@@ -202,7 +202,7 @@ def test_the_page_of_examples_prints_what_it_promises(tmp_path: Path) -> None:
 
 
 def test_every_public_name_has_an_example() -> None:
-    """A page shows it at work in a program that is run; of the errors a few do for all."""
+    """A page shows each name of `shared.db` at work in a program that is run; of the errors a few do for all."""
     shown = reference.examples()
     errors = {name for name in shared.db.__all__ if name.endswith(("Error", "Violation", "Failure"))}
     assert sorted({*shared.db.__all__} - shown.keys() - errors) == []

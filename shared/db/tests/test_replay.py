@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from shared.db import DatabaseFactory, InputError, PrivateExecution, PublicTrade, Recorder, Run, SpoolError
 from shared.db.commands.cli import main
-from shared.db.operations.replay import replay
+from shared.db.operations.replaying import replay
 from shared.db.recording.row_text import RowText
 from shared.db.recording.spool import Spool
 from shared.db.tests.support import execution_values, in_threads, trade_values

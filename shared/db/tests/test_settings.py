@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psycopg2
 import pytest
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from sqlalchemy import URL, make_url
 
-from shared.db import DatabaseSettings, SettingsError, SharedDBError
+from shared.db import DatabaseSettings, SettingsError, SharedDBError, safe_url
 from shared.db.database_url import is_memory, parse_url
 from shared.db.settings import describe_settings, environment_names, read_env_file, settings_from
 
@@ -568,6 +569,32 @@ def test_nothing_that_is_shown_of_settings_holds_a_secret(values: dict[str, Any]
         assert CANARY not in form
     assert CANARY in told.get_database_url()
     assert pickle.loads(pickle.dumps(told)).get_database_url() == told.get_database_url()
+
+
+SECRET_TEXTS = st.text("abcXYZ019!#%&*+,-.:;<=>@[]^_{|}~ ", min_size=6, max_size=20).filter(
+    lambda text: "***" not in text
+)
+
+
+@given(SECRET_TEXTS)
+def test_a_masked_url_shows_no_secret(secret: str) -> None:
+    """`safe_url` masks the password and the query's secrets of every database's URL, and leaves the rest readable."""
+    quoted = quote(secret, safe="")
+    for scheme in ("postgresql", "postgres", "mysql", "mariadb", "postgresql+psycopg2"):
+        told = safe_url(f"{scheme}://bot:{quoted}@db.example:5433/grid?ssl_key=k.pem&sslpassword={quoted}")
+        assert "bot:***@db.example:5433/grid" in told
+        assert secret not in told
+        assert quoted not in told
+    assert safe_url("sqlite:///grid_bot.db") == "sqlite+pysqlite:///grid_bot.db"
+
+
+@given(SECRET_TEXTS)
+def test_what_is_no_database_s_url_is_not_masked_but_refused(secret: str) -> None:
+    """`safe_url` raises an error that says how to write one, and quotes nothing of it."""
+    for text in (f"redis://:{quote(secret, safe='')}@cache:6379/0", f"{secret}", f"postgresql://bot:{secret}@/@@x"):
+        with pytest.raises(SettingsError) as refused:
+            safe_url(text)
+        assert secret not in str(refused.value)
 
 
 def test_safe_url_shows_everything_else() -> None:
