@@ -54,9 +54,10 @@ class CleanEnvironment:
         )
 
     def python(self, *arguments: str, where: Path) -> str:
-        """Run Python in the folder `where`, warnings being errors; what it printed."""
+        """Run Python in the folder `where`, warnings being errors; what it printed. The second run compiles nothing."""
         interpreter = self.folder / "bin" / "python"
-        return run(interpreter, "-W", "error", *arguments, where=where)
+        kept = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": ""}
+        return run(interpreter, "-W", "error", *arguments, where=where, **kept)
 
 
 def run(*command: str | Path, where: Path = WORKSPACE, **environment: str) -> str:
@@ -209,7 +210,7 @@ def test_the_wheel_brings_its_migrations(wheel: Path, clean: CleanEnvironment, t
             "gridbot-shared-db",
             "--inexact",
         ),
-        *("--all-extras", "--python", sys.executable),
+        *("--extra", "migrations", "--python", sys.executable),
         UV_PROJECT_ENVIRONMENT=str(clean.folder),
     )
     assert "is now at" in clean.python("-m", "shared.db", "migrate", "up", where=tmp_path)
