@@ -15,16 +15,22 @@ from typing import TYPE_CHECKING, Any
 from typing import cast as cast_to
 
 from sqlalchemy import (
+    CHAR,
     BigInteger,
     Boolean,
     Column,
     ColumnElement,
     DateTime,
+    Dialect,
     Double,
+    Integer,
     Numeric,
     Select,
+    SmallInteger,
+    String,
     Text,
     cast,
+    literal_column,
     select,
 )
 from sqlalchemy.orm import Session
@@ -44,6 +50,16 @@ if TYPE_CHECKING:
     import pyarrow
 
 _PAGE_SIZE = 20_000
+_INSTANT = "timestamp[us, tz=UTC]"
+# What the server may store for a value to be sent as an Arrow type just as it is, and first as what it sends that.
+_SENT_AS: dict[str, tuple[TypeEngine[Any], ...]] = {
+    "decimal128(20, 8)": (Numeric(),),
+    _INSTANT: (DateTime(timezone=True),),
+    "string": (Text(), String(), CHAR()),
+    "int64": (BigInteger(), Integer(), SmallInteger()),
+    "double": (Double(),),
+    "bool": (Boolean(),),
+}
 
 
 def to_arrow(session: Session, rows: RowRange) -> pyarrow.Table:
@@ -139,26 +155,37 @@ def _read_binary(session: Session, chosen: Select[Any], columns: Sequence[Column
     if not all(map(binary.holds, schema.types)) or not sends_utf8(driver):
         return None
     receiver = binary.Receiver(schema.names, schema.types)
-    sent = [_sent(column, kind, checked) for column, kind in zip(columns, schema.types, strict=True)]
-    _copy_out(session, chosen.with_only_columns(*sent), "FORMAT binary", receiver)
+    sent, unaltered = [], []
+    for column, kind in zip(columns, map(str, schema.types), strict=True):
+        sent.append(_sent(column, kind))
+        unaltered.append(_is_unaltered(column, kind, dialect_of(session)))
+    _copy_out(session, chosen.with_only_columns(*sent).where(*unaltered), "FORMAT binary", receiver)
     try:
-        return arrow.Table.from_batches(receiver.batches(), schema)
+        made = receiver.batches()
     except checked.NOT_HELD:
         return None
+    return arrow.Table.from_batches(made, schema) if made else None
 
 
-def _sent(column: Column[Any], kind: Any, checked: Any) -> ColumnElement[Any]:
-    # A column that is of the type is left as it is. One that somebody made of another is no surprise in the bytes.
-    if kind == checked.INSTANT:
-        return cast(column, DateTime(timezone=True))
-    known: dict[str, TypeEngine[Any]] = {
-        "decimal128(20, 8)": Numeric(),
-        "string": Text(),
-        "int64": BigInteger(),
-        "double": Double(),
-        "bool": Boolean(),
-    }
-    return cast(forms_of(column.type).exported(column), known[str(kind)])
+def _sent(column: Column[Any], kind: str) -> ColumnElement[Any]:
+    # Neither needs a cast, and one to text would cut the blanks at the end of a CHAR.
+    if kind == _INSTANT or forms_of(column.type).is_text:
+        return column
+    return cast(forms_of(column.type).exported(column), _SENT_AS[kind][0])
+
+
+def _is_unaltered(column: Column[Any], kind: str, dialect: Dialect) -> ColumnElement[bool]:
+    """Whether the server has the column as it is declared: of one that somebody altered a cast might change a value.
+
+    It tells that without looking at a row, and gives none for no.
+    """
+    quote = dialect.identifier_preparer
+    # As text all goes that Arrow has no type for.
+    is_other = kind == "string" and not forms_of(column.type).is_text
+    types = [one.compile(dialect).replace("'", "''") for one in ((column.type,) if is_other else _SENT_AS[kind])]
+    stored = f"(CAST(NULL AS {quote.format_table(column.table)})).{quote.quote(column.name)}"
+    known = ", ".join(f"to_regtype('{one}')" for one in types)
+    return literal_column(f"pg_typeof({stored}) IN ({known})", Boolean())
 
 
 def _read_csv(session: Session, chosen: Select[Any], columns: Sequence[Column[Any]], arrow: Any) -> Any:

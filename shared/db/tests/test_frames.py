@@ -16,12 +16,14 @@ from sqlalchemy import URL, text
 from sqlalchemy.orm import Session
 
 from shared.db import (
+    DatabaseCorruptError,
     DatabaseFactory,
     ExecutionRow,
     InvalidValueError,
     MissingExtraError,
     PrivateExecutionRepository,
     PublicTradeRepository,
+    StatementRefusedError,
     TenantScopeError,
     TradeRow,
 )
@@ -171,6 +173,43 @@ def test_what_has_no_place_in_binary_rows_goes_by_way_of_csv(postgresql_db: Data
         session.rollback()
 
 
+@pytest.mark.parametrize(
+    ("column", "kind"),
+    [
+        *(("price", kind) for kind in ("double precision", "real", "bigint", "numeric", "text", "varchar(40)")),
+        *(("local_ts", kind) for kind in ("timestamp", "date", "text", "timestamptz(0)")),
+        *(("trade_id", kind) for kind in ("text", "char(60)")),
+    ],
+)
+def test_a_column_that_somebody_altered_is_read_as_its_text_is(
+    postgresql_db: DatabaseFactory, monkeypatch: pytest.MonkeyPatch, column: str, kind: str
+) -> None:
+    """Whatever is made of it: digit for digit the plain rows, where a cast to the declared type would lose some."""
+    # The second one has 16 digits, which a float of 8 bytes keeps.
+    prices = ("0.1", "12345678.12345678", "3")
+    with postgresql_db.get_session() as session:
+        trades = PublicTradeRepository(session)
+        trades.bulk_create([trade_values(number, price=price) for number, price in enumerate(prices)])
+        session.execute(text(f"ALTER TABLE public_trades ALTER COLUMN {column} TYPE {kind} USING {column}::{kind}"))
+        session.execute(text("SET LOCAL TIME ZONE 'America/New_York'"))
+        plain = _told(session, lambda: [getattr(row, column) for row in trades.iter_symbol_range("BTCUSDT")])
+        found = _told(session, lambda: trades.to_arrow("BTCUSDT")[column].to_pylist())
+        assert found == plain
+        monkeypatch.setattr(frames, "_read_binary", lambda *_: None)
+        assert _told(session, lambda: trades.to_arrow("BTCUSDT")[column].to_pylist()) == found
+        session.rollback()
+
+
+def _told(session: Session, ask: Callable[[], list[Any]]) -> list[Any] | None:
+    """What is read, None where it is refused."""
+    with session.begin_nested() as savepoint:
+        try:
+            return ask()
+        except (DatabaseCorruptError, StatementRefusedError, pyarrow.ArrowInvalid):
+            savepoint.rollback()
+            return None
+
+
 def test_executions_in_a_table_equal_their_plain_rows(db: DatabaseFactory) -> None:
     """NULL stays apart from empty text, rebates stay negative, and a symbol narrows the table."""
     run, _ = two_runs(db)
@@ -231,6 +270,7 @@ def test_a_missing_library_names_its_extra(
     session: Session, monkeypatch: pytest.MonkeyPatch, library: str, call: Callable[[PublicTradeRepository], Any]
 ) -> None:
     """Without the library the error says which one it is and how to install it."""
+    PublicTradeRepository(session).to_arrow("BTCUSDT")  # pyarrow looks for pandas once, and keeps it
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(MissingExtraError, match=rf"{library} is not installed.*WHEEL\[frames\]") as missing:
         call(PublicTradeRepository(session))

@@ -78,6 +78,11 @@ class Forms:
         return kind.impl_instance if isinstance(kind, TypeDecorator) else kind
 
     @property
+    def is_text(self) -> bool:
+        """Whether every database stores the values in a column of text, which it gives as it is."""
+        return isinstance(self.sql_type, String) and not isinstance(self.sql_type, Enum)
+
+    @property
     def value_type(self) -> type[Any]:
         """The Python type of the values."""
         return self.sql_type.python_type
