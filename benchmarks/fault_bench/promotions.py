@@ -18,8 +18,10 @@ from benchmarks.fault_bench.server import PostgreSQLServer, Standby
 from shared.db import DatabaseFactory, DatabaseSettings, PublicTrade
 
 _WRITERS, _READERS = 4, 2
-# Seconds: until all write again, the bound of readers while a standby lags, and the wait for an own write.
-_SERVICE, _STALENESS, _WAIT = 2.0, 0.5, 0.010
+# Seconds: until all write again, and the bound of readers while a standby lags. Milliseconds: how much later an own
+# write is read.
+_SERVICE, _STALENESS, _WAIT = 2.0, 0.5, 10.0
+_PARTS = 0.5, 0.99
 _PLACE = text("SELECT pg_is_in_recovery()")
 _COUNT = select(func.count()).where(PublicTrade.symbol == "reader")
 
@@ -124,12 +126,13 @@ def _read(ground: Ground) -> list[Figure]:
 
 def _own_writes(db: DatabaseFactory, count: int, *, timed: bool) -> Figure:
     """How long it takes until the own write is read; beside it, as the machine may be busy, a read of the primary."""
-    found, from_standby, taken, of_primary = 0, 0, list[float](), list[float]()
+    found, from_standby, opened, taken, of_primary = 0, 0, list[float](), list[float](), list[float]()
     for number in range(count):
         with db.get_session() as session:
             session.add(_trade(number))
         position, began = db.write_position(), time.monotonic()
         with db.get_session(read_only=True, after=position) as session:
+            opened.append(time.monotonic() - began)
             found += session.scalar(_COUNT) == number + 1
             taken.append(time.monotonic() - began)
             from_standby += bool(session.scalar(_PLACE))
@@ -137,14 +140,20 @@ def _own_writes(db: DatabaseFactory, count: int, *, timed: bool) -> Figure:
         with db.get_session(read_only=True, max_staleness=0) as session:
             session.scalar(_COUNT)
             of_primary.append(time.monotonic() - began)
-    late, usual = (sorted(seconds)[int(count * 0.99)] for seconds in (taken, of_primary))
-    measured = (
-        f"{found:,}, {from_standby:,} from the standby; 99 of 100 read within {late * 1000:.1f} ms, "
-        f"and on the primary within {usual * 1000:.1f} ms"
+    waited, late, usual = (
+        [sorted(each)[int(count * part)] * 1000 for part in _PARTS] for each in (opened, taken, of_primary)
     )
-    promised = f"{count:,} of {count:,}, 99 of 100 at most {_WAIT * 1000:.0f} ms later than on the primary"
-    holds = found == count and (late - usual <= _WAIT or not timed)
+    measured = (
+        f"{found:,}, {from_standby:,} from the standby; half and 99 of 100 read within {_both(late)} ms, of which "
+        f"{_both(waited)} until it had them, and on the primary within {_both(usual)}"
+    )
+    promised = f"{count:,} of {count:,}, 99 of 100 at most {_WAIT:.0f} ms later than on the primary"
+    holds = found == count and (late[1] - usual[1] <= _WAIT or not timed)
     return Figure("own writes read after their position", promised, measured, holds)
+
+
+def _both(milliseconds: list[float]) -> str:
+    return " and ".join(f"{each:.1f}" for each in milliseconds)
 
 
 def _lagging(db: DatabaseFactory, standby: Standby, seconds: int, number: int) -> Figure:
