@@ -265,10 +265,18 @@ def generated_key(model: type[Any]) -> str | None:
 
 def index_leads_to(model: type[Any], time: str) -> tuple[str, ...]:
     """The columns that come right before `time` at the beginning of an index."""
+    return tuple(sorted(columns[0] for columns in _indexed(model) if columns[1:2] == [time]))
+
+
+def begins_index(model: type[Any], *names: str) -> bool:
+    """Whether these columns, in this order, are the beginning of an index."""
+    return any(columns[: len(names)] == [*names] for columns in _indexed(model))
+
+
+def _indexed(model: type[Any]) -> list[list[str]]:
     table: Table = model.__table__
     keys: list[Any] = [one for one in table.constraints if isinstance(one, UniqueConstraint)]
-    found = [[column.name for column in one.columns][:2] for one in (*keys, *table.indexes)]
-    return tuple(sorted(columns[0] for columns in found if columns[1:] == [time]))
+    return [[column.name for column in one.columns] for one in (*keys, *table.indexes)]
 
 
 def public_among(tables: Iterable[Any]) -> type[Any] | None:

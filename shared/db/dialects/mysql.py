@@ -108,6 +108,9 @@ class MySQL(Port):
         **dict.fromkeys(("database", "db"), "database"),
     }
     error: ClassVar[type[Exception]] = _NoDriver if pymysql is None else pymysql.MySQLError
+    # It throws away a range that costs more than the whole table, LIMIT or not, and has `ref` left on the same index:
+    # from a symbol's first row to a page, or to one that is read backwards from its last.
+    walks_equals: ClassVar[bool] = True
     # A second statement on the connection ends the reading of the first one, without a word.
     keeps_cursors: ClassVar[bool] = False
     reads_by_value: ClassVar[bool] = True

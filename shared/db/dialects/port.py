@@ -85,6 +85,8 @@ class Port(ABC):
     """Whether a transaction has to ask to be serializable."""
     reads_by_value: ClassVar[bool] = False
     """Whether its driver takes a time for every value that it reads, so that one text a row is read sooner."""
+    walks_equals: ClassVar[bool] = False
+    """Whether it may look for rows of an equality from the first of them on, wherever else an index could begin."""
     keeps_cursors: ClassVar[bool] = True
     """Whether a result can be read from the server while other statements run on the connection."""
     locks_by_name: ClassVar[bool] = True

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Column, ColumnElement, Table, bindparam, tuple_
 
 from shared.db.column_types import BoundedString, UTCDateTime
+from shared.db.dialects.port import Port
 from shared.db.errors import InvalidValueError
-from shared.db.tables import Stream, cursor_text, generated_key, stream_of, streams
+from shared.db.tables import OWNERSHIP, Stream, begins_index, cursor_text, generated_key, stream_of, streams
 from shared.db.value_forms.forms import forms_of
 
 # Where a row stands in its range: its time, and what tells it from others of that time, if they may be several.
@@ -114,7 +115,8 @@ def source_of(model: type[Any]) -> Source:
 class RowRange:
     """The rows of one key from `start` to `end`, ordered by time, those of one instant by the stream's tie.
 
-    `within` are further criteria, `owned` is the one that they belong to the user, where it is needed.
+    `within` are further criteria, `owned` is the one that they belong to the user, where it is needed. `spanned` asks
+    for the key as for whatever lies from it to itself.
     """
 
     source: Source
@@ -123,6 +125,18 @@ class RowRange:
     end: datetime | None
     within: tuple[ColumnElement[bool], ...] = ()
     owned: ColumnElement[bool] | None = None
+    spanned: bool = False
+
+    def few_for(self, port: Port) -> RowRange:
+        """The same range, for a statement that asks for few of its rows, the first of them in either order.
+
+        Where the database would walk all rows of the key before them, though an index has the range: see
+        `Port.walks_equals`. Users' rows are confined by their owners, whom it finds by an equality alone.
+        """
+        source = self.source
+        shared = OWNERSHIP[source.model] is None
+        spanned = port.walks_equals and shared and begins_index(source.model, source.stream.by, *source.stream.order)
+        return replace(self, spanned=spanned)
 
     @property
     def confined(self) -> tuple[ColumnElement[bool], ...]:
@@ -132,8 +146,9 @@ class RowRange:
     def criteria(self, after: Position | None = None, *, reverse: bool = False) -> tuple[ColumnElement[bool], ...]:
         """What a row must meet to be in the range and later than `after` in the order of reading."""
         order = self.source.order
-        time = order[0]
-        found = [self.source.column(self.source.stream.by) == self.key, *self.within]
+        time, by = order[0], self.source.column(self.source.stream.by)
+        found = [by >= self.key, by <= self.key] if self.spanned else [by == self.key]
+        found += self.within
         start, end = self.start, self.end
         # One bound a side: of two, SQLite may begin at the farther one and read all that lies between them.
         if after is not None and reverse and (end is None or after[0] <= end):
@@ -163,6 +178,8 @@ class RowRange:
     def order(self, *, reverse: bool = False) -> tuple[ColumnElement[Any], ...]:
         """The order of reading."""
         order = self.source.order
+        if self.spanned:
+            order = (self.source.column(self.source.stream.by), *order)
         return tuple(column.desc() for column in order) if reverse else order
 
     def position_of(self, cursor: str | None) -> Position | None:

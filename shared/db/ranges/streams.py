@@ -29,6 +29,8 @@ from shared.db.tenancy.session_scope import UserSession, connection_for
 from shared.db.value_forms.forms import forms_of
 
 PAGE_SIZE = 2000
+# A table of so few pages may rather be read as a whole, and sorted, for each page of a span (`RowRange.few_for`).
+_FEW_PAGES = 25
 # Where an engine's dialect has the partitions of tables, and for how long they are taken for true.
 _PARTITIONS = "shared_db_partitions"
 _KNOWN_SECONDS = 60.0
@@ -78,6 +80,7 @@ def latest(session: Session, rows: RowRange) -> Any | None:
     Of a table in partitions those of the present, or of the range's end, are asked first: to look into each of them
     costs ten times as much as the answer.
     """
+    rows = rows.few_for(port_of(session))
     newest = _mapped(session, rows).order_by(*rows.order(reverse=True)).limit(1)
     start = _newest_partition(session, rows)
     if start is not None and (rows.start is None or rows.start < start):
@@ -193,14 +196,18 @@ def _pages(
     page_size: int,
     texts: InOneText | None = None,
 ) -> Iterator[Sequence[Any]]:
-    statement = statement.order_by(*rows.order(reverse=reverse))
-    if not port_of(session).keeps_cursors:
+    port = port_of(session)
+    if not port.keeps_cursors:
         # A later page must not bring what this session writes meanwhile: whoever writes ahead of where they read
         # would never come to an end.
         number = rows.source.number
         if number is not None:
-            statement = statement.where(number <= (read(session, select(func.max(number))).scalar() or 0))
+            newest = read(session, select(func.max(number))).scalar() or 0
+            statement = statement.where(number <= newest)
+            if newest > page_size * _FEW_PAGES:
+                rows = rows.few_for(port)
         else:
+            rows = rows.few_for(port)
             farthest = (
                 select(*rows.source.order)
                 .where(*rows.criteria(), *rows.confined)
@@ -210,7 +217,7 @@ def _pages(
             if last is None:
                 return
             statement = statement.where(rows.up_to(tuple(last), reverse=reverse))
-        statement = statement.limit(page_size)
+        statement = statement.order_by(*rows.order(reverse=reverse)).limit(page_size)
         asked, behind = statement.where(*rows.criteria(position, reverse=reverse)), None
         sooner = None if texts is None else texts.asking(asked)
 
@@ -231,6 +238,7 @@ def _pages(
                 # Made once: of a page's time, putting a statement together would be a tenth.
                 asked = behind = statement.where(*rows.criteria(position, reverse=reverse))
                 sooner = None if texts is None else texts.asking(asked)
+    statement = statement.order_by(*rows.order(reverse=reverse))
     options = {"stream_results": True, "yield_per": page_size}
     while True:
         result = execute(statement.where(*rows.criteria(position, reverse=reverse)), execution_options=options)

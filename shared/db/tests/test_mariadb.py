@@ -25,6 +25,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    UniqueConstraint,
     column,
     event,
     insert,
@@ -35,31 +36,40 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.mysql import insert as mysql_insert
+from sqlalchemy.orm import Mapped, Session, mapped_column
 from sqlalchemy.sql.elements import quoted_name
 
 from shared.db import (
     ApiCredential,
     BackupError,
+    Base,
+    BoundedString,
+    CheckedInteger,
     ConstraintError,
     DatabaseFactory,
     DatabaseFailure,
     DatabaseLockedError,
     ExecutionRow,
     MigrationError,
+    Ownership,
     PrivateExecutionRepository,
     PublicTrade,
     PublicTradeRepository,
+    Repository,
     RowSecurityError,
     Run,
     RunRepository,
     SchemaVersionError,
     Strategy,
+    Stream,
     TargetNotEmptyError,
     TenantViolation,
     TransactionAbortedError,
     TransactionConflictError,
     TransactionControlError,
     User,
+    UTCDateTime,
+    parent_column,
 )
 from shared.db.migrations import runner
 from shared.db.operations import mysql_exchange
@@ -70,6 +80,7 @@ from shared.db.testing import _MySQLDatabases, run_on_mysql
 from shared.db.tests.fleet import everything_of, fill, run_values
 from shared.db.tests.forked import run_python
 from shared.db.tests.migration_support import REVISIONS, contents, schema_of, seed
+from shared.db.tests.outside import outside_tables
 from shared.db.tests.support import execution_values, trade_values
 
 NOW = datetime(2025, 5, 19, tzinfo=UTC)
@@ -200,6 +211,92 @@ def test_a_later_page_is_found_by_the_index(maria: DatabaseFactory) -> None:
         PublicTradeRepository(session).bulk_create(rows)
         found = PublicTradeRepository(session).iter_symbol_range(rows[0]["symbol"], page_size=2)
         assert [row.trade_id for row in found] == [f"{n:02}" for n in range(20)]
+
+
+@pytest.fixture
+def long(maria: DatabaseFactory) -> DatabaseFactory:
+    """A MariaDB of which one symbol's 3,000 trades are half."""
+    rows = [trade_values(n, symbol=symbol) for n in range(3000) for symbol in ("BTCUSDT", "ETHUSDT")]
+    with maria.get_session() as session:
+        PublicTradeRepository(session).bulk_create(rows)
+    with maria.engine.connect() as connection:
+        connection.exec_driver_sql("ANALYZE TABLE public_trades")
+    return maria
+
+
+def _looked_at(session: Session, work: Callable[[], object]) -> int:
+    """How many rows, and entries of indexes, the server looked at for that."""
+    connection = Session.connection(session)
+    query = "SHOW SESSION STATUS WHERE variable_name LIKE 'Handler_read%%' OR variable_name = 'Handler_icp_attempts'"
+
+    def seen() -> int:
+        return sum(int(value) for _, value in connection.exec_driver_sql(query))
+
+    first = seen()
+    itself = (before := seen()) - first
+    work()
+    return seen() - before - itself
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("as_objects", [False, True])
+def test_a_page_looks_at_its_own_rows_alone(long: DatabaseFactory, reverse: bool, as_objects: bool) -> None:
+    """The server would begin with the symbol's first row, wherever the page begins: of a symbol that is half of all."""
+    with long.get_session(read_only=True) as session:
+        trades = PublicTradeRepository(session)
+        after = [row.cursor for row in trades.iter_symbol_range("BTCUSDT")][1500]
+
+        def page() -> None:
+            rows = trades.iter_range("BTCUSDT", after=after, page_size=100, reverse=reverse, as_objects=as_objects)
+            expected = range(1499, 1399, -1) if reverse else range(1501, 1601)
+            assert [row.trade_id for row in itertools.islice(rows, 100)] == [f"trade-{n}" for n in expected]
+
+        assert _looked_at(session, page) < 500
+
+
+def test_the_last_row_before_a_time_is_looked_up(long: DatabaseFactory) -> None:
+    """The server would go back to it from the symbol's newest row."""
+    with long.get_session(read_only=True) as session:
+
+        def look() -> None:
+            found = PublicTradeRepository(session).get_trade_at_or_before("BTCUSDT", trade_values(1500)["exchange_ts"])
+            assert found is not None
+            assert found.trade_id == "trade-1500"
+
+        assert _looked_at(session, look) < 10
+
+
+def test_a_user_s_page_is_found_by_its_run(maria: DatabaseFactory) -> None:
+    """By an equality, through which the server finds the run's owner; else it would sort all rows for each page."""
+    with outside_tables():
+
+        class Order(Base):
+            """Some run's."""
+
+            __tablename__ = "orders"
+            __ownership__ = Ownership("run_id")
+            __stream__ = Stream(by="run_id", time="placed_ts", tie="order_id")
+            __table_args__ = (UniqueConstraint("run_id", "placed_ts", "order_id"),)
+            id: Mapped[int] = mapped_column(CheckedInteger(), primary_key=True, autoincrement=True)
+            run_id: Mapped[str] = parent_column("runs.run_id")
+            order_id: Mapped[str] = mapped_column(BoundedString(50))
+            placed_ts: Mapped[datetime] = mapped_column(UTCDateTime())
+
+        maria.create_tables()
+        with maria.get_session() as session:
+            run = session.scalars(select(Run)).first()
+            assert run is not None
+            rows = [{"run_id": run.run_id, "order_id": f"{n}", "placed_ts": NOW} for n in range(1000, 2000)]
+            Repository(session, Order).bulk_create(rows, user_id=run.user_id)
+        with maria.get_session(user_id=run.user_id, read_only=True) as session:
+
+            def page() -> None:
+                found = Repository(session, Order).iter_range(run.run_id, page_size=10)
+                assert [row.order_id for row in itertools.islice(found, 10)] == [f"{n}" for n in range(1000, 1010)]
+
+            assert _looked_at(session, page) < 100
+        with maria.engine.connect() as connection:
+            connection.exec_driver_sql("DROP TABLE orders")
 
 
 @pytest.mark.parametrize("odd", [None, "", "=", "x", "=x", "\n\t\\", "a\0b"])
