@@ -24,7 +24,9 @@ SQL_MODE = (
 )
 _CHANGES_SCHEMA = "shared_db_changes_schema"
 _TEXTS = re.compile(r"('(?:[^']|'')*')")
-SETTINGS = f"SET SESSION sql_mode = '{SQL_MODE}', time_zone = '+00:00'"
+# A page of rows comes as one text (`ranges/decoding.py`), of which MySQL would cut off all but 1 kB.
+_LONGEST_TEXT = 16 * 1024 * 1024
+SETTINGS = f"SET SESSION sql_mode = '{SQL_MODE}', time_zone = '+00:00', group_concat_max_len = {_LONGEST_TEXT}"
 
 
 def make(request: Request) -> Engine:

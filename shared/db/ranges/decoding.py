@@ -8,15 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, repeat
-from typing import Any, Self
+from typing import Any, Final, Self
 
-from sqlalchemy import Column, ColumnElement, Dialect, Select, func
+from sqlalchemy import Cast, Column, ColumnElement, Dialect, Integer, Select, Text, func, select
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.expression import FunctionElement
 
 from shared.db.dialects import port_of
+from shared.db.tenancy.functions import allow_functions
 from shared.db.value_forms.forms import forms_of
 
 # Rows before they are decoded.
 RawPages = Iterable[Sequence[Any]]
+
+
+# What of a letter may be missing where a text is cut off, in bytes.
+_LETTER = 4
 
 
 def undecoded(columns: Sequence[Column[Any]], dialect: Dialect) -> list[ColumnElement[Any]]:
@@ -24,41 +32,84 @@ def undecoded(columns: Sequence[Column[Any]], dialect: Dialect) -> list[ColumnEl
     return [forms_of(column.type).fetched(column, dialect) for column in columns]
 
 
+class one_text(FunctionElement[str]):  # noqa: N801 # a function of SQL, written as such
+    """All of a text's rows as one, in the order of what follows, with NUL between them."""
+
+    type = Text()
+    inherit_cache = True
+    name = "one_text"
+
+
+class longest_text(FunctionElement[int]):  # noqa: N801 # as above
+    """Where the server cuts off such a text, in bytes."""
+
+    type = Integer()
+    inherit_cache = True
+    name = "longest_text"
+
+
+allow_functions(one_text, longest_text)
+
+
+@compiles(one_text)
+def _one_text(element: one_text, compiler: SQLCompiler, **how: Any) -> str:
+    text, *order = (compiler.process(clause, **how) for clause in element.clauses)
+    return f"group_concat({text} ORDER BY {', '.join(order)} SEPARATOR 0x00)"
+
+
+@compiles(longest_text)
+def _longest_text(element: longest_text, compiler: SQLCompiler, **how: Any) -> str:
+    return "least(@@group_concat_max_len, @@max_allowed_packet)"
+
+
 class InOneText:
-    """A row's columns as one text, for a driver of Python's own that takes its time for each value of a row.
+    """A page of rows as one text, for a driver of Python's own that takes its time for each row and each value.
 
     NUL stands between the values, which no text of ours has in it. NULL is an empty text, where a column may be NULL,
     and a value has a mark before it.
     """
 
-    def __init__(self, columns: Sequence[Column[Any]], fetched: Sequence[ColumnElement[Any]]) -> None:
+    most: Final = 20_000
+    """How many rows a text takes, so that it stays far below the 16 MB at which servers cut it off."""
+
+    def __init__(self, columns: Sequence[Column[Any]], dialect: Dialect) -> None:
+        self._columns, self._dialect = columns, dialect
         self._nullable = [place for place, column in enumerate(columns) if column.nullable]
-        self._width = len(columns)
-        parts = [
-            func.coalesce(func.concat("=", part), "") if column.nullable else part
-            for column, part in zip(columns, fetched, strict=True)
-        ]
-        self._text = func.concat_ws("\0", *parts)
 
     @classmethod
     def of(cls, columns: Sequence[Column[Any]], dialect: Dialect) -> Self | None:
         """None where a driver needs none, or a column is no text as it is fetched."""
         texts = all(forms_of(column.type).fetches_text(dialect) for column in columns)
-        return cls(columns, undecoded(columns, dialect)) if texts and port_of(dialect).reads_by_value else None
+        return cls(columns, dialect) if texts and port_of(dialect).reads_by_value else None
 
-    def asking(self, statement: Select[Any]) -> Select[Any]:
-        """The statement, for the texts in place of its columns."""
-        return statement.with_only_columns(self._text, maintain_column_froms=True)
+    def asking(self, statement: Select[Any], order: Sequence[Column[Any]], *, reverse: bool) -> Select[Any]:
+        """The statement, for a text in place of its rows, which come in this order there too.
 
-    def split(self, page: Sequence[Any]) -> Sequence[Any] | None:
-        """The rows of a page of texts; None where somebody else has stored a text with NUL in it, or one too long."""
-        try:
-            values = "\0".join([text for (text,) in page]).split("\0") if page else []
-        except TypeError:  # one of them is None: it was longer than the server makes a text
+        With their number, and how long a text may be: of one that is longer the server cuts the end off.
+        """
+        page = statement.with_only_columns(*self._columns, maintain_column_froms=True).subquery().c
+        # What is put together becomes text as by CAST, which would take the server a second look at each value.
+        fetched = [part.clause if isinstance(part, Cast) else part for part in undecoded([*page], self._dialect)]
+        for place in self._nullable:
+            fetched[place] = func.coalesce(func.concat("=", fetched[place]), "")
+        row = func.concat_ws("\0", *fetched)
+        ordered = [page[column.name].desc() if reverse else page[column.name] for column in order]
+        asked: list[ColumnElement[Any]] = [func.count(), longest_text(), one_text(row, *ordered)]
+        return select(*asked)
+
+    def split(self, answer: Sequence[Any]) -> Sequence[Any] | None:
+        """The rows of a text; None where it was too long, or somebody else has stored a text with NUL in it."""
+        ((number, longest, text),) = answer
+        if not number:
+            return []
+        # Without a row that was too long by itself there are fewer values than there should be, or no text at all.
+        if text is None or len(text.encode()) > longest - _LETTER:
             return None
-        if len(values) != len(page) * self._width:
+        values = text.split("\0")
+        width = len(self._columns)
+        if len(values) != number * width:
             return None
-        columns: list[Sequence[Any]] = [values[place :: self._width] for place in range(self._width)]
+        columns: list[Sequence[Any]] = [values[place::width] for place in range(width)]
         for place in self._nullable:
             columns[place] = [text[1:] if text else None for text in columns[place]]
         return list(zip(*columns, strict=True))

@@ -140,6 +140,8 @@ def raw_pages(
     dialect = dialect_of(session)
     statement = select(*undecoded(columns, dialect)).where(*rows.confined)
     texts = InOneText.of(columns, dialect)
+    if texts is not None:
+        page_size = min(page_size, texts.most)
     return _pages(session, partial(read, session), statement, rows, position, position_in, reverse, page_size, texts)
 
 
@@ -219,7 +221,7 @@ def _pages(
             statement = statement.where(rows.up_to(tuple(last), reverse=reverse))
         statement = statement.order_by(*rows.order(reverse=reverse)).limit(page_size)
         asked, behind = statement.where(*rows.criteria(position, reverse=reverse)), None
-        sooner = None if texts is None else texts.asking(asked)
+        sooner = None if texts is None else texts.asking(asked, rows.source.order, reverse=reverse)
 
         def page_of(question: Any) -> Sequence[Any]:
             with execute(question, {} if behind is None or position is None else rows.parameters(position)) as result:
@@ -237,7 +239,7 @@ def _pages(
             if behind is None:
                 # Made once: of a page's time, putting a statement together would be a tenth.
                 asked = behind = statement.where(*rows.criteria(position, reverse=reverse))
-                sooner = None if texts is None else texts.asking(asked)
+                sooner = None if texts is None else texts.asking(asked, rows.source.order, reverse=reverse)
     statement = statement.order_by(*rows.order(reverse=reverse))
     options = {"stream_results": True, "yield_per": page_size}
     while True:

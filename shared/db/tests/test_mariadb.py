@@ -299,6 +299,57 @@ def test_a_user_s_page_is_found_by_its_run(maria: DatabaseFactory) -> None:
             connection.exec_driver_sql("DROP TABLE orders")
 
 
+@contextmanager
+def _statements(db: DatabaseFactory) -> Iterator[list[str]]:
+    """What the block sends."""
+    sent: list[str] = []
+
+    def note(connection: object, cursor: object, statement: str, *_: object) -> None:
+        sent.append(statement)
+
+    event.listen(db.engine, "before_cursor_execute", note)
+    try:
+        yield sent
+    finally:
+        event.remove(db.engine, "before_cursor_execute", note)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_page_comes_as_one_text(long: DatabaseFactory, reverse: bool) -> None:
+    """In the order of its rows: the driver takes its time for each row, and is given one a page."""
+    with long.get_session(read_only=True) as session, _statements(long) as sent:
+        rows = PublicTradeRepository(session).iter_symbol_range("BTCUSDT", reverse=reverse, page_size=1000)
+        numbers = reversed(range(3000)) if reverse else range(3000)
+        assert [row.trade_id for row in rows] == [f"trade-{n}" for n in numbers]
+    newest, *pages = sent
+    assert "max(" in newest
+    assert ["group_concat" in page for page in pages] == [True] * 4
+
+
+def test_a_page_is_no_longer_than_a_text(maria: DatabaseFactory) -> None:
+    """Whoever asks for more rows at a time gets them in several."""
+    with maria.get_session() as session, _statements(maria) as sent:
+        trades = PublicTradeRepository(session)
+        trades.bulk_create([trade_values(number) for number in range(20_001)])
+        sent.clear()
+        assert sum(1 for _ in trades.iter_symbol_range("BTCUSDT", page_size=50_000)) == 20_001
+    assert sum("group_concat" in statement for statement in sent) == len(sent) - 1 == 2
+
+
+def test_a_page_is_whole_whatever_the_server_cuts_off(maria: DatabaseFactory) -> None:
+    """A text that is too long for it has no end, without a word; such a page comes row by row."""
+    with maria.get_session() as session:
+        trades = PublicTradeRepository(session)
+        trades.bulk_create([trade_values(number, trade_id=f"é-{number}") for number in range(3)])
+        whole = list(trades.iter_symbol_range("BTCUSDT"))
+        with _statements(maria) as sent:
+            for longest in range(4, 400):
+                session.connection().exec_driver_sql(f"SET SESSION group_concat_max_len = {longest}")
+                assert list(trades.iter_symbol_range("BTCUSDT")) == whole
+        pages = [statement for statement in sent if "LIMIT" in statement]
+        assert 0 < sum("group_concat" not in statement for statement in pages) < 396
+
+
 @pytest.mark.parametrize("odd", [None, "", "=", "x", "=x", "\n\t\\", "a\0b"])
 def test_a_range_reads_what_its_rows_hold(maria: DatabaseFactory, odd: str | None) -> None:
     """A row comes as one text, in which NULL, the marks of a value and what others stored stay what they are."""
