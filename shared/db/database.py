@@ -204,7 +204,7 @@ class DatabaseFactory:
         if replica is not None or max_staleness is not None or after is not None:
             wanted = Wanted.of(max_staleness, after, self.settings.max_staleness)
             standby = None if replica is None else replica.connection(wanted)
-        session = self._new_session(engine if standby is None else standby, user_id, read_only)
+        session = self._new_session(engine if standby is None else standby, user_id)
         with self._lock:
             overlap = self._open_sessions > 0 and isinstance(engine.pool, StaticPool)
             self._open_sessions += 1
@@ -381,7 +381,7 @@ class DatabaseFactory:
             caller=caller,
         )
 
-    def _new_session(self, bind: Engine | Connection, user_id: UserId, read_only: bool) -> Session:
+    def _new_session(self, bind: Engine | Connection, user_id: UserId) -> Session:
         factory = self._opened().sessions
         if user_id is UNSET:
             return factory(bind=bind)
@@ -394,7 +394,7 @@ class DatabaseFactory:
             if installed == some:  # else asked again: the tables that lack their policies may get them
                 self._policies_installed = installed
         adopt = (self.settings.tenant_role, user_id) if installed else None
-        return UserSession(**(factory.kw | {"bind": bind}), user_id=user_id, adopt=adopt, read_only=read_only)
+        return UserSession(**(factory.kw | {"bind": bind}), user_id=user_id, adopt=adopt)
 
     def enable_row_security(self) -> None:
         """Have PostgreSQL confine users' sessions too: create the role and the policies, or renew them.

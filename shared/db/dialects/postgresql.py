@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import psycopg2
 import psycopg2.errors
@@ -53,6 +53,7 @@ _PAUSE = 0.05
 _PATIENCE = 5.0
 # What other rooms need of the driver, so that another driver is a change of this module.
 Cursor = extensions.cursor
+DivisionByZero = psycopg2.errors.DivisionByZero
 DuplicateObject = psycopg2.errors.DuplicateObject
 FeatureNotSupported = psycopg2.errors.FeatureNotSupported
 InsufficientPrivilege = psycopg2.errors.InsufficientPrivilege
@@ -60,6 +61,7 @@ InvalidParameterValue = psycopg2.errors.InvalidParameterValue
 ReadOnlySqlTransaction = psycopg2.errors.ReadOnlySqlTransaction
 UniqueViolation = psycopg2.errors.UniqueViolation
 STATUS_READY = extensions.STATUS_READY
+TRANSACTION_STATUS_INERROR = extensions.TRANSACTION_STATUS_INERROR
 make_dsn = extensions.make_dsn
 # SQLSTATEs, class or whole.
 _FAILURES: tuple[tuple[str, type[DatabaseFailure]], ...] = (
@@ -109,8 +111,38 @@ _STATUS = {
 }
 
 
+class Adoption(Protocol):
+    """How a connection comes to be confined to a user, before or with the first statement of a transaction."""
+
+    def in_front(self, cursor: Cursor) -> bytes | None:
+        """What adopts the role in one message with a statement; None where it takes a message of its own."""
+
+    def unasked(self, cursor: Cursor) -> bytes:
+        """The same, without asking whether the policies hold, for a question that is confined without them."""
+
+    def took_place(self) -> None:
+        """A message with `in_front()` has succeeded."""
+
+    def now(self) -> None:
+        """Adopt it by a message of its own."""
+
+
 class Connection(extensions.connection):
     """The driver's connection, which SQLAlchemy's pool logs: its own repr hides the password, and no other secret."""
+
+    adoption: Adoption | None = None
+    """What the first statement of this transaction has to adopt, whichever cursor sends it."""
+
+    has_other_cursors = False
+    """Whether somebody may have one of another kind than ours, which adopts nothing with its first statement."""
+
+    def cursor(self, *args: Any, **options: Any) -> Any:
+        """As the driver's."""
+        if len(args) > 1 or "cursor_factory" in options:
+            self.has_other_cursors = True
+            if self.adoption is not None:
+                self.adoption.now()
+        return super().cursor(*args, **options)
 
     last_used = -math.inf
     """When it came back to the pool, by the monotonic clock."""

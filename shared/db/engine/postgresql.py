@@ -49,6 +49,7 @@ def make(request: Request) -> Engine:
         },
     )
     event.listen(engine, "do_connect", _connect)
+    event.listen(engine, "connect", _forget_cursors)
     event.listen(engine, "begin", _begin)
     event.listen(engine, "checkin", _come_back)
     round_trips.spare(engine)
@@ -68,7 +69,7 @@ def became_read_only(error: BaseException, connection: Connection) -> bool:
     return isinstance(error, postgresql.ReadOnlySqlTransaction) and not (only_reads(connection) or driver.readonly)
 
 
-class _Cursor(transaction_control.GuardedCursor, postgresql.Cursor):
+class _Cursor(transaction_control.GuardedCursor, round_trips.AdoptingCursor):
     """The driver's cursor, guarded."""
 
     def copy_expert(self, sql: Any, file: Any, size: int = 8192) -> None:
@@ -86,10 +87,15 @@ def _connect(dialect: Any, record: Any, arguments: Any, options: dict[str, Any])
         raise error.with_traceback(None)  # noqa: B904 # the same error
 
 
+def _forget_cursors(connection: Any, record: Any) -> None:
+    connection.has_other_cursors = False  # of the driver's and SQLAlchemy's own, which are gone
+
+
 def _begin(connection: Connection) -> None:
+    driver: Any = connection.connection.dbapi_connection
+    driver.adoption = None  # of a transaction in which nothing was sent
     # In place of SQLAlchemy's own option `postgresql_readonly`, whose handling takes as long as a round trip.
     if only_reads(connection):
-        driver: Any = connection.connection.dbapi_connection
         driver.readonly = True  # psycopg2 sends BEGIN READ ONLY before the first statement
 
 

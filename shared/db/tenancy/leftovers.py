@@ -46,6 +46,9 @@ def note(connection: Connection, cursor: Any, statement: str) -> None:
 
     What the compiler made of plain constructs leaves nothing behind, and confines itself.
     """
+    adoption = getattr(cursor.connection, "adoption", None)
+    if adoption is not None:
+        adoption.now()  # whether it is confined must be known before it is sent
     user_id = connection.info.get(ADOPTED)
     if user_id is None:
         return
@@ -70,6 +73,8 @@ def sweep(connection: Connection) -> None:
 
 def _reset(connection: Any, record: Any) -> None:
     record.info.pop(ADOPTED, None)
+    if isinstance(connection, dialect.Connection):
+        connection.adoption = None
     if not record.info.pop(SOILED, False) or not isinstance(connection, dialect.Connection):
         return
     try:

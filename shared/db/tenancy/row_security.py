@@ -216,9 +216,8 @@ def adopt_role(connection: Connection, role: str, user_id: str) -> bool:
                 if schema is None:
                     return False
                 setattr(connection.dialect, _SCHEMA, schema)
-            owned = tuple(model for model, entry in OWNERSHIP.items() if entry is not None)
-            statement = _adoption(getattr(connection.dialect, _SCHEMA), owned)
-            cursor.execute(statement, {"role": role, "user_id": user_id})
+            confining = _confining(getattr(connection.dialect, _SCHEMA), _owned())
+            cursor.execute(f"SELECT {confining}", {"role": role, "user_id": user_id})
             ((confined,),) = cursor.fetchall()
     except DBAPIError as error:
         if not isinstance(error.orig, (InsufficientPrivilege, InvalidParameterValue)):
@@ -235,11 +234,22 @@ def adopt_role(connection: Connection, role: str, user_id: str) -> bool:
     return True
 
 
-def adopting(cursor: Any, role: str, user_id: str) -> bytes:
-    """What does the same in front of a question, in one message and so one transaction with it.
+def adopting(connection: Connection, cursor: Any, role: str, user_id: str) -> bytes | None:
+    """What does the same in front of a statement, in one message with it, and fails if the policies are gone by now.
 
-    Nobody is told whether the policies hold: it is for questions that are confined without them.
+    None as long as nobody knows the tables' schema, which `adopt_role()` asks for.
     """
+    schema = getattr(connection.dialect, _SCHEMA, None)
+    if schema is None:
+        return None
+    # What the first of several statements gives nobody sees, and an error of it ends the message.
+    statement = f"SELECT 1 / ({_confining(schema, _owned())})::int; "
+    message: bytes = cursor.mogrify(statement, {"role": role, "user_id": user_id})
+    return message
+
+
+def adopting_unasked(cursor: Any, role: str, user_id: str) -> bytes:
+    """What does the same in front of a question that is confined without the policies, for which nobody asks."""
     statement: bytes = cursor.mogrify(_ADOPT_UNASKED, {"role": role, "user_id": user_id})
     return statement
 
@@ -253,13 +263,17 @@ def leave(connection: Connection) -> None:
 _ADOPT_UNASKED = "SELECT set_config('role', %(role)s, true), set_config('shared_db.user_id', %(user_id)s, true); "
 
 
+def _owned() -> tuple[type[Any], ...]:
+    return tuple(model for model, entry in OWNERSHIP.items() if entry is not None)
+
+
 @lru_cache(maxsize=8)
-def _adoption(schema: str, owned: tuple[type[Any], ...]) -> str:
-    """The statement that adopts the role, and asks for the policies of the tables that hold users' rows."""
+def _confining(schema: str, owned: tuple[type[Any], ...]) -> str:
+    """What adopts the role, and says whether the tables that hold users' rows have their policies."""
     # Evaluated from left to right: whether the policies hold is asked as the role they are for, and by the full name,
     # since a temporary table of the same name would come first.
     conditions = [
-        "SELECT set_config('role', %(role)s, true) IS NOT NULL",
+        "set_config('role', %(role)s, true) IS NOT NULL",
         "set_config('shared_db.user_id', %(user_id)s, true) IS NOT NULL",
     ]
     for model in owned:

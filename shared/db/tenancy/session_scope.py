@@ -37,7 +37,7 @@ from shared.db.tenancy.statement_guard import check_written, narrow_to_own
 from shared.db.tenancy.user_ids import UNSET, UserId
 
 _T = TypeVar("_T")
-_POSTPONED = "shared_db_postponed"
+_NO_TRANSACTIONS = "a user's session needs transactions: what confines it ends with each one; do not use AUTOCOMMIT"
 _CONFINABLE = (Select, CompoundSelect, UpdateBase, FromStatement)
 
 
@@ -49,13 +49,10 @@ class UserSession(NamingSession):
     SQL is refused, except where PostgreSQL's own policies confine it (`confined_by_server`).
     """
 
-    def __init__(
-        self, *args: Any, user_id: str, adopt: tuple[str, str] | None = None, read_only: bool = False, **options: Any
-    ) -> None:
+    def __init__(self, *args: Any, user_id: str, adopt: tuple[str, str] | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
         self.info["user_id"] = user_id
         self.guard = OwnershipGuard(user_id)
-        self._read_only = read_only
         self._rely_on(adopt)
 
     def _rely_on(self, adopt: tuple[str, str] | None) -> None:
@@ -63,11 +60,11 @@ class UserSession(NamingSession):
         self.own_rows = own_rows_of(self.guard.user_id, policed=adopt is not None)
 
     def _begin(self, connection: Connection) -> None:
-        if self._adopt is not None and self._read_only:
-            # The first question may be a transaction of its own, and adopts the role by itself.
-            connection.execution_options(**{_POSTPONED: self})
-        else:
-            self._adopt_role(connection)
+        if self._adopt is not None:
+            driver: Any = connection.connection.dbapi_connection
+            driver.adoption = _Adoption(self, connection, driver, *self._adopt)
+            if driver.has_other_cursors:
+                driver.adoption.now()
 
     def _adopt_role(self, connection: Connection) -> None:
         if self._adopt is not None and not row_security.adopt_role(connection, *self._adopt):
@@ -85,7 +82,10 @@ class UserSession(NamingSession):
     def is_confined_by_server(self, bind_arguments: Mapping[str, Any] | None = None) -> bool:
         """The same of the database that a statement goes to. Whatever is let through for it must ask this before."""
         if self._adopt is not None:
-            adopt_now(Session.connection(self, bind_arguments=dict(bind_arguments or {})))
+            connection = Session.connection(self, bind_arguments=dict(bind_arguments or {}))
+            driver: Any = connection.connection.dbapi_connection
+            if driver.adoption is not None:
+                driver.adoption.now()
         return self._adopt is not None
 
     def connection(self, *args: Any, **options: Any) -> Connection:
@@ -157,18 +157,37 @@ def user_of(session: Session) -> UserId:
     return session.guard.user_id if isinstance(session, UserSession) else UNSET
 
 
-def adoption_postponed(connection: Connection) -> tuple[str, str] | None:
-    """The role and the user whose adoption was put off in this transaction; None if there is none to be made up for."""
-    session: UserSession | None = connection.get_execution_options().get(_POSTPONED)
-    return None if session is None else session._adopt
+class _Adoption:
+    """The role that a session's transaction has yet to adopt: with its first statement, or when the session says so.
 
+    The driver's connection has it, whose cursors send nothing before; there it stays until it took place.
+    """
 
-def adopt_now(connection: Connection) -> None:
-    """Adopt the postponed role now; called before every statement that is not a lone read."""
-    session: UserSession | None = connection.get_execution_options().get(_POSTPONED)
-    if session is not None:
-        connection.execution_options(**{_POSTPONED: None})
-        session._adopt_role(connection)
+    __slots__ = ("_connection", "_driver", "_session", "_whose")
+
+    def __init__(self, session: UserSession, connection: Connection, driver: Any, role: str, user_id: str) -> None:
+        self._session, self._connection, self._driver = session, connection, driver
+        self._whose = role, user_id
+
+    def in_front(self, cursor: Any) -> bytes | None:
+        return row_security.adopting(self._connection, cursor, *self._whose)
+
+    def unasked(self, cursor: Any) -> bytes:
+        return row_security.adopting_unasked(cursor, *self._whose)
+
+    def took_place(self) -> None:
+        self._driver.adoption = None
+        self._connection.info[row_security.ADOPTED] = self._whose[1]
+
+    def now(self) -> None:
+        if self._driver.autocommit:
+            raise TenantScopeError(_NO_TRANSACTIONS)
+        self._driver.adoption = None  # for the statement that adopts it
+        try:
+            self._session._adopt_role(self._connection)
+        except BaseException:
+            self._driver.adoption = self
+            raise
 
 
 class TenantRequiredSession(NamingSession):
@@ -209,7 +228,6 @@ def connection_for(session: Session, statement: Executable) -> Connection:
     Raises `TenantScopeError` where `require_tenant` asks for a user's session.
     """
     connection = Session.connection(session)
-    adopt_now(connection)  # what goes by the driver's own cursor is not seen by the engine
     if isinstance(session, TenantRequiredSession):
         refused_if_it_touches_users: Any = statement.options(session.no_users_rows)
         refused_if_it_touches_users.compile(dialect=connection.dialect)
@@ -240,9 +258,7 @@ def _enter_without_users(
 @event.listens_for(UserSession, "after_begin")
 def _enter(session: UserSession, transaction: SessionTransaction, connection: Connection) -> None:
     if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
-        raise TenantScopeError(
-            "a user's session needs transactions: what confines it ends with each one; do not use AUTOCOMMIT"
-        )
+        raise TenantScopeError(_NO_TRANSACTIONS)
     _require_confined(connection)
     if not transaction.nested:
         session._begin(connection)
@@ -286,14 +302,15 @@ def _at_the_door(session: UserSession, instance: object) -> None:
 @event.listens_for(UserSession, "before_flush")
 def _before_flush(session: UserSession, context: UOWTransaction, instances: Any) -> None:
     # What is known already, so that a colliding key is not reported before the wrong owner.
-    confined = session.confined_by_server
     for entity in (*session.new, *session.dirty, *session.deleted):
         state = instance_state(entity)
         check_identity(session.guard, state)
-        if not confined:
-            check_expressions(session, state, session.own_rows)
-        elif any(expressions(state)):
-            leftovers.soil(Session.connection(session))
+        if any(expressions(state)):
+            # What relies on the server's policies asks for them first.
+            if session.confined_by_server:
+                leftovers.soil(Session.connection(session))
+            else:
+                check_expressions(session, state, session.own_rows)
     for entity in session.deleted:
         # Before what it is linked to is told that it goes.
         check_own(session.guard, session, instance_state(entity), deleted=True)

@@ -21,13 +21,14 @@ class CuttingProxy:
 
     `cut(b"COMMIT", "before")` has the next message with these bytes not reach the server, and the connection break;
     "after" lets the server carry it out, and breaks the connection in place of its answer. `refuse(n)` breaks the next
-    n connections as they are made.
+    n connections as they are made. `messages` has what a client sent, as it came.
     """
 
     def __init__(self, url: URL, folder: Path) -> None:
         self.url = url.set(host=None, port=None, query={"host": str(folder)})
         self._target = url
         self._lock = threading.Lock()
+        self.messages: list[bytes] = []
         self._cuts: list[tuple[bytes, When]] = []
         self._refuse = 0
         self._open: list[socket.socket] = []
@@ -81,6 +82,7 @@ class CuttingProxy:
         threading.Thread(target=self._to_client, args=(client, server, hold_back), daemon=True).start()
         try:
             while message := client.recv(1 << 16):
+                self.messages.append(message)
                 when = self._cut_at(message)
                 if when == "after":
                     hold_back.set()

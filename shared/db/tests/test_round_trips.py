@@ -91,23 +91,24 @@ WHAT_BEGINS: dict[str, Callable[[UserSession], Any]] = {
 }
 
 
+@pytest.mark.parametrize("read_only", [True, False])
 @pytest.mark.parametrize("first", WHAT_BEGINS)
 @pytest.mark.parametrize("second", [None, "raw SQL", "a frame", "a lone question"])
-def test_whatever_comes_first_in_a_read_only_session_comes_under_the_policies(
-    policed_fleet: DatabaseFactory, first: str, second: str | None
+def test_whatever_comes_first_in_a_session_comes_under_the_policies(
+    policed_fleet: DatabaseFactory, first: str, second: str | None, read_only: bool
 ) -> None:
     """The role is adopted when it is first needed: before everything else, and again after a question that was alone.
 
     The server shows who asks: policies that let nobody see anything hide even one's own rows.
     """
-    with policed_fleet.get_session(user_id="ann", read_only=True) as session:
+    with policed_fleet.get_session(user_id="ann", read_only=read_only) as session:
         assert isinstance(session, UserSession)
         for step in (first, second):
             assert step is None or WHAT_BEGINS[step](session) == ["run-ann"], step
     with policed_fleet.engine.begin() as administrator:
         for table in ("runs", "private_executions"):
             administrator.execute(text(f"ALTER POLICY shared_db_own_rows ON {table} USING (false)"))
-    with policed_fleet.get_session(user_id="ann", read_only=True) as session:
+    with policed_fleet.get_session(user_id="ann", read_only=read_only) as session:
         assert isinstance(session, UserSession)
         for step in (first, second):
             assert step is None or WHAT_BEGINS[step](session) == [], step
