@@ -5,7 +5,6 @@ from __future__ import annotations
 from shared.db.errors import MissingExtraError
 
 try:
-    import duckdb as duckdb
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -14,4 +13,4 @@ try:
 except ImportError as error:
     raise MissingExtraError((error.name or "pyarrow").partition(".")[0], "lake") from error
 
-__all__ = ["duckdb", "fs", "np", "pa", "pc", "pq"]
+__all__ = ["fs", "np", "pa", "pc", "pq"]

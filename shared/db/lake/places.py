@@ -33,6 +33,7 @@ try:
 except ImportError:  # not a POSIX system
     fcntl = None  # type: ignore[assignment] # None is what tells
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 _FILE = "rows.parquet"
 _MANIFESTS = "_manifest"

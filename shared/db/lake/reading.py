@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from datetime import datetime, timedelta
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -15,16 +15,16 @@ from sqlalchemy.orm import Session
 
 from shared.db.database import DatabaseFactory
 from shared.db.errors import InvalidValueError
-from shared.db.lake.libraries import duckdb, np, pa
+from shared.db.lake.candles import PRICE, SIZE, TIE, TIME, pieces
+from shared.db.lake.libraries import pa, pc
 from shared.db.lake.places import MICROSECOND, Period, Place, Shelf, named_failures
 from shared.db.lake.rows import kept_source, notes_of, of_file
-from shared.db.lake.seam import merged
+from shared.db.lake.seam import merged, slices
 from shared.db.models import PublicTrade
 from shared.db.ranges import frames
-from shared.db.ranges.bounds import RowRange
+from shared.db.ranges.bounds import Position, RowRange
 from shared.db.ranges.streams import at_one_moment, read
-from shared.db.ranges.summaries import Candle, PartOfCandle, interval_of, joined, parts_of_candles
-from shared.db.value_forms.amounts import EXACT, MONEY_PLACES
+from shared.db.ranges.summaries import Candle, Piece, interval_of, joined, parts_of_candles, piece_of
 from shared.db.value_forms.forms import DIALECTS, forms_of
 
 if TYPE_CHECKING:
@@ -32,12 +32,8 @@ if TYPE_CHECKING:
     import polars
     import pyarrow
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_EARLIEST = datetime(1, 1, 1, tzinfo=UTC)
-# What DuckDB reads as a pattern in a file's name.
-_PATTERN = frozenset("*?[")
-_SPLIT = 10_000_000_000
-_UNITS = 10**MONEY_PLACES
+# Rows that are read from the database at a time, and trades that are made candles of.
+_PAGE, _MANY = 20_000, 100_000
 
 
 class LakeReading:
@@ -53,13 +49,32 @@ class LakeReading:
         self._source = kept_source(model)
         self._columns = [self._source.column(name) for name in self._source.row._fields]
 
-    def iter_range(self, key: Any, start: datetime | None = None, end: datetime | None = None) -> Iterator[Any]:
+    def iter_range(
+        self,
+        key: Any,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        *,
+        reverse: bool = False,
+        after: str | None = None,
+    ) -> Iterator[Any]:
         """The rows from `start` to `end`, as plain named tuples in order of time and of the stream's tie.
 
-        Any number of them, some thousands at a time in memory. Its session is open until the last row was taken.
+        Any number of them, some thousands at a time in memory. `reverse=True` begins with the newest;
+        `after=row.cursor` goes on behind a row that was read before, here or from the database. Its session is open
+        until the last row was taken. Raises `InvalidValueError` for an `after` that is no cursor.
         """
         rows = self._source.range(key, start, end)
-        return chain.from_iterable(map(self._plain, self._tables(rows)))
+        tables = self._tables(rows, rows.position_of(after), reverse=reverse)
+        return chain.from_iterable(map(self._plain, tables))
+
+    def latest(self, key: Any) -> Any | None:
+        """The newest row of a key as a plain named tuple, None if it has none."""
+        return self._last(self._source.range(key))
+
+    def at_or_before(self, key: Any, ts: datetime) -> Any | None:
+        """The last row of a key at `ts` or before it as a plain named tuple, None if there is none."""
+        return self._last(self._source.range(key, None, ts))
 
     def to_arrow(self, key: Any, start: datetime | None = None, end: datetime | None = None) -> pyarrow.Table:
         """The rows as a pyarrow Table with the columns of the plain rows: decimal128(20, 8), timestamp[us, UTC]."""
@@ -83,13 +98,7 @@ class LakeReading:
             raise InvalidValueError(f"candles are made of trades, and not of {self._source.model.__name__}")
         length = interval_of(interval)
         with self._now() as session:
-            parts: list[PartOfCandle] = []
-            for period, rows in self._segments(self._source.range(symbol, start, end)):
-                if period is None:
-                    parts += parts_of_candles(session, rows, length)
-                else:
-                    parts += self._parts(session, period, rows, length)
-            return joined(parts)
+            return joined(self._pieces(session, self._source.range(symbol, start, end), length))
 
     @contextmanager
     def _now(self) -> Iterator[Session]:
@@ -114,14 +123,45 @@ class LakeReading:
         if low is None or rows.end is None or low <= rows.end:
             yield None, self._source.range(rows.key, low, rows.end)
 
-    def _tables(self, rows: RowRange) -> Iterator[Any]:
-        with self._now() as session:
-            for period, within in self._segments(rows):
-                yield from self._both(session, period, within, self._columns)
+    def _last(self, rows: RowRange) -> Any | None:
+        with closing(self._tables(rows, reverse=True, size=1)) as tables:
+            return next((row for table in tables for row in self._plain(table.slice(0, 1))), None)
 
-    def _both(self, session: Session, period: Period | None, rows: RowRange, columns: Sequence[Column[Any]]) -> Any:
-        kept = () if period is None else of_file(self._place, period, columns, rows.start, rows.end)
-        return merged(kept, frames.batches(session, rows, columns), self._source.stream.order)
+    def _tables(
+        self, rows: RowRange, after: Position | None = None, *, reverse: bool = False, size: int | None = None
+    ) -> Generator[Any]:
+        """The rows in tables, those behind `after` in the order of reading; of the database so many at a time."""
+        if after is not None and reverse:
+            rows = replace(rows, end=after[0] if rows.end is None else min(rows.end, after[0]))
+        elif after is not None:
+            rows = replace(rows, start=after[0] if rows.start is None else max(rows.start, after[0]))
+        with self._now() as session:
+            segments = list(self._segments(rows))
+            for period, within in reversed(segments) if reverse else segments:
+                for table in self._both(session, period, within, self._columns, size, reverse=reverse):
+                    yield table if after is None else self._behind(table, after, reverse)
+
+    def _behind(self, table: Any, after: Position, reverse: bool) -> Any:
+        time, *ties = (table[name] for name in self._source.stream.order)
+        behind = pc.not_equal(time, pa.scalar(after[0], time.type))
+        for tie, value in zip(ties, after[1:], strict=True):
+            beyond = pc.less if reverse else pc.greater
+            behind = pc.or_(behind, beyond(tie, pa.scalar(value, tie.type)))
+        return table.filter(behind)
+
+    def _both(
+        self,
+        session: Session,
+        period: Period | None,
+        rows: RowRange,
+        columns: Sequence[Column[Any]],
+        size: int | None = None,
+        *,
+        reverse: bool = False,
+    ) -> Iterator[Any]:
+        kept = () if period is None else of_file(self._place, period, columns, rows.start, rows.end, reverse=reverse)
+        stored = frames.batches(session, rows, columns, size or _PAGE, reverse=reverse)
+        return merged(kept, stored, self._source.stream.order, reverse=reverse)
 
     def _plain(self, table: Any) -> Iterator[Any]:
         dialect = DIALECTS["postgresql"]
@@ -135,66 +175,22 @@ class LakeReading:
             columns.append(forms_of(column.type).decoding(dialect)(array.to_pylist()))
         return map(partial(tuple.__new__, self._source.row), zip(*columns, strict=True))
 
-    def _parts(self, session: Session, period: Period, rows: RowRange, length: timedelta) -> list[PartOfCandle]:
-        criteria = rows.criteria()
-        alone = read(session, select(self._source.time).where(*criteria).limit(1)).first() is None
-        local = self._place.local_path(period.path)
-        with named_failures(period.path), duckdb.connect(":memory:") as connection:
-            with self._place.parquet(period.path) as file:
-                even = alone and notes_of(file).even
-            times = f"exchange_ts BETWEEN TIMESTAMPTZ '{rows.start}' AND TIMESTAMPTZ '{rows.end}'"
-            if rows.start == period.month.start and rows.end == period.month.end:
-                times = "true"
+    def _pieces(self, session: Session, rows: RowRange, length: timedelta) -> Iterator[Piece]:
+        for period, within in self._segments(rows):
+            if period is None:
+                parts = parts_of_candles(session, within, length)
+                yield from [piece_of(parts)] if parts else ()
+            else:
+                yield from pieces(self._trades(session, period, within), length)
 
-            def asked(exact: bool) -> list[PartOfCandle]:
-                if alone and local is not None and not _PATTERN & set(str(local)):
-                    source = "read_parquet($path, file_row_number = true, hive_partitioning = false)"
-                    where, given = times, {"path": str(local)}
-                else:
-                    trades = self._reader(session, period, rows)  # noqa: F841 # DuckDB finds it by its name
-                    source, where, given = "trades", "true", {}
-                return _parts(connection.execute(_candles(source, where, length, even, exact), given), exact=exact)
-
-            try:
-                return asked(exact=False)
-            except (duckdb.ConversionException, duckdb.OutOfRangeException):
-                # Products of amounts beyond what DuckDB multiplies as they are.
-                return asked(exact=True)
-
-    def _reader(self, session: Session, period: Period, rows: RowRange) -> Any:
-        columns = [self._source.column(name) for name in ("exchange_ts", "trade_id", "price", "size")]
-        kinds = [(column.name, forms_of(column.type).arrow_type(pa)) for column in columns]
-        schema = pa.schema([*kinds, ("file_row_number", pa.int64())])
-
-        def numbered() -> Iterator[Any]:
-            count = 0
-            for table in self._both(session, period, rows, columns):
-                number = pa.array(np.arange(count, count + len(table)))
-                count += len(table)
-                yield from table.append_column("file_row_number", number).cast(schema).to_batches()
-
-        return pa.RecordBatchReader.from_batches(schema, numbered())
-
-
-def _candles(source: str, where: str, length: timedelta, even: bool, exact: bool) -> str:
-    micros = length // MICROSECOND
-    shift = micros * ((_EPOCH - _EARLIEST) // length + 1)
-    place = "file_row_number" if even else "{t: exchange_ts, n: length(trade_id), i: trade_id}"
-    turnover = "sum(price::DECIMAL(19, 8) * size::DECIMAL(19, 8)), 0"
-    if exact:
-        units = [f"({name} * {_UNITS})::HUGEINT" for name in ("price", "size")]
-        turnover = f"sum({units[0]} * ({units[1]} // {_SPLIT})), sum({units[0]} * ({units[1]} % {_SPLIT}))"
-    return f"""
-        SELECT (epoch_us(exchange_ts) + {shift}) // {micros} * {micros} - {shift} AS open_ts,
-            arg_min(price, {place}), max(price), min(price), arg_max(price, {place}), sum(size), count(*), {turnover}
-        FROM {source} WHERE {where} GROUP BY open_ts ORDER BY open_ts
-    """
-
-
-def _parts(found: Any, *, exact: bool) -> list[PartOfCandle]:
-    parts = []
-    for micros, *told, turnover, rest in found.fetchall():
-        if exact:
-            turnover = EXACT.scaleb(Decimal(turnover * _SPLIT + rest), -2 * MONEY_PLACES)
-        parts.append(PartOfCandle._make((_EPOCH + micros * MICROSECOND, *told, turnover)))
-    return parts
+    def _trades(self, session: Session, period: Period, rows: RowRange) -> Iterator[Any]:
+        """Time, price and size of a period's trades, and the id where their order is not that of candles."""
+        first = select(self._source.time).where(*rows.criteria()).limit(1)
+        if read(session, first).first() is None:
+            with named_failures(period.path), self._place.parquet(period.path) as file:
+                even = notes_of(file).even
+            names = (TIME, PRICE, SIZE) if even else (TIME, TIE, PRICE, SIZE)
+            found = of_file(self._place, period, list(map(self._source.column, names)), rows.start, rows.end, _MANY)
+            return found if even else slices(found, TIME, _MANY)
+        columns = list(map(self._source.column, (TIME, TIE, PRICE, SIZE)))
+        return slices(self._both(session, period, rows, columns), TIME, _MANY)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 from sqlalchemy import Column, func, select
@@ -13,7 +14,8 @@ from sqlalchemy.orm import Session
 
 from shared.db.errors import InputError, LakeError
 from shared.db.lake.libraries import np, pa, pc, pq
-from shared.db.lake.places import Period, Place, named_failures
+from shared.db.lake.places import EPOCH, MICROSECOND, Period, Place, named_failures
+from shared.db.lake.seam import numbers
 from shared.db.operations.digests import sums
 from shared.db.ranges import frames
 from shared.db.ranges.bounds import RowRange, Source, source_of
@@ -57,8 +59,11 @@ def of_file(
     columns: Sequence[Column[Any]] = (),
     low: datetime | None = None,
     high: datetime | None = None,
+    size: int | None = None,
+    *,
+    reverse: bool = False,
 ) -> Iterator[Any]:
-    """Batches of what the file of a period holds, from `low` to `high`. `LakeError` where the file is damaged."""
+    """Batches of what the file of a period holds, from `low` to `high`, or back. `LakeError` for a damaged file."""
     wanted = columns or columns_of(period.source)
     schema = pa.schema([(column.name, forms_of(column.type).arrow_type(pa)) for column in wanted])
     time = period.source.stream.time
@@ -67,13 +72,21 @@ def of_file(
     with named_failures(period.path), place.parquet(period.path) as file:
         groups = [number for number in range(file.num_row_groups) if _reaches(file, number, time, low, high)]
         there = [name for name in schema.names if name in file.schema_arrow.names]
-        for batch in file.iter_batches(_BATCH, columns=there, row_groups=groups):
+        read = partial(_backwards, file) if reverse else file.iter_batches
+        for batch in read(size or _BATCH, groups, there):
             found = _fitted(batch, schema, wanted, period)
             if low is not None:
                 found = found.filter(pc.greater_equal(found[time], pa.scalar(low, found[time].type)))
             if high is not None:
                 found = found.filter(pc.less_equal(found[time], pa.scalar(high, found[time].type)))
             yield found
+
+
+def _backwards(file: Any, size: int, groups: Sequence[int], columns: Sequence[str]) -> Iterator[Any]:
+    for group in reversed(groups):
+        table = file.read_row_group(group, columns)
+        for batch in reversed(table.combine_chunks().to_batches(size)):
+            yield batch.take(pa.array(np.arange(len(batch) - 1, -1, -1)))
 
 
 def _reaches(file: Any, group: int, time: str, low: datetime | None, high: datetime | None) -> bool:
@@ -151,8 +164,9 @@ class Writer:
         self._waiting: list[Any] = []
         self._rows = 0
         self._total = 0
-        self._first: Any = None
-        self._last: Any = None  # the last row's order
+        self._first: int | None = None
+        self._last: int | None = None
+        self._length = 0  # the last row's id
         self._even = True
         self._thread = ThreadPoolExecutor(1)
         self._written: Future[None] | None = None
@@ -180,8 +194,7 @@ class Writer:
         """The end; what the file says of itself."""
         self._flush()
         self._flush()  # and what it began
-        time = self._order[0]
-        notes = Notes(self._total, _text(self._first[time]), _text(self._last[time]), self._even)
+        notes = Notes(self._total, _text(self._first), _text(self._last), self._even)
         self._file.add_key_value_metadata({_NOTES: json.dumps(notes._asdict())})
         self._file.close()
         return notes
@@ -195,19 +208,17 @@ class Writer:
             self._written = self._thread.submit(self._file.write_table, table, row_group_size=_ROW_GROUP)
 
     def _note(self, table: Any) -> None:
-        order = table.select(list(self._order))
-        first, last = order.slice(0, 1).to_pylist()[0], order.slice(table.num_rows - 1).to_pylist()[0]
-        self._total += table.num_rows
-        self._first = self._first or first
-        if self._even and len(self._order) > 1 and pa.types.is_string(order.schema.types[1]):
-            times = order[self._order[0]].cast(pa.int64()).to_numpy()
-            longer = pc.utf8_length(order[self._order[1]]).to_numpy()
+        time, *ties = (table[name] for name in self._order)
+        times = numbers(time)
+        if self._even and ties and pa.types.is_string(ties[0].type):
+            longer = numbers(pc.utf8_length(ties[0]).cast(pa.int64()))
             shrinks = (times[1:] == times[:-1]) & (longer[1:] < longer[:-1])
-            before = self._last is not None and self._last[self._order[0]] == first[self._order[0]]
-            shorter = before and len(first[self._order[1]]) < len(self._last[self._order[1]])
-            self._even = not (np.any(shrinks) or shorter)
-        self._last = last
+            self._even = not (np.any(shrinks) or (self._last == times[0] and self._length > longer[0]))
+            self._length = int(longer[-1])
+        self._total += table.num_rows
+        self._first = int(times[0]) if self._first is None else self._first
+        self._last = int(times[-1])
 
 
-def _text(when: Any) -> str:
-    return str(when.isoformat())
+def _text(micros: int | None) -> str:
+    return "" if micros is None else (EPOCH + micros * MICROSECOND).isoformat()

@@ -11,9 +11,14 @@ from typing import Any
 from shared.db.lake.libraries import np, pa, pc
 
 
-def merged(lake: Iterable[Any], database: Iterable[Any], order: Sequence[str]) -> Iterator[Any]:
-    """Arrow tables of the rows of both, in the order of the columns named in `order`, some of each at a time."""
-    kept, newer = _Side(lake, order[0]), _Side(database, order[0])
+def merged(
+    lake: Iterable[Any], database: Iterable[Any], order: Sequence[str], *, reverse: bool = False
+) -> Iterator[Any]:
+    """Arrow tables of the rows of both, in the order of the columns named in `order`, some of each at a time.
+
+    With `reverse` both begin with the last row, and so does what comes of them.
+    """
+    kept, newer = (_Side(side, order[0], reverse) for side in (lake, database))
     while True:
         kept.fill()
         newer.fill()
@@ -23,23 +28,23 @@ def merged(lake: Iterable[Any], database: Iterable[Any], order: Sequence[str]) -
                 return
             yield left.take(len(left))
             continue
-        # All that is earlier than what either may still bring.
+        # All that comes before what either may still bring.
         cuts = [side.last for side in (kept, newer) if not side.ended]
         counts = [side.before(min(cuts)) if cuts else len(side) for side in (kept, newer)]
         if not any(counts):
             for side in (kept, newer):
                 side.extend()
             continue
-        yield together(kept.take(counts[0]), newer.take(counts[1]), order)
+        yield together(kept.take(counts[0]), newer.take(counts[1]), order, reverse=reverse)
 
 
-def together(lake: Any, database: Any, order: Sequence[str]) -> Any:
+def together(lake: Any, database: Any, order: Sequence[str], *, reverse: bool = False) -> Any:
     """The same of two whole tables."""
     if not lake.num_rows or not database.num_rows:
         return lake if lake.num_rows else database
     both = pa.concat_tables([database, lake])
     number = pa.array(np.arange(len(both)))
-    keys = [*((name, "ascending") for name in order), ("", "ascending")]
+    keys = [*((name, "descending" if reverse else "ascending") for name in order), ("", "ascending")]
     places = pc.sort_indices(both.select(list(order)).append_column("", number), keys)
     found = both.take(places)
     again = pa.chunked_array([pa.repeat(pa.scalar(True), len(found) - 1)])
@@ -58,7 +63,7 @@ def slices(batches: Iterable[Any], time: str, size: int) -> Iterator[Any]:
         if rows < size:
             continue
         table = _table(parts)
-        times = _times(table, time)
+        times = numbers(table[time])
         whole = int(np.searchsorted(times, times[-1]))
         if whole:
             yield table.slice(0, whole)
@@ -70,9 +75,9 @@ def slices(batches: Iterable[Any], time: str, size: int) -> Iterator[Any]:
 class _Side:
     """One of the two streams, and those of its rows that were not taken yet."""
 
-    def __init__(self, batches: Iterable[Any], time: str) -> None:
+    def __init__(self, batches: Iterable[Any], time: str, reverse: bool) -> None:
         self._batches = iter(batches)
-        self._time = time
+        self._time, self._sign = time, -1 if reverse else 1
         self.rows: Any | None = None
         self.ended = False
 
@@ -93,11 +98,11 @@ class _Side:
 
     @property
     def last(self) -> int:
-        return int(_times(self.rows, self._time)[-1])
+        return int(self._times()[-1])
 
     def before(self, time: int) -> int:
-        """How many rows are earlier."""
-        return int(np.searchsorted(_times(self.rows, self._time), time))
+        """How many rows come earlier."""
+        return int(np.searchsorted(self._times(), time))
 
     def take(self, count: int) -> Any:
         assert self.rows is not None
@@ -105,9 +110,19 @@ class _Side:
         self.rows = left if len(left) else None
         return taken
 
+    def _times(self) -> Any:
+        """Of the rows, so that they rise."""
+        assert self.rows is not None
+        return self._sign * numbers(self.rows[self._time])
 
-def _times(table: Any, time: str) -> Any:
-    return table[time].cast(pa.int64()).to_numpy()
+
+def numbers(values: Any) -> Any:
+    """A column of whole numbers of 64 bits, or of times, in numpy's form.
+
+    By pyarrow's own way to it pandas is imported wherever it is installed, which takes longer than a day's work here.
+    """
+    array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    return np.frombuffer(array.buffers()[1], np.int64)[array.offset :][: len(array)]
 
 
 def _table(parts: Sequence[Any]) -> Any:

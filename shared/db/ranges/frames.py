@@ -10,7 +10,8 @@ from __future__ import annotations
 import importlib
 import io
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from typing import cast as cast_to
 
@@ -37,7 +38,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.types import TypeEngine
 
 from shared.db.dialects import POSTGRESQL, dialect_of, port_of
-from shared.db.dialects.postgresql import has_copy, sends_utf8
+from shared.db.dialects.postgresql import along_an_index, has_copy, sends_utf8
 from shared.db.driver_errors import named_errors
 from shared.db.errors import MissingExtraError
 from shared.db.ranges.bounds import Position, RowRange
@@ -60,6 +61,7 @@ _SENT_AS: dict[str, tuple[TypeEngine[Any], ...]] = {
     "double": (Double(),),
     "bool": (Boolean(),),
 }
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def to_arrow(session: Session, rows: RowRange) -> pyarrow.Table:
@@ -108,23 +110,33 @@ def _library(name: str) -> Any:
         raise MissingExtraError(name, "frames") from error
 
 
-def batches(session: Session, rows: RowRange, columns: Sequence[Column[Any]], size: int = _PAGE_SIZE) -> Iterator[Any]:
+def batches(
+    session: Session,
+    rows: RowRange,
+    columns: Sequence[Column[Any]],
+    size: int = _PAGE_SIZE,
+    *,
+    reverse: bool = False,
+) -> Iterator[Any]:
     """The range in Arrow batches with these columns, those of its order among them; some of it at a time in memory.
 
     The session has to see the database as it is at one moment, as `at_one_moment` has it do.
     """
     arrow = _library("pyarrow")
     if not _copies(session):
-        yield from _read_pages(session, rows, columns, arrow)
+        yield from _read_pages(session, rows, columns, arrow, size, reverse=reverse)
         return
     position: Position | None = None
     while True:
-        chosen = select().where(*rows.criteria(position), *rows.confined).order_by(*rows.order()).limit(size)
-        page = _read(session, chosen, columns, arrow)
+        chosen = select().where(*rows.criteria(position, reverse=reverse), *rows.confined)
+        chosen = chosen.order_by(*rows.order(reverse=reverse)).limit(size)
+        page = _read(session, chosen, columns, arrow, page=True)
         yield from page.to_batches()
         if len(page) < size:
             return
-        position = tuple(page[name][-1].as_py() for name in rows.source.stream.order)
+        when, *tie = (page[name][-1] for name in rows.source.stream.order)
+        # A time's own as_py() imports pandas, wherever it is installed.
+        position = _EPOCH + timedelta(microseconds=when.value), *(one.as_py() for one in tie)
 
 
 def _copies(session: Session) -> bool:
@@ -140,12 +152,16 @@ def _read_copy(session: Session, rows: RowRange, columns: Sequence[Column[Any]],
     return _read(session, select().where(*rows.criteria(), *rows.confined).order_by(*rows.order()), columns, arrow)
 
 
-def _read(session: Session, chosen: Select[Any], columns: Sequence[Column[Any]], arrow: Any) -> Any:
-    table = _read_binary(session, chosen, columns, arrow)
-    return _read_csv(session, chosen, columns, arrow) if table is None else table
+def _read(
+    session: Session, chosen: Select[Any], columns: Sequence[Column[Any]], arrow: Any, *, page: bool = False
+) -> Any:
+    table = _read_binary(session, chosen, columns, arrow, page)
+    return _read_csv(session, chosen, columns, arrow, page) if table is None else table
 
 
-def _read_binary(session: Session, chosen: Select[Any], columns: Sequence[Column[Any]], arrow: Any) -> Any | None:
+def _read_binary(
+    session: Session, chosen: Select[Any], columns: Sequence[Column[Any]], arrow: Any, page: bool
+) -> Any | None:
     """None where a type, a value or the client's encoding has no place in the binary form."""
     _library("numpy")
     checked = importlib.import_module("shared.db.value_forms.arrow")
@@ -154,12 +170,12 @@ def _read_binary(session: Session, chosen: Select[Any], columns: Sequence[Column
     driver = flushed(session, chosen).connection.dbapi_connection
     if not all(map(binary.holds, schema.types)) or not sends_utf8(driver):
         return None
-    receiver = binary.Receiver(schema.names, schema.types)
+    receiver = binary.Receiver(schema.names, schema.types, few=page)
     sent, unaltered = [], []
     for column, kind in zip(columns, map(str, schema.types), strict=True):
         sent.append(_sent(column, kind))
         unaltered.append(_is_unaltered(column, kind, dialect_of(session)))
-    _copy_out(session, chosen.with_only_columns(*sent).where(*unaltered), "FORMAT binary", receiver)
+    _copy_out(session, chosen.with_only_columns(*sent).where(*unaltered), "FORMAT binary", receiver, page)
     try:
         made = receiver.batches()
     except checked.NOT_HELD:
@@ -188,12 +204,12 @@ def _is_unaltered(column: Column[Any], kind: str, dialect: Dialect) -> ColumnEle
     return literal_column(f"pg_typeof({stored}) IN ({known})", Boolean())
 
 
-def _read_csv(session: Session, chosen: Select[Any], columns: Sequence[Column[Any]], arrow: Any) -> Any:
+def _read_csv(session: Session, chosen: Select[Any], columns: Sequence[Column[Any]], arrow: Any, page: bool) -> Any:
     forms = {column.name: forms_of(column.type) for column in columns}
     types = {name: one.arrow_read(arrow) for name, one in forms.items()}
     received = io.BytesIO()
     exported = chosen.with_only_columns(*(forms_of(column.type).exported(column) for column in columns))
-    _copy_out(session, exported, "FORMAT csv, ENCODING 'UTF8'", received)
+    _copy_out(session, exported, "FORMAT csv, ENCODING 'UTF8'", received, page)
     text = received.getbuffer()
     if not text:
         return _schema(columns, arrow).empty_table()
@@ -215,21 +231,30 @@ def _read_csv(session: Session, chosen: Select[Any], columns: Sequence[Column[An
     return table.cast(_schema(columns, arrow))
 
 
-def _copy_out(session: Session, statement: Select[Any], options: str, received: Any) -> None:
+def _copy_out(session: Session, statement: Select[Any], options: str, received: Any, page: bool) -> None:
     connection = flushed(session, statement)
     # COPY takes no parameters: psycopg2 writes them into the statement, quoted as in any other.
     compiled = statement.compile(dialect=connection.dialect)
     with named_errors(connection), closing(cast_to(Any, connection.connection.cursor())) as cursor:
         selected = cursor.mogrify(str(compiled), compiled.params).decode()
-        cursor.copy_expert(f"COPY ({selected}) TO STDOUT ({options})", received)
+        with along_an_index(cursor) if page else nullcontext():
+            cursor.copy_expert(f"COPY ({selected}) TO STDOUT ({options})", received)
 
 
-def _read_pages(session: Session, rows: RowRange, columns: Sequence[Column[Any]], arrow: Any) -> Iterator[Any]:
+def _read_pages(
+    session: Session,
+    rows: RowRange,
+    columns: Sequence[Column[Any]],
+    arrow: Any,
+    size: int = _PAGE_SIZE,
+    *,
+    reverse: bool = False,
+) -> Iterator[Any]:
     dialect, schema = dialect_of(session), _schema(columns, arrow)
 
     def array(column: Column[Any], values: tuple[Any, ...]) -> Any:
         forms = forms_of(column.type)
         return forms.arrow_array(values, dialect, arrow).cast(forms.arrow_type(arrow))
 
-    for page in raw_pages(session, rows, columns=columns, page_size=_PAGE_SIZE):
+    for page in raw_pages(session, rows, columns=columns, reverse=reverse, page_size=size):
         yield arrow.record_batch(list(map(array, columns, zip(*page, strict=True))), schema=schema)

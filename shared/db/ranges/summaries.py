@@ -84,6 +84,14 @@ class PartOfCandle(NamedTuple):
     turnover: Decimal
 
 
+class Piece(NamedTuple):
+    """The candles of some trades in order of time: of the first and of the last, other places may have trades too."""
+
+    first: PartOfCandle
+    inner: Sequence[Candle]
+    last: PartOfCandle | None
+
+
 def candles(session: Session, trades: RowRange, interval: timedelta | str) -> list[Candle]:
     """The candles of a symbol in order of time; an interval without a trade has none.
 
@@ -92,28 +100,45 @@ def candles(session: Session, trades: RowRange, interval: timedelta | str) -> li
 
     Raises `InvalidValueError` for what is no interval, and `DatabaseCorruptError` for a stored value that is no time.
     """
-    return joined(parts_of_candles(session, trades, interval))
+    return list(map(_whole, parts_of_candles(session, trades, interval)))
 
 
-def joined(parts: Iterable[PartOfCandle]) -> list[Candle]:
-    """The candles of parts in order of time, of which several may lie in one interval."""
-    found: list[PartOfCandle] = []
-    for part in parts:
-        if found and found[-1].open_ts == part.open_ts:
-            one = found[-1]
-            found[-1] = PartOfCandle(
-                one.open_ts,
-                one.open,
-                max(one.high, part.high),
-                min(one.low, part.low),
-                part.close,
-                _EXACT.add(one.volume, part.volume),
-                one.count + part.count,
-                _EXACT.add(one.turnover, part.turnover),
-            )
-        else:
-            found.append(part)
-    return [Candle._make((*part[:-1], _mean(part.turnover, part.volume))) for part in found]
+def piece_of(parts: Sequence[PartOfCandle]) -> Piece:
+    """The candles of some parts, at least one."""
+    return Piece(parts[0], list(map(_whole, parts[1:-1])), parts[-1] if len(parts) > 1 else None)
+
+
+def joined(pieces: Iterable[Piece]) -> list[Candle]:
+    """The candles of pieces in order of time, of which several may have trades of one candle."""
+    found: list[Candle] = []
+    waiting: PartOfCandle | None = None
+    for first, inner, last in pieces:
+        if waiting is not None and waiting.open_ts == first.open_ts:
+            first = _both(waiting, first)
+        elif waiting is not None:
+            found.append(_whole(waiting))
+        waiting = first
+        if last is not None:
+            found += (_whole(first), *inner)
+            waiting = last
+    return found if waiting is None else [*found, _whole(waiting)]
+
+
+def _both(one: PartOfCandle, later: PartOfCandle) -> PartOfCandle:
+    return PartOfCandle(
+        one.open_ts,
+        one.open,
+        max(one.high, later.high),
+        min(one.low, later.low),
+        later.close,
+        _EXACT.add(one.volume, later.volume),
+        one.count + later.count,
+        _EXACT.add(one.turnover, later.turnover),
+    )
+
+
+def _whole(part: PartOfCandle) -> Candle:
+    return Candle._make((*part[:-1], _mean(part.turnover, part.volume)))
 
 
 def parts_of_candles(session: Session, trades: RowRange, interval: timedelta | str) -> list[PartOfCandle]:

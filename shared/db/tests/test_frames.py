@@ -22,12 +22,14 @@ from shared.db import (
     InvalidValueError,
     MissingExtraError,
     PrivateExecutionRepository,
+    PublicTrade,
     PublicTradeRepository,
     StatementRefusedError,
     TenantScopeError,
     TradeRow,
 )
 from shared.db.ranges import frames
+from shared.db.ranges.bounds import source_of
 from shared.db.tests.support import execution_values, trade_values, two_runs, with_and_without_policies
 from shared.db.value_forms import binary_rows
 
@@ -157,6 +159,29 @@ def test_binary_rows_hold_every_amount(postgresql_db: DatabaseFactory, monkeypat
             table = repository.to_arrow(run.run_id)
             table.validate(full=True)
             assert as_rows(table) == plain
+
+
+def test_pages_of_a_new_table_are_not_sorted(postgresql_db: DatabaseFactory) -> None:
+    """Where the server has no statistics yet it would sort all that is left, to disk, for each page of a range."""
+    columns = [source_of(PublicTrade).column(name) for name in ("exchange_ts", "trade_id", "price")]
+    with postgresql_db.get_session() as session:
+        start = datetime(2025, 5, 1, tzinfo=UTC)
+        rows = [trade_values(number, exchange_ts=start + timedelta(seconds=number)) for number in range(3000)]
+        PublicTradeRepository(session).bulk_create(rows)
+        session.execute(text("SET LOCAL work_mem = '64kB'"))
+        session.execute(text("SET LOCAL log_temp_files = 0"))
+        session.execute(text("SET LOCAL client_min_messages = log"))
+        driver: Any = session.connection().connection.dbapi_connection
+        for reverse in (False, True):
+            pages = frames.batches(session, source_of(PublicTrade).range("BTCUSDT"), columns, 2000, reverse=reverse)
+            found = pyarrow.Table.from_batches(pages)
+            times = found["exchange_ts"].to_pylist()
+            assert times == sorted(times, reverse=reverse)
+            assert len(times) == len(rows)
+        assert not [notice for notice in driver.notices if "temporary file" in notice]
+        # As it would be told of them: what has no index is sorted.
+        driver.cursor().execute("SELECT * FROM public_trades ORDER BY price, trade_id")
+        assert [notice for notice in driver.notices if "temporary file" in notice]
 
 
 def test_what_has_no_place_in_binary_rows_goes_by_way_of_csv(postgresql_db: DatabaseFactory) -> None:

@@ -7,7 +7,9 @@ import random
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from itertools import pairwise
+from fractions import Fraction
+from itertools import groupby, pairwise
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import pytest
 from sqlalchemy import delete, func, select, update
 
 from shared.db import (
+    Candle,
     DatabaseFactory,
     InputError,
     InvalidValueError,
@@ -32,14 +35,18 @@ from shared.db import (
     TradeRow,
 )
 from shared.db.commands.cli import main
-from shared.db.lake import Lake, seam, writing
+from shared.db.lake import Lake, candles, seam, writing
+from shared.db.lake import reading as lake_reading
 from shared.db.lake import rows as lake_rows
 from shared.db.operations import purge
 from shared.db.operations.trade_import import import_trades
+from shared.db.ranges.summaries import joined
 from shared.db.tests.forked import run_python
 from shared.db.tests.support import trade_values
 
 MAY = datetime(2025, 5, 1, tzinfo=UTC)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+DAY = timedelta(days=1)
 JUNE, JULY = MAY.replace(month=6), MAY.replace(month=7)
 NOW = datetime.now(UTC)
 
@@ -76,7 +83,14 @@ def answers(reading: Any) -> list[Any]:
         found.append((table.schema, [tuple(row.values()) for row in table.to_pylist()]))
     for interval in ("1m", "7h", "1d", timedelta(days=30)):
         found += [reading.candles("BTCUSDT", *bound, interval) for bound in bounds]
-    return found
+    for bound in bounds:
+        found.append(list(reading.iter_range("BTCUSDT", *bound, reverse=True)))
+    for row in found[0][::9]:
+        for bound in bounds[::2]:
+            for reverse in (False, True):
+                found.append(list(reading.iter_range("BTCUSDT", *bound, reverse=reverse, after=row.cursor)))
+    last = [reading.latest("BTCUSDT"), *(reading.at_or_before("BTCUSDT", MAY + DAY * days) for days in (-1, 0, 20, 35))]
+    return [*found, [row and [getattr(row, name) for name in TradeRow._fields] for row in last]]
 
 
 def of_database(db: DatabaseFactory) -> list[Any]:
@@ -87,8 +101,15 @@ def of_database(db: DatabaseFactory) -> list[Any]:
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a few rows take several slices, and no pause makes a test long."""
-    monkeypatch.setattr(writing, "_SLICE", 5)
+    """So that a few rows take several slices, groups and pages, and no pause makes a test long."""
+    for module, name, size in (
+        (writing, "_SLICE", 5),
+        (lake_rows, "_ROW_GROUP", 11),
+        (lake_rows, "_BATCH", 4),
+        (lake_reading, "_PAGE", 3),
+        (lake_reading, "_MANY", 6),
+    ):
+        monkeypatch.setattr(module, name, size)
     monkeypatch.setattr(purge, "_SHORTEST_PAUSE", 0)
 
 
@@ -325,6 +346,44 @@ def test_candles_are_exact_beyond_what_a_decimal_holds(db: DatabaseFactory, lake
     assert answers(lake.reading(db)) == before
 
 
+@pytest.mark.parametrize("kind", ["usual", "large", "at the edge of 64 bits", "beyond 64 bits"])
+def test_candles_of_columns_are_exact(kind: str) -> None:
+    """Of any trades, in tables of any size: as the arithmetic of fractions has them, ties rounded half-even."""
+    chance = random.Random(kind)
+    money, time = pyarrow.decimal128(20, 8), pyarrow.timestamp("us", "UTC")
+    schema = pyarrow.schema([("exchange_ts", time), ("trade_id", pyarrow.string()), ("price", money), ("size", money)])
+    digits = {"usual": (4, 3), "large": (15, 18), "at the edge of 64 bits": (18, 18), "beyond 64 bits": (20, 20)}[kind]
+    for _ in range(300):
+        units = [tuple(chance.randrange(10**most) for most in digits) for _ in range(chance.randrange(1, 30))]
+        rows = [
+            (MAY + timedelta(microseconds=chance.randrange(8) - 4), str(chance.randrange(120)), price, size)
+            for price, size in (chance.choice([one, (-one[0], one[1]), (one[0], 0), (5, 2)]) for one in units)
+        ]
+        if kind == "beyond 64 bits":
+            rows = [(*row[:3], row[3] * chance.choice((1, -1))) for row in rows]
+        rows.sort(key=lambda row: (row[0], len(row[1]), row[1]))
+        columns = [[*column] for column in zip(*rows, strict=True)]
+        columns[2:] = [[Decimal(one).scaleb(-8) for one in column] for column in columns[2:]]
+        table = pyarrow.table([pyarrow.array(*one) for one in zip(columns, schema.types, strict=True)], schema=schema)
+        length = timedelta(microseconds=chance.randrange(1, 6))
+        tables = table.drop(["trade_id"]).to_batches(max_chunksize=chance.randrange(1, 12))
+        assert joined(candles.pieces(tables, length)) == (expected := candles_of(rows, length))
+        shuffled = table.take(sorted(range(len(rows)), key=lambda number: (rows[number][0], rows[number][1])))
+        assert joined(candles.pieces([shuffled], length)) == expected
+
+
+def candles_of(rows: list[tuple[datetime, str, int, int]], length: timedelta) -> list[Candle]:
+    """The candles of trades in order, with their amounts in units of eight places."""
+    found = []
+    for opened, group in groupby(rows, lambda row: EPOCH + (row[0] - EPOCH) // length * length):
+        prices, sizes = zip(*(row[2:] for row in group), strict=True)
+        worth, volume = sum(map(mul, prices, sizes)), sum(sizes)
+        amounts = (prices[0], max(prices), min(prices), prices[-1], volume)
+        mean = Decimal(round(Fraction(worth, volume))).scaleb(-8) if volume else None
+        found.append(Candle._make((opened, *(Decimal(one).scaleb(-8) for one in amounts), len(prices), mean)))
+    return found
+
+
 def test_streams_of_users_are_refused_by_name(db: DatabaseFactory, lake: Lake) -> None:
     """Whoever can read a lake's files reads all of them."""
     with pytest.raises(InputError, match="rows of private_executions belong to users"):
@@ -359,6 +418,14 @@ def test_two_streams_make_one_wherever_they_are_cut(seed: int) -> None:
         newer = {*sides[1]}
         expected = [(*key, "database" if key in newer else "lake") for key in sorted({*sides[0], *newer})]
         assert found == expected
+        descending = [("ts", "descending"), ("tie", "descending")]
+        backwards = [table.sort_by(descending).to_batches(max_chunksize=chance.randrange(1, 6)) for table in tables]
+        found = [
+            tuple(row.values())
+            for table in seam.merged(backwards[0], backwards[1], ("ts", "tie"), reverse=True)
+            for row in table.to_pylist()
+        ]
+        assert found == expected[::-1]
         cut = list(seam.slices(tables[0].to_batches(max_chunksize=2), "ts", chance.randrange(1, 6)))
         assert [row for table in cut for row in table.to_pylist()] == tables[0].to_pylist()
         assert all(one["ts"][-1].as_py() < other["ts"][0].as_py() for one, other in pairwise(cut))
@@ -388,7 +455,7 @@ def test_the_command_writes_verifies_and_drops(tmp_path: Path, capsys: pytest.Ca
 
 def test_a_missing_library_names_its_extra(tmp_path: Path) -> None:
     """The command says in one line what is not installed, and how to install it."""
-    code = "import sys; sys.modules['duckdb'] = None; from shared.db.commands.cli import main; main(sys.argv[1:])"
+    code = "import sys; sys.modules['pyarrow'] = None; from shared.db.commands.cli import main; main(sys.argv[1:])"
     result = run_python("-c", code, "lake", "verify", "--lake", "lake", "--db-url", "sqlite://", cwd=tmp_path)
-    assert "duckdb is not installed" in result.stderr
+    assert "pyarrow is not installed" in result.stderr
     assert "WHEEL[lake]" in result.stderr

@@ -35,22 +35,26 @@ class Receiver:
     """Takes what COPY sends, a message a row, and makes batches of it.
 
     `write` is what a driver calls. It never raises, which a driver would not survive: what went wrong does so in
-    `batches`.
+    `batches`. Of `few` rows batches are made at the end, which takes two thirds of the time.
     """
 
-    def __init__(self, names: Sequence[str], kinds: Sequence[Any]) -> None:
+    def __init__(self, names: Sequence[str], kinds: Sequence[Any], *, few: bool = False) -> None:
         self._schema = pa.schema(list(zip(names, kinds, strict=True)))
         self._made: list[Any] = []
         self._error: BaseException | None = None
+        self._rows: list[bytes] = []
         self._sink = self._received()
         next(self._sink)
-        self._rows: list[bytes] = []
-        # A generator's own method: one of ours would take a tenth of the whole time.
-        self.write: Callable[[bytes], None] = self._sink.send
+        # A built-in method, or a generator's own: one of ours would take a tenth of the whole time.
+        self.write: Callable[[bytes], None] = self._rows.append if few else self._sink.send
+        self._few = few
 
     def batches(self) -> list[Any]:
         """All rows, once there are no more of them. Raises what any of them could not be made of."""
         self._sink.close()
+        if self._few:
+            first = self._rows[0][_HEADER:]
+            self._rows[:1] = [first] if first else []
         if self._rows[-1:] == [_TRAILER]:
             del self._rows[-1]
         self._make(self._rows)
