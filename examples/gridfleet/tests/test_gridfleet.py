@@ -17,8 +17,10 @@ from sqlalchemy import delete, insert, select, text
 from shared.db import BybitAccount, DatabaseFactory, Repository, Run, Strategy, TenantViolation, User
 from shared.db.commands.cli import main
 from shared.db.migrations import runner
+from shared.db.testing import has_mysql
 
 NOON = datetime(2025, 5, 19, 12, tzinfo=UTC)
+SERVERS = ("postgresql", *(("mysql",) if has_mysql() else ()))
 
 
 def fleet(db: DatabaseFactory) -> DatabaseFactory:
@@ -46,15 +48,15 @@ def recorded(db: DatabaseFactory, *prices: tuple[datetime, Decimal], spool: Path
     return recorder.close()
 
 
-@pytest.fixture(params=["memory", "file", "postgresql", "policies"])
+@pytest.fixture(params=["memory", "file", *SERVERS, "policies"])
 def fleet_db(request: pytest.FixtureRequest, tmp_path: Path, clean_environment: None) -> Iterator[DatabaseFactory]:
     """The same databases, filled."""
     if request.param == "policies":
         yield fleet(request.getfixturevalue("policed_db"))
         return
     url: Any = f"sqlite:///{tmp_path / 'fleet.db'}" if request.param == "file" else "sqlite://"
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgresql_url")
+    if request.param in SERVERS:
+        url = request.getfixturevalue(f"{request.param}_url")
     with DatabaseFactory(url) as db:
         db.create_tables()
         yield fleet(db)
@@ -143,12 +145,17 @@ def test_revisions_make_what_the_models_say(db: DatabaseFactory) -> None:
     db.check_schema()
 
 
+@pytest.mark.parametrize("server", SERVERS)
 def test_from_the_command_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], clean_environment: None, postgresql_url: Any
+    server: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    clean_environment: None,
 ) -> None:
-    """Installed, every command knows the tables: schema, status, backup, and a copy into PostgreSQL."""
+    """Installed, every command knows the tables: schema, status, backup, and a copy into a server."""
     source = f"sqlite:///{tmp_path / 'fleet.db'}"
-    into = postgresql_url.render_as_string(hide_password=False)
+    into = request.getfixturevalue(f"{server}_url").render_as_string(hide_password=False)
     assert main(["migrate", "up", "--db-url", source]) == 0
     with DatabaseFactory(source) as db:
         Bot(fleet(db), "ann", "run-ann").place_grid("BTCUSDT", 3, Decimal("0.01"), Decimal("0.1"))
@@ -164,6 +171,32 @@ def test_from_the_command_line(
     assert "not ours" not in printed
     with DatabaseFactory(into) as db:
         assert len(Bot(db, "ann", "run-ann").grid()) == 3
+
+
+@pytest.mark.parametrize("place", ["file", *SERVERS[1:]])  # of PostgreSQL the tests have no programs for a backup
+def test_the_environment_alone_says_where(
+    place: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The bot and the commands are the same whatever it is; a backup brings back what the bot had placed."""
+    url = f"sqlite:///{tmp_path / 'fleet.db'}"
+    if place != "file":
+        url = request.getfixturevalue(f"{place}_url").render_as_string(hide_password=False)
+    monkeypatch.setenv("GRIDBOT_DB_URL", url)
+    backup = str(tmp_path / "backup")
+    assert main(["migrate", "up"]) == 0
+    with DatabaseFactory() as db:
+        placed = Bot(fleet(db), "ann", "run-ann").place_grid("BTCUSDT", 3, Decimal("0.01"), Decimal("0.1"))
+    for command in (["migrate", "check"], ["status", "--json"], ["backup", backup]):
+        assert main(command) == 0, capsys.readouterr().err
+    with DatabaseFactory() as db:
+        Bot(db, "ann", "run-ann").filled(placed[0], "USDT", Decimal(1))
+    assert main(["restore", backup, "--force"]) == 0, capsys.readouterr().err
+    with DatabaseFactory() as db:
+        assert list(Bot(db, "ann", "run-ann").grid()) == placed
 
 
 def test_orders_travel_through_files_from_the_command_line(
