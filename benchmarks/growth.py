@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Any
 
 import psycopg2
-from sqlalchemy import URL, text
+from sqlalchemy import URL, event, text
 
 from benchmarks.contenders import bulk_trades
 from benchmarks.data import Rows, TradeStream
-from benchmarks.harness import Contender, Goal, Place, at_most, compare, print_outcomes
+from benchmarks.harness import Contender, Goal, Place, at_most, compare, print_outcomes, print_table
 from benchmarks.meter import Meter
 from shared.db import DatabaseFactory, Run, RunRepository, RunStatus, RunType
 
@@ -37,6 +38,9 @@ SELECT CASE n % {len(_SYMBOLS)} {" ".join(f"WHEN {place} THEN '{name}'" for plac
 FROM rows
 """
 
+# A question of a user's.
+Question = Callable[[RunRepository, str], Any]
+_ASKS = "user-7"
 _FEW, _MANY, _RUNS, _CALLS = 100, 10_000, 100, 100
 _STEP = 7_919  # a prime, so that the users that ask are all over the tables
 _USERS = (
@@ -68,10 +72,11 @@ def small_growth(here: Place) -> None:
 def users(here: Place) -> None:
     """A bot's questions among 10,000 users with 100 runs each against 100 such users, with the policies and without.
 
-    By the processor's time of both sides in turns; a million runs are stored first.
+    By the processor's time of both sides in turns; a million runs are stored first. Beside them the driver alone, which
+    sends the statement that the repository makes: what it pays too is the database's.
     """
     factories = [DatabaseFactory(_with_users(here.new_postgresql(), count)) for count in (_FEW, _MANY)]
-    questions: dict[str, Callable[[RunRepository, str], Any]] = {
+    questions: dict[str, Question] = {
         "get_running": lambda runs, user: runs.get_running(),
         "a page of 100": lambda runs, user: runs.get_by_user_id(user, limit=_RUNS),
         "create": lambda runs, user: runs.create(
@@ -88,6 +93,9 @@ def users(here: Place) -> None:
             ratio = statistics.median(many / few for few, many in spent[1:])  # the first round warms up
             goal = at_most(f"{title}, {what}: {_MANY:,} users to {_FEW:,}", 1.1, ratio, "x the processor's time")
             print_outcomes("", [goal])
+        if title == "PostgreSQL":
+            for what in ("get_running", "a page of 100"):
+                _compare_drivers(factories, what, questions[what], here.rounds)
         for db in factories:
             db.enable_row_security()
     for db in factories:
@@ -98,9 +106,7 @@ SHORT = {"small-growth": small_growth}
 LONG = {"growth": growth, "users": users}
 
 
-def _spent(
-    db: DatabaseFactory, count: int, ask: Callable[[RunRepository, str], Any], numbers: range, *, read_only: bool
-) -> float:
+def _spent(db: DatabaseFactory, count: int, ask: Question, numbers: range, *, read_only: bool) -> float:
     """Seconds of the processor, here and in the server, for a question of one user after the other."""
 
     def work() -> None:
@@ -112,6 +118,57 @@ def _spent(
     began = time.process_time()
     server, _ = Meter(db).spent(work)
     return server + time.process_time() - began
+
+
+def _compare_drivers(factories: Sequence[DatabaseFactory], what: str, ask: Question, rounds: int) -> None:
+    """Print what the driver alone takes for the same, of users that ask in turn, and of one that asks again."""
+    asked = [_statement_of(db, ask) for db in factories]
+    rows = []
+    with ExitStack() as stack:
+        drivers = [stack.enter_context(closing(_connected(db))) for db in factories]
+        for who, step in (("another user each time", _STEP), ("one user", 0)):
+            spent = []
+            for number in range(rounds + 1):
+                numbers = range(number * _CALLS, (number + 1) * _CALLS)
+                turn = zip(drivers, asked, (_FEW, _MANY), strict=True)
+                spent.append([_spent_by_driver(driver, one, count, numbers, step) for driver, one, count in turn])
+            ratio = statistics.median(many / few for few, many in spent[1:])
+            rows.append((f"{what}, {who}", f"{ratio:.2f}"))
+    print_table("The driver alone", (f"{_MANY:,} users to {_FEW:,}", "x the processor's time"), rows)
+
+
+def _statement_of(db: DatabaseFactory, ask: Question) -> tuple[str, dict[str, Any]]:
+    """What a user's question sends, with its parameters."""
+    sent: list[tuple[str, dict[str, Any]]] = []
+
+    def note(connection: object, cursor: object, statement: str, parameters: Any, *rest: object) -> None:
+        sent.append((statement, parameters))
+
+    event.listen(db.engine, "before_cursor_execute", note)
+    try:
+        with db.get_session(user_id=_ASKS, read_only=True) as session:
+            ask(RunRepository(session), _ASKS)
+    finally:
+        event.remove(db.engine, "before_cursor_execute", note)
+    return sent[-1]
+
+
+def _connected(db: DatabaseFactory) -> Any:
+    driver = psycopg2.connect(db.settings.url.set(drivername="postgresql").render_as_string(hide_password=False))
+    driver.autocommit = True
+    return driver
+
+
+def _spent_by_driver(driver: Any, asked: tuple[str, dict[str, Any]], count: int, numbers: range, step: int) -> float:
+    statement, parameters = asked
+    server = Path(f"/proc/{driver.info.backend_pid}/schedstat")
+    with driver.cursor() as cursor:
+        began = time.process_time() + int(server.read_text().split()[0]) / 1e9
+        for number in numbers:
+            user = f"user-{number * step % count}"
+            cursor.execute(statement, {name: user if had == _ASKS else had for name, had in parameters.items()})
+            cursor.fetchall()
+        return time.process_time() + int(server.read_text().split()[0]) / 1e9 - began
 
 
 def _with_users(url: URL, count: int) -> URL:

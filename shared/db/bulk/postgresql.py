@@ -197,10 +197,10 @@ class PostgreSQLWriter(Writer):
             )
             return Written(new, count, filled, cursor.fetchall())
 
-    def _ask(self, statement: str) -> int:
-        """How many rows a statement says, or has, written."""
+    def _ask(self, *statements: str) -> int:
+        """How many rows the last statement says, or has, written."""
         with self.named_errors(), self.driver.cursor() as cursor:
-            cursor.execute(statement)
+            cursor.execute("; ".join(statements))
             return int(cursor.fetchone()[0] if cursor.description else cursor.rowcount)
 
     def _empty_stage(self) -> None:
@@ -218,9 +218,19 @@ class PostgreSQLWriter(Writer):
     def _from_stage(self, changing: list[str]) -> int:
         """Insert the staged rows, or change those that are there, as `on_conflict` says; how many are new."""
         insert = f"INSERT INTO {self.table} ({self.names})"
+        fresh = f"{insert} SELECT {self.names} FROM {self._stage}"
         if self.on_conflict == "error":
-            return self._ask(f"{insert} SELECT {self.names} FROM {self._stage}")
-        skip = f"{insert} SELECT {self.names} FROM {self._stage} ON CONFLICT ({self.key}) DO NOTHING"
+            return self._ask(fresh)
+        if self.table not in self._memory.colliding:
+            # To look for each row before it is stored costs a tenth, here as well as beside COPY.
+            try:
+                return self._ask("SAVEPOINT shared_db_fresh", fresh)  # it ends with the savepoint around it
+            except IntegrityError as error:
+                if not isinstance(error.orig, UniqueViolation):
+                    raise
+            self.run("ROLLBACK TO SAVEPOINT shared_db_fresh")
+            self._memory.colliding.add(self.table)
+        skip = f"{fresh} ON CONFLICT ({self.key}) DO NOTHING"
         if self.on_conflict in ("skip", "fill") or not changing:
             return self._ask(skip)
         # One statement must not change a row twice: of those with the same key, the last one given.

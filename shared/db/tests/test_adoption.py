@@ -318,3 +318,24 @@ def test_the_grants_that_are_gone_refuse_the_first_flush(policed_fleet: Database
         administrator.execute(text("REVOKE INSERT ON private_executions FROM shared_db_tenant"))
     with pytest.raises(PermissionDeniedError), policed_fleet.get_session(user_id="ann") as session:
         session.add(execution(1))
+
+
+def test_many_rows_under_policies_are_looked_for_where_some_were_stored_already(
+    policed_fleet: DatabaseFactory, tmp_path: Path
+) -> None:
+    """As without policies: a batch is stored as it is, until the server says that one of its rows is there."""
+    with seen(policed_fleet, tmp_path) as (db, messages), db.get_session(user_id="ann") as session:
+        repository = PrivateExecutionRepository(session)
+
+        def looked_up(numbers: range, **options: Any) -> tuple[int, int, int, bool]:
+            messages.clear()
+            result = repository.bulk_create([execution_values(RUN, number) for number in numbers], **options)
+            assert b"shared_db_stage_private_executions_of_tenant" in b"".join(messages)
+            return result.inserted, result.skipped, result.updated, b" ON CONFLICT " in b"".join(messages)
+
+        assert looked_up(range(10)) == (10, 0, 0, False)
+        assert looked_up(range(10, 20), on_conflict="update") == (10, 0, 0, False)
+        assert looked_up(range(15, 25)) == (5, 5, 0, True)
+        assert looked_up(range(25, 35)) == (10, 0, 0, True)
+        assert looked_up(range(35, 45), on_conflict="fill") == (10, 0, 0, False)
+        assert looked_up(range(40, 50), on_conflict="update") == (5, 0, 5, True)
