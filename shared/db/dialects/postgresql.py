@@ -144,6 +144,12 @@ class Connection(extensions.connection):
                 self.adoption.now()
         return super().cursor(*args, **options)
 
+    def lobject(self, *args: Any, **options: Any) -> Any:
+        """As the driver's, which sends by no cursor."""
+        if self.adoption is not None:
+            self.adoption.now()
+        return super().lobject(*args, **options)
+
     last_used = -math.inf
     """When it came back to the pool, by the monotonic clock."""
 

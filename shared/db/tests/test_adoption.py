@@ -202,6 +202,14 @@ def test_each_way_of_the_drivers_cursor_asks_as_the_role(
         assert plain.scalar(text("SELECT current_user = session_user")) is True
 
 
+def test_a_large_object_is_made_as_the_role(policed_fleet: DatabaseFactory) -> None:
+    """It needs no cursor, and adopts the role all the same."""
+    with policed_fleet.get_session(user_id="ann") as session:
+        number = driver_of(session).lobject(0, "w").oid
+        owner = text("SELECT lomowner::regrole::text FROM pg_largeobject_metadata WHERE oid = :number")
+        assert session.scalar(owner, {"number": number}) == "shared_db_tenant"
+
+
 def test_what_cannot_be_sent_leaves_the_role_to_the_next_statement(policed_fleet: DatabaseFactory) -> None:
     """A parameter that the driver refuses has sent nothing, and so adopted nothing."""
     with policed_fleet.get_session(user_id="ann") as session:
