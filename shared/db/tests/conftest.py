@@ -24,6 +24,7 @@ from shared.db.tests.fleet import (  # noqa: F401 # fixtures
 )
 from shared.db.tests.migration_support import OwnRevisions
 from shared.db.tests.on_mysql import runs_on_mysql
+from shared.db.tests.on_partitions import IN_PARTITIONS, has_tests_in_partitions, runs_in_partitions
 from shared.db.tests.roles import own_role, owner, roles  # noqa: F401 # fixtures
 from shared.db.tests.support import postgresql_programs
 
@@ -39,8 +40,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _runs_here(item: pytest.Item) -> bool:
+    if IN_PARTITIONS:
+        return runs_in_partitions(item)
     case = getattr(item, "callspec", None)
     return case is None or "mysql" not in case.params.values() or runs_on_mysql(item.path.name, item.name)
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Where trades are in partitions, what has to do with trades runs alone."""
+    is_test = collection_path.match("test_*.py")
+    return True if IN_PARTITIONS and is_test and not has_tests_in_partitions(collection_path) else None
 
 
 @pytest.fixture(autouse=True)

@@ -34,6 +34,7 @@ from shared.db import (
     User,
 )
 from shared.db.commands.cli import main
+from shared.db.dialects import port_of
 from shared.db.migrations.runner import check
 from shared.db.operations import mysql_exchange, postgresql_backup, replacing, sqlite_backup
 from shared.db.operations.backup import back_up, restore
@@ -83,7 +84,7 @@ def everything(db: DatabaseFactory) -> dict[str, list[Any]]:
     with db.get_session(read_only=True) as session:
         connection = Session.connection(session)
         metadata = MetaData()
-        metadata.reflect(connection)
+        metadata.reflect(connection, only=sorted(port_of(connection).tables(connection)))
         return {table.name: sorted(map(repr, connection.execute(select(table)))) for table in metadata.sorted_tables}
 
 

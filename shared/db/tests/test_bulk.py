@@ -137,7 +137,7 @@ def expected(table: Table, rows: list[dict[str, Any]], on_conflict: str, errors:
                 told = {name: value for name, value in row.items() if value is not None}
                 differing = [name for name in told if after[key][name] not in (None, told[name])]
                 if differing:
-                    contradicted.append((position, differing))
+                    contradicted.append((position, sorted(differing)))
                 news = {name: value for name, value in told.items() if after[key][name] is None}
                 after[key] |= news
                 updated += bool(news)
@@ -174,7 +174,7 @@ def test_rows_and_counts_are_those_of_writing_one_row_after_the_other(
         else:
             result = call()
             positions = [error.position for error in result.errors]
-            told = [(note.position, note.text.partition(":")[0].split(", ")) for note in result.notes]
+            told = [(note.position, sorted(note.text.partition(":")[0].split(", "))) for note in result.notes]
             assert (result.inserted, result.skipped, result.updated, positions, told) == outcome
             assert result.contradicted == len(told)
             assert result.rejected == len(positions)

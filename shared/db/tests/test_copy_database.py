@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from decimal import Decimal
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,6 @@ from shared.db import (
 )
 from shared.db.commands.cli import main
 from shared.db.migrations import runner
-from shared.db.operations import copy_database as operation
 from shared.db.operations.copy_database import copy_database, row_total
 from shared.db.operations.digests import digest
 from shared.db.schema_version import SCHEMA_REVISION
@@ -419,7 +419,7 @@ def test_a_difference_is_found_and_undone(
             connection.execute(text(change))
         return digest(connection, table)
 
-    monkeypatch.setattr(operation, "digest", changed)
+    monkeypatch.setattr(import_module("shared.db.operations.copy_database"), "digest", changed)
     with pytest.raises(CopyError, match="differs from its source and was undone: "):
         copy_database(source, target)
     assert tables_of(target) == []
