@@ -127,10 +127,15 @@ def batches(
         yield from _read_pages(session, rows, columns, arrow, size, reverse=reverse)
         return
     position: Position | None = None
+    came = False
     while True:
         chosen = select().where(*rows.criteria(position, reverse=reverse), *rows.confined)
         chosen = chosen.order_by(*rows.order(reverse=reverse)).limit(size)
-        page = _read(session, chosen, columns, arrow, page=True)
+        page = _read_binary(session, chosen, columns, arrow, page=True)
+        came = came or bool(page)
+        # Once rows came the columns are known to be as they are declared: without one it is the end.
+        if page is None or not came:
+            page = _read_csv(session, chosen, columns, arrow, page=True)
         yield from page.to_batches()
         if len(page) < size:
             return
@@ -149,20 +154,17 @@ def _schema(columns: Sequence[Column[Any]], arrow: Any) -> Any:
 
 
 def _read_copy(session: Session, rows: RowRange, columns: Sequence[Column[Any]], arrow: Any) -> Any:
-    return _read(session, select().where(*rows.criteria(), *rows.confined).order_by(*rows.order()), columns, arrow)
-
-
-def _read(
-    session: Session, chosen: Select[Any], columns: Sequence[Column[Any]], arrow: Any, *, page: bool = False
-) -> Any:
-    table = _read_binary(session, chosen, columns, arrow, page)
-    return _read_csv(session, chosen, columns, arrow, page) if table is None else table
+    chosen = select().where(*rows.criteria(), *rows.confined).order_by(*rows.order())
+    return _read_binary(session, chosen, columns, arrow) or _read_csv(session, chosen, columns, arrow)
 
 
 def _read_binary(
-    session: Session, chosen: Select[Any], columns: Sequence[Column[Any]], arrow: Any, page: bool
+    session: Session, chosen: Select[Any], columns: Sequence[Column[Any]], arrow: Any, *, page: bool = False
 ) -> Any | None:
-    """None where a type, a value or the client's encoding has no place in the binary form."""
+    """None where a type, a value or the client's encoding has no place in the binary form.
+
+    Without a row it may be that somebody altered a column, of which CSV tells.
+    """
     _library("numpy")
     checked = importlib.import_module("shared.db.value_forms.arrow")
     binary = importlib.import_module("shared.db.value_forms.binary_rows")
@@ -177,10 +179,9 @@ def _read_binary(
         unaltered.append(_is_unaltered(column, kind, dialect_of(session)))
     _copy_out(session, chosen.with_only_columns(*sent).where(*unaltered), "FORMAT binary", receiver, page)
     try:
-        made = receiver.batches()
+        return arrow.Table.from_batches(receiver.batches(), schema)
     except checked.NOT_HELD:
         return None
-    return arrow.Table.from_batches(made, schema) if made else None
 
 
 def _sent(column: Column[Any], kind: str) -> ColumnElement[Any]:
@@ -204,7 +205,9 @@ def _is_unaltered(column: Column[Any], kind: str, dialect: Dialect) -> ColumnEle
     return literal_column(f"pg_typeof({stored}) IN ({known})", Boolean())
 
 
-def _read_csv(session: Session, chosen: Select[Any], columns: Sequence[Column[Any]], arrow: Any, page: bool) -> Any:
+def _read_csv(
+    session: Session, chosen: Select[Any], columns: Sequence[Column[Any]], arrow: Any, *, page: bool = False
+) -> Any:
     forms = {column.name: forms_of(column.type) for column in columns}
     types = {name: one.arrow_read(arrow) for name, one in forms.items()}
     received = io.BytesIO()

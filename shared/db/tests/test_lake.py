@@ -21,7 +21,7 @@ import pyarrow.dataset
 import pyarrow.fs
 import pyarrow.parquet
 import pytest
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import URL, delete, func, select, update
 
 from shared.db import (
     Candle,
@@ -451,6 +451,20 @@ def test_the_command_writes_verifies_and_drops(tmp_path: Path, capsys: pytest.Ca
     with pytest.raises(SystemExit, match="2"):
         main(["lake", "verify", "--purge", *place])
     assert main(["lake", "write", "--table", "private_executions", *place]) == 1
+
+
+def test_nothing_is_loaded_that_is_not_needed(postgresql_url: URL, tmp_path: Path) -> None:
+    """Writing a month out of PostgreSQL loads no pandas, which pyarrow does wherever it turns values into Python's."""
+    with DatabaseFactory(postgresql_url) as db:
+        store(db, trades(6))
+    code = (
+        "import sys; from shared.db.commands.cli import main; from shared.db.ranges import frames; "
+        "frames.batches.__defaults__ = (1,); main(sys.argv[1:]); print('pandas' in sys.modules)"
+    )
+    url = postgresql_url.render_as_string(hide_password=False)
+    result = run_python("-c", code, "lake", "write", "--lake", str(tmp_path / "lake"), "--db-url", url)
+    assert files(tmp_path) != []
+    assert result.stdout.splitlines()[-1] == "False"
 
 
 def test_a_missing_library_names_its_extra(tmp_path: Path) -> None:
