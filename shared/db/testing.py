@@ -166,6 +166,13 @@ def mysql_server() -> Iterator[URL]:
     if given:
         yield DatabaseSettings(database_url=given, _env_file=None).url
         return
+    with thrown_away_mysql() as url:
+        yield url
+
+
+@contextmanager
+def thrown_away_mysql() -> Iterator[URL]:
+    """A server of the tests' own, for the block."""
     program = _mysql_program()
     assert program is not None, "install mariadb-server, or set GRIDBOT_TEST_MYSQL_URL"
     with tempfile.TemporaryDirectory(prefix="shared-db-") as folder:

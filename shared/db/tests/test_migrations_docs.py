@@ -41,9 +41,10 @@ for arguments in json.loads(sys.argv[1]):
 class _Reader:
     """Somebody who does what the page says, and nothing else."""
 
-    def __init__(self, checkout: Path, urls: list[str]) -> None:
+    def __init__(self, checkout: Path, urls: list[str], environment: dict[str, str]) -> None:
         self.checkout = checkout
         self.urls = urls
+        self.environment = environment
         self.revision = Path()
         self.done = 0
 
@@ -73,8 +74,7 @@ class _Reader:
     def _run(self, commands: list[str]) -> None:
         environment = {
             "PYTHONPATH": str(self.checkout),
-            "GRIDBOT_TEST_POSTGRESQL_URL": self.urls[0],
-            "PYTEST_ADDOPTS": "-n0",  # the other cores are busy with the tests beside this one
+            **self.environment,
             # The copy is compiled once, not by each command.
             "PYTHONDONTWRITEBYTECODE": "",
             "PYTHONPYCACHEPREFIX": str(self.checkout / "bytecode"),
@@ -90,7 +90,8 @@ class _Reader:
 
 
 @pytest.mark.slow
-def test_every_how_to_works_as_written(tmp_path: Path, postgresql_url: URL, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("server", ["postgresql", *(("mysql",) if has_mysql() else ())])
+def test_every_how_to_works_as_written(tmp_path: Path, server: str, request: pytest.FixtureRequest) -> None:
     """A column, a table, a status value and an index, added one after the other on all databases with rows in them.
 
     At the end the copy's own tests of its revisions pass, and the new schema does what it was changed for.
@@ -99,9 +100,14 @@ def test_every_how_to_works_as_written(tmp_path: Path, postgresql_url: URL, requ
     ignore = shutil.ignore_patterns("__pycache__", ".*", "*.db")
     shutil.copytree(_ROOT / "shared", checkout / "shared", ignore=ignore)
     shutil.copy(_ROOT / "pyproject.toml", checkout)
-    urls: list[URL | str] = [postgresql_url, f"sqlite:///{tmp_path}/grid_bot.db"]
-    if has_mysql():
-        urls.append(request.getfixturevalue("mysql_url"))
+    urls: list[URL | str] = [f"sqlite:///{tmp_path}/grid_bot.db", request.getfixturevalue(f"{server}_url")]
+    # The copy's tests are given the same server, and the other cores are busy with the tests beside this one.
+    own = request.getfixturevalue(f"{server}_server").render_as_string(hide_password=False)
+    given = {f"GRIDBOT_TEST_{server.upper()}_URL": own, "PYTEST_ADDOPTS": "-n0"}
+    if server == "mysql":
+        given["PYTEST_ADDOPTS"] += " -k mysql"
+    else:
+        given["GRIDBOT_TEST_MYSQL"] = ""
     with ExitStack() as open_until_the_end:
         databases = [open_until_the_end.enter_context(DatabaseFactory(url)) for url in urls]
         before = {}
@@ -109,7 +115,7 @@ def test_every_how_to_works_as_written(tmp_path: Path, postgresql_url: URL, requ
             db.create_tables()
             seed(db)
             before[db] = contents(db)
-        reader = _Reader(checkout, [db.settings.get_database_url() for db in databases])
+        reader = _Reader(checkout, [db.settings.get_database_url() for db in databases], given)
         for instruction, block in _INSTRUCTION.findall(_PAGE.read_text(encoding="utf-8")):
             reader.follow(instruction, block)
         assert reader.done == _PAGE.read_text(encoding="utf-8").count("```") // 2

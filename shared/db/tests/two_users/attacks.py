@@ -269,8 +269,12 @@ def _update_a_foreign_row(session: Session, world: World, rng: Random) -> None:
     model = rng.choice(OWNED)
     column = column_of(model, NAMES[model])
     statement = update(model).where(column == world.a_foreign(model, rng)).values({TEXTS[model]: world.text(model)})
-    found = session.scalars(statement.returning(column), execution_options={"synchronize_session": False})
-    assert found.all() == []
+    options = {"synchronize_session": False}
+    if port_of(session) is MYSQL:  # which has no RETURNING of an UPDATE
+        changed: Any = session.execute(statement, execution_options=options)
+        assert changed.rowcount == 0
+    else:
+        assert session.scalars(statement.returning(column), execution_options=options).all() == []
 
 
 @_attack(clean=True)

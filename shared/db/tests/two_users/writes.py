@@ -230,7 +230,7 @@ def _update_one(session: Session, world: World, rng: Random) -> None:
     column, value = _changed(world, model, name)
     how: Any = rng.choice(["auto", "fetch", "evaluate", False])
     statement: Any = update(model).where(column_of(model, NAMES[model]) == name).values({column: value})
-    if rng.random() < 0.5:
+    if rng.random() < 0.5 and port_of(session) is not MYSQL:  # which has no RETURNING of an UPDATE
         statement = statement.returning(column_of(model, NAMES[model]))
         assert session.scalars(statement, execution_options={"synchronize_session": how}).all() == [name]
     else:
