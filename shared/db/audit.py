@@ -1,6 +1,7 @@
 """The audit trail: who changed what and when, written by the session itself in the transaction of the change.
 
-It is on where its table is there (`DatabaseFactory.enable_audit()`). Recorded are flushes, INSERT, UPDATE and DELETE
+It is on where its newest entry about itself says so (`DatabaseFactory.enable_audit()`): the switch stands in the
+database, so that no process's own setting ends the record of others. Recorded are flushes, INSERT, UPDATE and DELETE
 statements given to `session.execute()`, and the bulk paths; not what goes round the session (raw SQL, an engine's own
 connection, SQLAlchemy's legacy `bulk_*` methods), and not what the database's cascade removes: the deletion of the
 parent stands for it. Public trades and executions come by the million, so their inserts, and statements over them,
@@ -9,17 +10,18 @@ are one entry with a row count.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, Table, event, insert, inspect, select, text
+from sqlalchemy import Connection, Dialect, Table, event, exists, insert, inspect, select, text
 from sqlalchemy.orm import InstanceState, ORMExecuteState, Session, UOWTransaction
 from sqlalchemy.sql.elements import ClauseElement
 
 from shared.db.dialects import port_of
-from shared.db.errors import AuditError
+from shared.db.errors import AuditError, PermissionDeniedError, StatementRefusedError
 from shared.db.models import AuditAction, AuditLog
 from shared.db.tables import model_of, ownership_of, primary_key, streams
 from shared.db.tenancy.entity_values import column_values
@@ -28,32 +30,77 @@ from shared.db.tenancy.statement_guard import inserted_rows
 from shared.db.tenancy.user_ids import UNSET
 from shared.db.value_forms.forms import secrets_of
 
+_log = logging.getLogger(__name__)
 _ATTRIBUTE = "shared_db_audited"
 _ENTRIES: Any = AuditLog.__table__
 _KEYS_AT_ONCE = 500
 _REFUSAL = "the audit log is append-only"
 
 
-def create(connection: Connection) -> None:
-    """Create the table, and the triggers that refuse every change to what it holds; nothing happens if it is there."""
-    if AuditLog.__tablename__ not in port_of(connection).tables(connection):
-        AuditLog.metadata.create_all(connection, checkfirst=False)
-    for statement in port_of(connection).append_only(AuditLog.__tablename__, _REFUSAL):
+@event.listens_for(_ENTRIES, "after_create")
+def _refuse_changes(_table: Table, connection: Connection, **_how: Any) -> None:
+    """Create the triggers that refuse every change to what the table holds, or renew them."""
+    for statement in port_of(connection).append_only(_ENTRIES.name, _REFUSAL):
         connection.execute(text(statement))
-    look_again(connection.dialect)
 
 
-def drop(connection: Connection) -> None:
-    """Drop the table with all entries."""
-    AuditLog.metadata.drop_all(connection)
-    for statement in port_of(connection).append_only_no_more(AuditLog.__tablename__):
+@event.listens_for(_ENTRIES, "after_drop")
+def _refuse_no_more(_table: Table, connection: Connection, **_how: Any) -> None:
+    for statement in port_of(connection).append_only_no_more(_ENTRIES.name):
         connection.execute(text(statement))
-    look_again(connection.dialect)
 
 
-def look_again(dialect: Dialect) -> None:
-    """Have the sessions of this engine find out anew whether there is an audit log."""
-    setattr(dialect, _ATTRIBUTE, None)
+# The newest entry about the log itself. One that holds others alone is from the time when to be there was to be on.
+_ABOUT_ITSELF = {"entity": AuditLog.__name__, "entity_id": "recording"}
+_SWITCH = select(
+    select(_ENTRIES.c.new_values)
+    .filter_by(**_ABOUT_ITSELF, user_id=None)
+    .order_by(_ENTRIES.c.id.desc())
+    .limit(1)
+    .scalar_subquery(),
+    exists(select(_ENTRIES.c.id)),
+)
+
+
+def switch(connection: Connection, recording: bool, actor: str | None) -> None:
+    """Write down that the log is on, or off, from now on, unless it is; what refuses changes is renewed."""
+    if recording:
+        _refuse_changes(_ENTRIES, connection)
+    if look(connection) != recording:
+        entry = {"actor": actor, "action": AuditAction.UPDATE, "new_values": {"recording": recording}}
+        connection.execute(insert(_ENTRIES), _ABOUT_ITSELF | entry)
+
+
+def switching(recording: bool) -> str:
+    """The same as SQL for every database, where somebody runs a script."""
+    return (
+        "INSERT INTO audit_log (action, entity, entity_id, new_values) "
+        f"VALUES ('update', 'AuditLog', 'recording', '{{\"recording\": {str(recording).lower()}}}')"
+    )
+
+
+def look(connection: Connection) -> bool:
+    """Find out whether the log is on; the sessions of the engine go by the answer.
+
+    A login that may not read the log does not write it: whether it should, only the log could say. A database that is
+    to be brought forward may have none yet.
+    """
+    try:
+        with connection.begin_nested():
+            newest, filled = connection.execute(_SWITCH).one()
+        recording = bool(filled if newest is None else newest["recording"])
+    except StatementRefusedError:
+        recording = False
+    except PermissionDeniedError:
+        recording = False
+        _log.warning("this login may not read audit_log, and nothing it writes is recorded: GRANT SELECT, INSERT ON it")
+    remember(connection.dialect, recording)
+    return recording
+
+
+def remember(dialect: Dialect, recording: bool | None) -> None:
+    """Tell the sessions of this engine whether the log is on, or to find out anew."""
+    setattr(dialect, _ATTRIBUTE, recording)
 
 
 def watch(sessions: Any) -> None:
@@ -75,12 +122,8 @@ def record_bulk(
 
 
 def _is_on(session: Session) -> bool:
-    dialect = (session.bind or session.get_bind()).dialect
-    known: bool | None = getattr(dialect, _ATTRIBUTE, None)
-    if known is None:
-        known = inspect(Session.connection(session)).has_table(_ENTRIES.name)
-        setattr(dialect, _ATTRIBUTE, known)
-    return known
+    known: bool | None = getattr((session.bind or session.get_bind()).dialect, _ATTRIBUTE, None)
+    return look(Session.connection(session)) if known is None else known
 
 
 @dataclass
@@ -151,15 +194,17 @@ def stored_values(connection: Connection, model: type[Any], key: Any) -> Mapping
     return {} if found is None else dict(found)
 
 
+@event.listens_for(AuditLog, "before_insert")
+@event.listens_for(AuditLog, "before_update")
+@event.listens_for(AuditLog, "before_delete")
+def _refuse_entry(*_: Any) -> None:
+    raise AuditError(f"{_REFUSAL}, and written by the sessions themselves; do not add, change or delete entries")
+
+
 def _before_flush(session: Session, context: UOWTransaction, instances: Any) -> None:
     if not _is_on(session):
         return
     trail = context.attributes[_ATTRIBUTE] = _Trail(session)
-    for entity in (*session.new, *session.dirty, *session.deleted):
-        if isinstance(entity, AuditLog):
-            raise AuditError(
-                f"{_REFUSAL}, and written by the sessions themselves; do not add, change or delete entries"
-            )
     for entity in session.deleted:
         state = inspect(entity)
         old = column_values(entity) | _not_loaded(session, state, list(state.mapper.columns.keys()))
@@ -215,14 +260,14 @@ def _not_loaded(
 
 
 def _execute(state: ORMExecuteState) -> Any:
-    if not (state.is_insert or state.is_update or state.is_delete) or not _is_on(state.session):
+    if not (state.is_insert or state.is_update or state.is_delete):
         return None
     statement: Any = state.statement
-    model = model_of(statement.table)
-    if model is None:
-        return None
+    model = model_of(getattr(statement, "element", statement).table)  # from_statement() has one within
     if model is AuditLog:
         raise AuditError(f"{_REFUSAL}, and written by the sessions alone; do not name it in a statement")
+    if model is None or not _is_on(state.session):
+        return None
     trail = _Trail(state.session)
     if state.is_insert:
         result = _insert(trail, state, model)

@@ -391,6 +391,8 @@ class DatabaseFactory:
             with bind.engine.connect() as connection:
                 some = self._is_secured(connection)
                 installed = some and row_security.is_installed(connection)
+                if installed:
+                    audit.look(connection)  # before anybody's own SQL could hide the log behind a temporary table
             if installed == some:  # else asked again: the tables that lack their policies may get them
                 self._policies_installed = installed
         adopt = (self.settings.tenant_role, user_id) if installed else None
@@ -434,16 +436,26 @@ class DatabaseFactory:
         commits.watch()
         self._on_commit.append(callback)
 
-    def enable_audit(self) -> None:
-        """Keep an audit log from now on: create its table, and have every session of a factory write to it.
+    def enable_audit(self, *, actor: str | None = None) -> None:
+        """Keep an audit log from now on: every session of a factory writes to it, whichever process it is in.
 
-        Processes that are running take notice when they start again. Nothing happens if it is there already.
+        That is an entry of the log too, by `actor`, or else by the database's login. Processes that are running take
+        notice when they start again. Nothing happens if it is on already. Raises `SchemaVersionError` for a database
+        whose tables are not there, or older than the log.
         """
+        self._switch_audit(True, actor)
+
+    def disable_audit(self, *, actor: str | None = None) -> None:
+        """Write no more entries, after one that says so, as `enable_audit` does. Those that are there stay."""
+        self._switch_audit(False, actor)
+
+    def _switch_audit(self, recording: bool, actor: str | None) -> None:
         with self._schema_transaction() as connection:
-            secured = self._is_secured(connection)
-            audit.create(connection)
-            if secured:
-                row_security.enable(connection, self.settings.tenant_role)
+            problem = schema_version.difference(connection)
+            if problem is not None and problem.state in ("empty", "behind"):
+                raise problem
+            audit.switch(connection, recording, actor or connection.engine.url.username)
+        audit.remember(self.engine.dialect, recording)
 
     def _is_secured(self, connection: Connection) -> bool:
         return port_of(connection).has_row_security and bool(row_security.policed_tables(connection))
@@ -520,8 +532,8 @@ class DatabaseFactory:
     def drop_tables(self) -> None:
         """Drop every table of this library, with all rows (for tests)."""
         with self._schema_transaction() as connection:
-            audit.drop(connection)
             schema_version.drop(connection)
+        audit.remember(self.engine.dialect, None)
 
     def close(self) -> None:
         """Close every pooled connection. The factory stays usable and opens new ones when asked."""

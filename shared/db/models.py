@@ -433,13 +433,6 @@ class PrivateExecution(Base):
     run: Mapped[Run] = relationship(back_populates="executions")
 
 
-class OptionalBase(Base):
-    """Base of tables that `create_tables()` leaves out: their metadata is their own, and so is what makes them."""
-
-    __abstract__ = True
-    metadata = MetaData(naming_convention=Base.metadata.naming_convention)
-
-
 class AuditAction(StrEnum):
     """Values of audit_log.action."""
 
@@ -448,10 +441,11 @@ class AuditAction(StrEnum):
     DELETE = "delete"
 
 
-class AuditLog(OptionalBase):
-    """What was done to one row, or to `row_count` rows at once: made by `enable_audit()`, written by the sessions.
+class AuditLog(Base):
+    """What was done to one row, or to `row_count` rows at once: written by the sessions while the log is switched on.
 
-    It names users and rows without foreign keys, since it outlives them.
+    It names users and rows without foreign keys, since it outlives them. An entry about "AuditLog" itself says that it
+    was switched on or off; by the newest one every process knows which.
     """
 
     __tablename__ = "audit_log"
@@ -463,6 +457,8 @@ class AuditLog(OptionalBase):
         Index(None, "action", "created_at"),
     )
     _repr_names = ("created_at", "action", "entity", "entity_id")
+    # PostgreSQL's policies show these to every user besides his own: his sessions have to know whether to write.
+    _shown_to_all = "user_id IS NULL AND entity = 'AuditLog'"
 
     id: Mapped[int] = mapped_column(CheckedInteger(), primary_key=True, autoincrement=True)
     created_at: Mapped[datetime] = created_column("When, UTC")

@@ -43,11 +43,7 @@ class Line:
     def tables(self) -> list[Table]:
         """The package's tables, of the classes that are loaded."""
         classes = [mapper.class_ for mapper in Base.registry.mappers]
-        return [
-            model.__table__
-            for model in classes
-            if f"{model.__module__}.".startswith(f"{self.root}.") and model.__table__.metadata is Base.metadata
-        ]
+        return [model.__table__ for model in classes if f"{model.__module__}.".startswith(f"{self.root}.")]
 
     def revisions(self) -> tuple[str, ...]:
         """The names of the revisions, oldest first: read off the files, without Alembic and without running them.

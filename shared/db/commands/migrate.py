@@ -24,7 +24,11 @@ _PACKAGE = {
     "metavar": "NAME",
     "help": "of this package alone; without it head and base are those of all, and any other revision is of shared.db",
 }
-_AUDIT = {"action": "store_true", "default": False, "help": "with the optional audit log"}
+_AUDIT = {
+    "action": argparse.BooleanOptionalAction,
+    "default": None,
+    "help": "switch the audit log on, or off, afterwards",
+}
 # name: (help, arguments)
 _COMMANDS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "status": ("say at which revision the database and the code are, and what is pending", {"--package": _PACKAGE}),

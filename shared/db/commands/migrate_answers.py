@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from shared.db import audit
 from shared.db.commands.arguments import EXIT_DONE, EXIT_FAILED, EXIT_OTHER_REVISION, settings_from_arguments
 from shared.db.commands.status import not_ours_told
 from shared.db.database import DatabaseFactory
@@ -67,11 +68,13 @@ def _standing(status: runner.Status) -> Answer:
 def _up(options: argparse.Namespace) -> Answer:
     with _changing(options) as db:
         if options.package is None and options.revision == "head":
-            return _together(
-                {name: _changed(change) for name, change in runner.upgrade_all(db, audit=options.audit).items()}
-            )
-        package = options.package or OURS
-        return _changed(runner.upgrade(db, options.revision, package=package, audit=options.audit))
+            changes = runner.upgrade_all(db)
+        else:
+            package = options.package or OURS
+            changes = {package: runner.upgrade(db, options.revision, package=package)}
+        if options.audit is not None:
+            (db.enable_audit if options.audit else db.disable_audit)()
+        return _together({name: _changed(change) for name, change in changes.items()})
 
 
 def _down(options: argparse.Namespace) -> Answer:
@@ -123,9 +126,11 @@ def _sql(options: argparse.Namespace) -> Answer:
     port = settings.port if settings.database_url else port_named(settings.db_type)
     everything = options.package is None and (options.start, options.revision) == (BASE, "head")
     script = "\n\n".join(
-        runner.sql(port.name, options.start, options.revision, package=package, audit=options.audit).rstrip()
+        runner.sql(port.name, options.start, options.revision, package=package).rstrip()
         for package in (_chosen(options) if everything else [options.package or OURS])
     )
+    if options.audit is not None:
+        script += f"\n\n{audit.switching(options.audit)};"
     return Answer(script, {"sql": script})
 
 

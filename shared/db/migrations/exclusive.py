@@ -180,7 +180,7 @@ def _check_rows(connection: Connection, before: dict[str, int]) -> None:
     problems = [
         f"{table} had {before[table]} rows and would have {count}"
         for table, count in _row_counts(connection).items()
-        if count != before.get(table, count)
+        if count < before.get(table, 0)  # what a step adds is its own business
     ]
     broken = connection.execute(text("PRAGMA foreign_key_check")).all()
     problems += sorted({f"{row.table} has rows that name no row of {row.parent}" for row in broken})

@@ -87,26 +87,26 @@ class Revisions:
     def drops(self, start: int, target: int) -> list[str]:
         """The tables and columns that going back from `start` to `target` deletes."""
         modules = (script.module for script in reversed(self._scripts[target:start]))
-        return [name for module in modules for name in getattr(module, "drops", ())]
+        return [*dict.fromkeys(name for module in modules for name in getattr(module, "drops", ()))]
 
-    def move(self, connection: Connection, start: int, target: int, *, audit: bool = False) -> None:
-        """Run the steps from `start` to `target`, forward or back, the optional audit log's too if asked for.
+    def move(self, connection: Connection, start: int, target: int) -> None:
+        """Run the steps from `start` to `target`, forward or back.
 
         Commits each step, unless a transaction is already open.
         """
         with nullcontext() if connection.in_transaction() else connection.begin():
             take_over(connection)
-        with self._context(audit, connection=connection) as context:
+        with self._context(connection=connection) as context:
             if connection.in_transaction():
                 # The caller's own transaction is around everything: a revision's autocommit block must not end it.
                 context.autocommit_block = nullcontext  # type: ignore[assignment] # a context manager too
             self._run(context, start, target)
 
-    def sql(self, dialect: str, start: int, target: int, lock_timeout: float, *, audit: bool = False) -> str:
+    def sql(self, dialect: str, start: int, target: int, lock_timeout: float) -> str:
         """The SQL of those steps, forward or backward."""
         beginning = _BEGINNINGS.named(dialect)  # or says that there are none
         if port_named(dialect) is SQLITE:
-            return self._recorded(start, target, audit)
+            return self._recorded(start, target)
         written = io.StringIO()
         print(f"{beginning.format(lock_timeout)}\n", file=written)
         # Of the two servers' words MariaDB's: which one it will be, nobody says here.
@@ -115,7 +115,7 @@ class Revisions:
             "dialect_opts": {"paramstyle": "named"},
             "literal_binds": True,
         }
-        with self._context(audit, as_sql=True, output_buffer=written, **how) as context:
+        with self._context(as_sql=True, output_buffer=written, **how) as context:
             if port_named(dialect) is MYSQL:
                 mysql.write_as_here(context.dialect)
             if target != start:
@@ -166,14 +166,14 @@ class Revisions:
             context.impl._exec = run  # type: ignore[method-assign] # as above
 
     @contextmanager
-    def _context(self, audit: bool, **how: Any) -> Iterator[MigrationContext]:
-        config = Config(stdout=io.StringIO())
-        config.attributes["audit"] = audit
-        with EnvironmentContext(config, self.directory, as_sql=how.pop("as_sql", False)) as environment:
+    def _context(self, **how: Any) -> Iterator[MigrationContext]:
+        with EnvironmentContext(
+            Config(stdout=io.StringIO()), self.directory, as_sql=how.pop("as_sql", False)
+        ) as environment:
             environment.configure(**how)
             yield environment.get_context()
 
-    def _recorded(self, start: int, target: int, audit: bool) -> str:
+    def _recorded(self, start: int, target: int) -> str:
         # What is really run, since Alembic cannot write down how it rebuilds a table that it has not seen.
         statements: list[str] = []
         engine = create_engine("sqlite://")
@@ -185,7 +185,7 @@ class Revisions:
                 driver.set_trace_callback(statements.append)
                 if target != start:
                     connection.execute(CreateTable(VERSION_TABLE, if_not_exists=True))
-                self.move(connection, start, target, audit=audit)
+                self.move(connection, start, target)
         finally:
             engine.dispose()
         return "\n\n".join(

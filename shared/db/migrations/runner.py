@@ -16,7 +16,7 @@ from functools import partial
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
-from shared.db import audit, packages, schema_version
+from shared.db import packages, schema_version
 from shared.db.database import DatabaseFactory
 from shared.db.dialects import SQLITE, port_of
 from shared.db.errors import (
@@ -32,7 +32,7 @@ from shared.db.migrations.catalog import Difference
 from shared.db.migrations.catalog.entry import ROW_SECURITY
 from shared.db.migrations.exclusive import exclusive_connection, lock_holders, standbys_readers
 from shared.db.migrations.revisions import Revisions, build
-from shared.db.models import AuditLog, Base
+from shared.db.models import Base
 from shared.db.schema_version import BASE
 from shared.db.tenancy import row_security
 
@@ -89,13 +89,10 @@ def upgrade(
     revision: str = "head",
     *,
     package: str = packages.OURS,
-    audit: bool = False,
     lock_timeout: float = LOCK_TIMEOUT,
     attempts: int = ATTEMPTS,
 ) -> Change:
     """Bring a package's tables forward to `revision`; nothing happens if they are there. Any number of processes may.
-
-    With `audit=True` the database has an audit log afterwards, wherever it stood.
 
     On SQLite all steps are one transaction; on PostgreSQL each is one of its own, which waits at most
     `lock_timeout` seconds for a table and is tried `attempts` times. On MariaDB each statement commits: of a step that
@@ -116,26 +113,21 @@ def upgrade(
             )
         with _transaction(connection):
             _require_what_it_hangs_on(connection, package)
-        revisions.move(connection, start, target, audit=audit)
+        revisions.move(connection, start, target)
 
     change = _move(db, revisions, target, step, lock_timeout, attempts)
     if change.before != change.after == revisions.head and db.row_security_status().problems:
         # Where policies are in force, a table that has just been made needs its own.
         db.enable_row_security()
-    if audit:
-        db.enable_audit()  # where its revision had been passed without it
     return change
 
 
-def upgrade_all(db: DatabaseFactory, *, audit: bool = False) -> dict[str, Change]:
+def upgrade_all(db: DatabaseFactory) -> dict[str, Change]:
     """Bring the tables of every package that is loaded to their newest revision; what was done, by package.
 
     Those that others hang on come first. Raises what `upgrade` does; what was done before stays.
     """
-    return {
-        package: upgrade(db, package=package, audit=audit and package == packages.OURS)
-        for package in packages_with_revisions()
-    }
+    return {package: upgrade(db, package=package) for package in packages_with_revisions()}
 
 
 def downgrade(
@@ -234,13 +226,10 @@ def check(db: DatabaseFactory, package: str | None = None) -> list[Difference]:
             if problem is not None and problem.state != "unversioned":
                 raise problem
         found = catalog.read(connection)
-        audited = any(entry.table == AuditLog.__tablename__ for entry in found)
         secured = any(entry.kind == "policy" and entry.name == row_security.POLICY_NAME for entry in found)
 
         def build_expected(scratch: Connection) -> None:
             _create_all(scratch)
-            if audited:
-                audit.create(scratch)
             if secured:
                 row_security.enable(scratch, db.settings.tenant_role)
 
@@ -254,22 +243,14 @@ def not_ours(db: DatabaseFactory) -> list[str]:
         return schema_version.not_ours(connection)
 
 
-def sql(
-    dialect: str,
-    start: str = BASE,
-    revision: str = "head",
-    *,
-    package: str = packages.OURS,
-    audit: bool = False,
-) -> str:
+def sql(dialect: str, start: str = BASE, revision: str = "head", *, package: str = packages.OURS) -> str:
     """The SQL that brings a package's tables from `start` to `revision`, for review.
 
-    For "sqlite", "postgresql" or "mysql", in MariaDB's words. Backward if `revision` is the older one; with
-    `audit=True` the audit log's table is among it. No database is needed. Steps that read rows and decide by them are
-    written as for empty tables.
+    For "sqlite", "postgresql" or "mysql", in MariaDB's words. Backward if `revision` is the older one. No database is
+    needed. Steps that read rows and decide by them are written as for empty tables.
     """
     revisions = Revisions(packages.line_of(package))
-    return revisions.sql(dialect, revisions.position(start), revisions.position(revision), LOCK_TIMEOUT, audit=audit)
+    return revisions.sql(dialect, revisions.position(start), revisions.position(revision), LOCK_TIMEOUT)
 
 
 def _move(

@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import Connection, Table, text
 from sqlalchemy.exc import DataError, IntegrityError
 
-from shared.db import audit, schema_version
+from shared.db import schema_version
 from shared.db.bulk.cells import cell_layout_of
 from shared.db.bulk.mysql import MySQLWriter
 from shared.db.bulk.postgresql import CopyStream
@@ -26,7 +26,7 @@ from shared.db.database import DatabaseFactory
 from shared.db.dialects import MYSQL, POSTGRESQL, SQLITE, PerDatabase, port_of
 from shared.db.driver_errors import named_errors
 from shared.db.errors import CopyError, TargetNotEmptyError, TenantViolation
-from shared.db.models import AuditLog, Base, OptionalBase
+from shared.db.models import Base
 from shared.db.operations.contents import row_counts, tables_with_rows
 from shared.db.operations.copy_values import stored_batches
 from shared.db.operations.digests import differences, digest
@@ -96,7 +96,7 @@ def _copy_database(
     with _snapshot(source_db) as source, _filling(target_db) as target:
         left_behind = _unknown(source, ignore_unknown)
         tables = _tables(source)
-        _prepare(target, tables)
+        _prepare(target)
         done = 0
 
         def tell(count: int) -> None:
@@ -126,7 +126,7 @@ def _copy_database(
         ):
             row_security.enable(target, target_db.settings.tenant_role)
     if not target_db.settings.is_memory:
-        target_db.close()  # whether there are policies and an audit log is found out anew
+        target_db.close()  # whether there are policies, and an audit log is kept, is found out anew
     seconds = time.monotonic() - started
     urls = source_db.settings.safe_url, target_db.settings.safe_url
     return CopyReport(*urls, schema_version.SCHEMA_REVISION, rows, seconds, left_behind)
@@ -167,7 +167,7 @@ def _filling(db: DatabaseFactory) -> Iterator[Connection]:
 def _drop_all_but(there: set[str], connection: Connection) -> None:
     """Take out the rows, and our tables that were made for them."""
     connection.connection.rollback()  # or the first DROP would commit them
-    tables = (schema_version.VERSION_TABLE, *Base.metadata.sorted_tables, *OptionalBase.metadata.sorted_tables)
+    tables = (schema_version.VERSION_TABLE, *Base.metadata.sorted_tables)
     made = port_of(connection).tables(connection) - there
     for table in reversed(tables):
         if table.name in made:
@@ -188,19 +188,14 @@ def _unknown(source: Connection, ignore_unknown: bool) -> dict[str, int]:
 def _tables(source: Connection) -> list[Table]:
     """Ours that are in the source, parents first: a package's own may be missing there, until it is first used."""
     there = port_of(source).tables(source)
-    return [
-        table for table in (*Base.metadata.sorted_tables, *OptionalBase.metadata.sorted_tables) if table.name in there
-    ]
+    return [table for table in Base.metadata.sorted_tables if table.name in there]
 
 
-def _prepare(target: Connection, tables: list[Table]) -> None:
+def _prepare(target: Connection) -> None:
     """Make what is missing of the schema in the target, and refuse one with rows."""
     if schema_version.must_create(target):
         schema_version.create(target)
-    if any(table is AuditLog.__table__ for table in tables):
-        audit.create(target)
-    ours = {*Base.metadata.tables, *OptionalBase.metadata.tables}
-    if filled := [table for table in tables_with_rows(target) if table in ours]:
+    if filled := [table for table in tables_with_rows(target) if table in Base.metadata.tables]:
         raise TargetNotEmptyError(filled, "copy into a new file, or a new database (createdb)")
 
 

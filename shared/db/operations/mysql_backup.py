@@ -126,7 +126,7 @@ def restore(
             check()
             with finishing(done_state):
                 exchange(connection, new, old, replaced, refuse)
-    db.close()  # whether there is an audit log is found out anew
+    db.close()  # whether an audit log is kept is found out anew
 
 
 def _program(names: tuple[str, ...], folder: str | Path | None) -> str:

@@ -25,7 +25,7 @@ from shared.db.dialects import port_of
 from shared.db.dialects.postgresql import lock_schema
 from shared.db.driver_errors import named_errors
 from shared.db.errors import BackupError, InputError, TenantViolation
-from shared.db.models import Base, OptionalBase
+from shared.db.models import Base
 from shared.db.operations.contents import row_counts, tables_with_rows
 from shared.db.operations.interruption import check, finishing
 from shared.db.operations.postgresql_tools import Tools, address, output_of, run, tools_for
@@ -200,7 +200,7 @@ def restore(db: DatabaseFactory, archive: Dump, force: bool, watch: WatchShare, 
         finally:
             # The script has changed its settings.
             connection.invalidate()
-    db.close()  # whether there are policies and an audit log is found out anew
+    db.close()  # whether there are policies, and an audit log is kept, is found out anew
     return restored
 
 
@@ -217,7 +217,7 @@ def _clear_the_way(connection: Connection, archive: Dump, force: bool) -> None:
         )
     connection.execute(text("SELECT set_config('lock_timeout', :limit, true)"), {"limit": f"{_LOCK_TIMEOUT_MS}ms"})
     connection.exec_driver_sql("SET LOCAL row_security = off")
-    known = {*Base.metadata.tables, *OptionalBase.metadata.tables, *bookkeeping(connection), *archive.tables}
+    known = {*Base.metadata.tables, *bookkeeping(connection), *archive.tables}
     quote = connection.dialect.identifier_preparer.quote
     there = [table for table in port_of(connection).tables(connection) if table in known]
     if there:

@@ -135,7 +135,7 @@ def restore(
             source.backup(target, pages=step, progress=after_a_step)
         if not db.settings.is_memory:
             target.execute("PRAGMA wal_checkpoint")  # as far as no reader is in the way
-    audit.look_again(db.engine.dialect)
+    audit.remember(db.engine.dialect, None)
     with db.get_session(read_only=True) as session:
         found = row_counts(Session.connection(session))
         checked = [row[0] for row in Session.connection(session).exec_driver_sql("PRAGMA integrity_check")]

@@ -91,9 +91,10 @@ def expected_policies(connection: Connection) -> Mapping[str, Mapping[str, Polic
 def _policies_of(model: type[Any], entry: Ownership) -> dict[str, Policy]:
     own, named = _may_write(model, entry)
     policies = {POLICY_NAME: Policy(_own(model.__tablename__, entry), own)}
-    if entry.public is not None:
+    public = _column(model.__tablename__, entry.public) if entry.public else getattr(model, "_shown_to_all", None)
+    if public is not None:
         # Of all that is granted for SELECT, a row that is written or locked must be the user's own as well.
-        policies[_PUBLIC_ROWS] = Policy(using=_column(model.__tablename__, entry.public), command="SELECT")
+        policies[_PUBLIC_ROWS] = Policy(using=public, command="SELECT")
     if named:
         # For INSERT alone: what was public when it was named may be private by now, and its name must not lock the row.
         policies[_NAMED_ROWS] = Policy(check=named, command="INSERT", permissive=False)

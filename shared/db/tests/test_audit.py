@@ -7,7 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import delete, insert, select, text, update
+from sqlalchemy import delete, event, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -27,10 +27,12 @@ from shared.db import (
     Strategy,
     StrategyRepository,
     TenantScopeError,
+    TenantViolation,
     User,
 )
 from shared.db.encryption import Encryption, KeyRing, use_encryption
 from shared.db.tenancy.user_ids import UNSET, UserId
+from shared.db.tests.roles import Roles, administrator, factory
 from shared.db.tests.support import execution_values, trade_values, with_and_without_policies
 
 REQUEST = {"actor": "support", "ip_address": "203.0.113.9", "user_agent": "console/1"}
@@ -54,9 +56,9 @@ def audited(db: DatabaseFactory) -> DatabaseFactory:
 
 
 def entries(db: DatabaseFactory) -> list[AuditLog]:
-    """Everything that was recorded, oldest first."""
+    """Everything that was recorded, oldest first, but for the switching itself."""
     with db.get_session() as session:
-        return list(session.scalars(select(AuditLog).order_by(AuditLog.id)))
+        return list(session.scalars(select(AuditLog).where(AuditLog.entity != "AuditLog").order_by(AuditLog.id)))
 
 
 def told(db: DatabaseFactory) -> list[tuple[Any, ...]]:
@@ -64,12 +66,115 @@ def told(db: DatabaseFactory) -> list[tuple[Any, ...]]:
     return [(e.user_id, e.action, e.entity, e.entity_id, e.row_count, e.old_values, e.new_values) for e in entries(db)]
 
 
-def test_nothing_is_recorded_without_an_audit_log(db: DatabaseFactory) -> None:
-    """`create_tables()` makes no audit log, and sessions write without one."""
+def switching(db: DatabaseFactory) -> list[tuple[Any, ...]]:
+    """Who switched the log on or off, oldest first."""
+    with db.get_session() as session:
+        about_itself = select(AuditLog).where(AuditLog.entity == "AuditLog").order_by(AuditLog.id)
+        return [(e.user_id, e.actor, e.action, e.entity_id, e.new_values) for e in session.scalars(about_itself)]
+
+
+def test_nothing_is_recorded_before_the_log_is_switched_on(db: DatabaseFactory) -> None:
+    """`create_tables()` makes the log, and sessions leave it alone."""
     with db.get_session() as session:
         session.add(User(username="ann"))
-    with db.engine.connect() as connection:
-        assert not connection.dialect.has_table(connection, "audit_log")
+        session.scalars(select(User).from_statement(insert(User).values(username="bob").returning(User))).one()
+    assert (entries(db), switching(db)) == ([], [])
+
+
+def test_switching_on_and_off_is_recorded(db: DatabaseFactory) -> None:
+    """Once each time, with who did it; while the log is off nothing is added, and nothing goes."""
+    for name, switch in (("ann", db.enable_audit), ("bob", db.disable_audit), ("carl", db.enable_audit)):
+        switch(actor=name)
+        switch()
+        with db.get_session() as session:
+            session.add(User(user_id=name, username=name))
+    assert [entry.entity_id for entry in entries(db)] == ["ann", "carl"]
+    assert switching(db) == [
+        (None, actor, "update", "recording", {"recording": recording})
+        for actor, recording in (("ann", True), ("bob", False), ("carl", True))
+    ]
+
+
+def test_who_switches_is_the_login_unless_told(db: DatabaseFactory) -> None:
+    """SQLite has no logins."""
+    db.enable_audit()
+    assert [row[1] for row in switching(db)] == [db.settings.url.username]
+
+
+def test_other_processes_find_out_by_the_database(audited: DatabaseFactory) -> None:
+    """A factory of another process, in whose settings nothing says so, records; after the switch it does not."""
+    if audited.settings.is_memory:
+        return
+    for name, recorded in (("first", True), ("second", False)):
+        with DatabaseFactory(audited.settings) as other, other.get_session() as session:
+            session.add(User(user_id=name, username=name))
+        assert (name in [entry.entity_id for entry in entries(audited)]) == recorded
+        audited.disable_audit()
+
+
+def test_whether_to_record_is_asked_once(db: DatabaseFactory) -> None:
+    """While the log is off a process pays for it with its first write alone."""
+    asked: list[str] = []
+
+    def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        asked.append(statement)
+
+    event.listen(db.engine, "before_cursor_execute", note)
+    for name in ("ann", "bob", "carl"):
+        with db.get_session() as session:
+            session.add(User(user_id=name, username=name))
+            session.flush()
+            session.execute(update(User).where(User.user_id == name).values(email=name))
+        with db.get_session(user_id=name) as session:
+            session.execute(update(User).values(email=f"{name}@example.com"))
+    assert sum("audit_log" in statement for statement in asked) == 1
+
+
+def test_a_change_is_not_recorded_because_a_user_says_so(postgresql_url: Any) -> None:
+    """Under the policies raw SQL may write an own entry, and neither one that switches nor a table in its place."""
+    forged = (
+        "INSERT INTO audit_log (user_id, action, entity, entity_id, new_values) "
+        """VALUES ({}, 'update', 'AuditLog', 'recording', '{{"recording"\\: false}}')"""
+    )
+    with DatabaseFactory(postgresql_url) as db:
+        with db.get_session() as session:
+            session.add_all([User(user_id="ann", username="ann"), User(user_id="bob", username="bob")])
+        db.enable_audit()
+        db.enable_row_security()
+    with DatabaseFactory(postgresql_url) as db:
+        with db.get_session(user_id="ann") as session:
+            session.execute(text("CREATE TEMP TABLE audit_log (LIKE audit_log INCLUDING ALL)"))
+            session.execute(text(forged.format("NULL")))
+            session.get_one(User, "ann").email = "temporary@example.com"
+        with db.get_session(user_id="ann") as session:
+            session.execute(text(forged.format("'ann'")))
+        with pytest.raises(TenantViolation), db.get_session(user_id="ann") as session:
+            session.execute(text(forged.format("NULL")))
+        with db.get_session(user_id="bob") as session:
+            session.get_one(User, "bob").email = "bob@example.com"
+    with DatabaseFactory(postgresql_url) as db:
+        with db.get_session(user_id="bob") as session:
+            session.get_one(User, "bob").email = "again@example.com"
+        assert [entry.entity_id for entry in entries(db)] == ["bob", "bob"]
+
+
+@pytest.mark.parametrize("granted", [False, True])
+def test_a_login_that_may_not_read_the_log_works_without_it(
+    owner: DatabaseFactory, roles: Roles, granted: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that was granted a few tables alone; it is told so, once."""
+    owner.enable_audit()
+    login = roles.login("bot")
+    grants = ["SELECT, INSERT ON users"]
+    if granted:
+        grants += ["SELECT, INSERT ON audit_log", "USAGE ON SEQUENCE audit_log_id_seq"]
+    administrator(owner, roles, *(f'GRANT {what} TO "{login}"' for what in grants))
+    with factory(owner.settings.url.set(username=login), owner.settings.tenant_role) as theirs:
+        for name in ("new", "newer"):
+            with theirs.get_session() as session:
+                session.add(User(user_id=name, username=name))
+    assert [entry.entity_id for entry in entries(owner)] == ["new", "newer"] * granted
+    assert ["GRANT SELECT, INSERT" in record.message for record in caplog.records] == [True] * (not granted)
 
 
 def test_an_entry_says_who_when_and_from_where(audited: DatabaseFactory) -> None:
@@ -278,11 +383,11 @@ def _add(session: Session) -> None:
 
 
 def _change(session: Session) -> None:
-    session.scalars(select(AuditLog)).one().actor = "nobody"
+    session.scalars(select(AuditLog)).all()[-1].actor = "nobody"
 
 
 def _delete(session: Session) -> None:
-    session.delete(session.scalars(select(AuditLog)).one())
+    session.delete(session.scalars(select(AuditLog)).all()[-1])
 
 
 @pytest.mark.parametrize(
@@ -350,8 +455,8 @@ def test_a_user_reads_his_own_entries_alone(audited: DatabaseFactory, policies: 
             AuditLogRepository(session).get_by_user_id("bob")
 
 
-def test_policies_reach_an_audit_log_that_comes_later(postgresql_url: Any) -> None:
-    """Where row-level security is on, `enable_audit()` puts the log under it at once."""
+def test_policies_show_a_user_besides_his_own_entries_whether_the_log_is_on(postgresql_url: Any) -> None:
+    """To raw SQL, since a user's session has to know; those of other users, and about nobody's rows, stay hidden."""
     with DatabaseFactory(postgresql_url) as db:
         db.enable_row_security()
         with db.get_session() as session:
@@ -361,9 +466,11 @@ def test_policies_reach_an_audit_log_that_comes_later(postgresql_url: Any) -> No
         for user in ("ann", "bob"):
             with db.get_session(user_id=user) as session:
                 session.get_one(User, user).email = f"{user}@example.com"
+        with db.get_session() as session:
+            PublicTradeRepository(session).bulk_create([trade_values(1)])
         with db.get_session(user_id="ann") as session:
-            found = session.connection().execute(text("SELECT DISTINCT user_id FROM audit_log")).scalars().all()
-    assert found == ["ann"]
+            found = session.connection().execute(text("SELECT user_id, entity FROM audit_log ORDER BY id")).all()
+    assert [tuple(row) for row in found] == [(None, "AuditLog"), ("ann", "User")]
 
 
 def test_enabling_twice_and_dropping_all_tables(audited: DatabaseFactory) -> None:
@@ -371,7 +478,7 @@ def test_enabling_twice_and_dropping_all_tables(audited: DatabaseFactory) -> Non
     with audited.get_session() as session:
         session.get_one(Run, "ann").status = "failed"
     audited.enable_audit()
-    assert len(entries(audited)) == 1
+    assert (len(entries(audited)), len(switching(audited))) == (1, 1)
     audited.drop_tables()
     audited.create_tables()
     with audited.get_session() as session:

@@ -73,7 +73,7 @@ def test_a_database_that_is_well_has_no_problem(db: DatabaseFactory) -> None:
     rows = {table.name: (table.rows, table.estimated) for table in health.tables}
     assert rows["private_executions"] == (6, False)
     assert rows["users"] == (2, False)
-    assert len(rows) == 7
+    assert len(rows) == 8
     assert health.integrity == "not checked"
     with pytest.raises(FrozenInstanceError):
         health.reachable = False  # type: ignore[misc] # the mistake that is refused

@@ -12,7 +12,7 @@ import psycopg2
 import pytest
 from sqlalchemy import URL
 
-from shared.db import DatabaseFactory, User
+from shared.db import Base, DatabaseFactory, User
 from shared.db.commands import cli
 from shared.db.init_db import main
 from shared.db.tests.forked import run_python
@@ -41,8 +41,7 @@ def test_the_embedded_default_lands_in_the_current_folder(tmp_path: Path) -> Non
     assert first.stderr == ""
     lines = first.stdout.splitlines()
     assert lines[:2] == ["Database initialized successfully", "URL: sqlite+pysqlite:///grid_bot.db"]
-    tables = {"users", "bybit_accounts", "api_credentials", "strategies", "runs", "public_trades", "private_executions"}
-    assert {line.split()[0] for line in lines[2:]} == tables
+    assert {line.split()[0] for line in lines[2:]} == {*Base.metadata.tables}
     assert all(line.split()[1:] == ["0", "rows"] for line in lines[2:])
     content = (tmp_path / "grid_bot.db").read_bytes()
     second = init_db()

@@ -606,7 +606,7 @@ def test_a_restore_that_is_killed_leaves_the_old_rows_or_the_new(
         == [f"trigger audit_log.audit_log_no_{event} is missing" for event in ("delete", "update")][: 2 * unguarded]
     )
     if unguarded:
-        runner.upgrade(young, audit=True)
+        young.enable_audit()
         assert runner.check(young) == []
     assert restore(young, path, force=True).rows["users"] == 3
     assert runner.check(young) == []
@@ -696,7 +696,7 @@ def test_a_step_that_broke_off_anywhere_is_done_by_the_next_upgrade(empty_maria:
     db = empty_maria
     there = [schema_of(db)]
     for revision in REVISIONS[1:]:
-        runner.upgrade(db, revision, audit="audit" in revision)
+        runner.upgrade(db, revision)
         there.append(schema_of(db))
     rows = None
     for older, newer in reversed([*itertools.pairwise(range(len(REVISIONS)))]):
@@ -706,8 +706,7 @@ def test_a_step_that_broke_off_anywhere_is_done_by_the_next_upgrade(empty_maria:
         if rows is None:
             seed(db)
             rows = {"public_trades": contents(db)["public_trades"]}
-        audit = "audit" in REVISIONS[newer]
-        pieces = _in_pieces(db, partial(runner.upgrade, db, REVISIONS[newer], audit=audit))
+        pieces = _in_pieces(db, partial(runner.upgrade, db, REVISIONS[newer]))
         assert pieces > (10 if newer == 1 else 0)
         assert schema_of(db) == there[newer]
         if older:
@@ -757,7 +756,6 @@ def test_drift_of_outside_tables_is_seen(empty_maria: DatabaseFactory) -> None:
     """A column too many, another type, an index and a trigger that went: each by its name, and nothing else."""
     db = empty_maria
     db.create_tables()
-    db.enable_audit()
     assert runner.check(db) == []
     assert [name for name in _databases(db) if "scratch" in name] == []
     with db.engine.connect() as connection:
@@ -806,7 +804,7 @@ def test_a_login_that_may_make_no_database_is_told_what_to_grant(empty_maria: Da
 
 def test_an_upgrade_that_waits_in_vain_says_for_whom_and_is_taken_up_again(maria: DatabaseFactory) -> None:
     """A transaction that has read a table holds it; the step waits as long as it is told to, and no longer."""
-    runner.downgrade(maria, "0008")
+    runner.downgrade(maria, "0008", allow_data_loss=True)
     with maria.get_session() as session:
         assert session.scalars(select(Run.run_id)).all()
         with pytest.raises(MigrationError, match=r"locked through 1 attempts, by process \d+ \(root.*broke off"):

@@ -12,16 +12,16 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from sqlalchemy import URL, Connection, text
+from sqlalchemy import URL, Connection, select, text
 
 import shared.db.migrations as migrations
-from shared.db import DatabaseFactory, RunRepository
+from shared.db import AuditLog, DatabaseFactory, RunRepository, User
 from shared.db.dialects import MYSQL, POSTGRESQL
 from shared.db.errors import DataLossError, MigrationError
 from shared.db.migrations import catalog, runner
 from shared.db.migrations.revisions import Revisions
 from shared.db.models import Base
-from shared.db.schema_version import SCHEMA_REVISION
+from shared.db.schema_version import SCHEMA_REVISION, stamp
 from shared.db.tests.migration_support import (
     REVISIONS,
     OwnRevisions,
@@ -33,9 +33,16 @@ from shared.db.tests.migration_support import (
 )
 
 _VERSIONS = Path(migrations.__file__).parent / "versions"
-# The revision that makes nothing unless it is asked for an audit log.
-_OPTIONAL = "0004_audit_log"
-_BEFORE_OPTIONAL = REVISIONS[REVISIONS.index(_OPTIONAL) - 1]
+# The revision that made the audit log as long as it was optional, and the one that makes it everywhere.
+_OPTIONAL, _ALWAYS = "0004_audit_log", "0010_audit_log_always"
+
+
+def make_optional_log(db: DatabaseFactory) -> None:
+    """Make the audit log as earlier releases did, at any revision, where they were asked for it."""
+    revision = runner.status(db).database_revision
+    run_by_hand(db, runner.sql(db.engine.dialect.name, REVISIONS[REVISIONS.index(_ALWAYS) - 1], _ALWAYS))
+    with db.engine.begin() as connection:
+        stamp(connection, str(revision))
 
 
 def test_a_revision_goes_up_down_and_up_without_touching_rows(empty_db: DatabaseFactory) -> None:
@@ -48,17 +55,16 @@ def test_a_revision_goes_up_down_and_up_without_touching_rows(empty_db: Database
         if before != "base":
             seed(empty_db, before[:4])
         old_schema, old_rows = schema_of(empty_db), contents(empty_db)
-        audit = revision == _OPTIONAL
 
-        assert runner.upgrade(empty_db, revision, audit=audit) == runner.Change(before, revision)
+        assert runner.upgrade(empty_db, revision) == runner.Change(before, revision)
         new_schema = schema_of(empty_db)
-        assert new_schema != old_schema, revision
+        assert (new_schema == old_schema) == (revision == _OPTIONAL), revision
         assert contents(empty_db, like=old_rows) == old_rows, revision
         runner.downgrade(empty_db, before, allow_data_loss=True)
         assert schema_of(empty_db) == old_schema, revision
         assert contents(empty_db) == old_rows, revision
 
-        run_by_hand(empty_db, runner.sql(dialect, before, revision, audit=audit))
+        run_by_hand(empty_db, runner.sql(dialect, before, revision))
         assert schema_of(empty_db) == new_schema, revision
         assert contents(empty_db, like=old_rows) == old_rows, revision
         assert runner.status(empty_db).database_revision == revision
@@ -67,21 +73,20 @@ def test_a_revision_goes_up_down_and_up_without_touching_rows(empty_db: Database
         assert contents(empty_db) == old_rows, revision
         assert runner.status(empty_db).database_revision == (None if before == "base" else before)
 
-        runner.upgrade(empty_db, revision, audit=audit)
+        runner.upgrade(empty_db, revision)
         assert schema_of(empty_db) == new_schema, revision
         assert contents(empty_db, like=old_rows) == old_rows, revision
     empty_db.check_schema()
     assert runner.check(empty_db) == []
 
 
-@pytest.mark.parametrize("audit", [False, True])
-def test_offline_sql_does_what_an_upgrade_does(empty_db: DatabaseFactory, audit: bool) -> None:
+def test_offline_sql_does_what_an_upgrade_does(empty_db: DatabaseFactory) -> None:
     """From the first revision to the newest and back in one script each, with rows, and as one upgrade leads there."""
     dialect, first = empty_db.engine.dialect.name, REVISIONS[1]
     run_by_hand(empty_db, runner.sql(dialect, revision=first))
     seed(empty_db)
     old_schema, rows = schema_of(empty_db), contents(empty_db)
-    run_by_hand(empty_db, runner.sql(dialect, first, audit=audit))
+    run_by_hand(empty_db, runner.sql(dialect, first))
     by_hand = schema_of(empty_db)
     assert contents(empty_db, like=rows) == rows
     empty_db.check_schema()
@@ -90,7 +95,7 @@ def test_offline_sql_does_what_an_upgrade_does(empty_db: DatabaseFactory, audit:
     assert runner.status(empty_db).database_revision == first
     assert schema_of(empty_db) == old_schema
     assert contents(empty_db) == rows
-    runner.upgrade(empty_db, audit=audit)
+    runner.upgrade(empty_db)
     assert schema_of(empty_db) == by_hand
     assert contents(empty_db, like=rows) == rows
     run_by_hand(empty_db, runner.sql(dialect, "head", "base"))
@@ -125,11 +130,13 @@ def test_every_revision_has_its_note() -> None:
 
 
 @pytest.mark.parametrize("revision", REVISIONS[1:])
-def test_a_revision_names_what_its_downgrade_deletes(revision: str) -> None:
+def test_a_revision_names_what_its_downgrade_deletes(revision: str, tmp_path: Path) -> None:
     """`drops` lists exactly the tables and columns that are gone afterwards: the refusal to lose data rests on it."""
     position = REVISIONS.index(revision)
-    with DatabaseFactory("sqlite://") as db:
-        runner.upgrade(db, revision, audit=revision == _OPTIONAL)
+    with DatabaseFactory(f"sqlite:///{tmp_path}/old.db") as db:
+        runner.upgrade(db, revision)
+        if revision == _OPTIONAL:
+            make_optional_log(db)
         new = schema_of(db)
         runner.downgrade(db, REVISIONS[position - 1], allow_data_loss=True)
         gone = {entry for entry in new.keys() - schema_of(db).keys() if entry.kind in ("table", "column")}
@@ -167,38 +174,53 @@ def test_the_newest_revision_is_what_create_tables_makes_by_pg_dump(
     assert dumped_schema(empty_postgresql_url) == dumped_schema(postgresql_url)
 
 
-def test_an_audit_log_by_revision_is_what_enabling_it_makes(empty_db: DatabaseFactory) -> None:
-    """In the chain, after it, before it, and without Alembic: one and the same table, triggers included."""
-    runner.upgrade(empty_db, audit=True)
-    by_revision = schema_of(empty_db)
-    assert {entry.table for entry in by_revision} == {*Base.metadata.tables, "audit_log"}
+@pytest.mark.parametrize("by_hand", [False, True], ids=["upgrade", "printed SQL"])
+@pytest.mark.parametrize("there", [False, True], ids=["no log", "a log"])
+@pytest.mark.parametrize("at", [1, REVISIONS.index(_ALWAYS) - 1], ids=["old", "just before"])
+def test_a_log_that_was_there_goes_on(empty_db: DatabaseFactory, at: int, there: bool, by_hand: bool) -> None:
+    """To be there was to be on: so it is on afterwards, though nothing was in it, and any other one is off."""
+    runner.upgrade(empty_db, REVISIONS[at])
+    if there:
+        make_optional_log(empty_db)
+    if by_hand:
+        run_by_hand(empty_db, runner.sql(empty_db.engine.dialect.name, REVISIONS[at]))
+    else:
+        runner.upgrade(empty_db)
     assert runner.check(empty_db) == []
-    empty_db.drop_tables()
+    with empty_db.get_session() as session:
+        session.add(User(user_id="ann", username="ann"))
+        assert session.scalars(select(AuditLog)).all() == [] or there
+    with empty_db.get_session() as session:
+        told = [(entry.entity, entry.entity_id) for entry in session.scalars(select(AuditLog).order_by(AuditLog.id))]
+    assert told == ([("AuditLog", "recording"), ("User", "ann")] if there else [])
 
-    empty_db.create_tables()
-    empty_db.enable_audit()
-    assert schema_of(empty_db) == by_revision
-    empty_db.drop_tables()
 
+def test_an_older_log_that_is_adopted_goes_on(empty_db: DatabaseFactory) -> None:
+    """It looks like one that was never switched on, but for its entries."""
     runner.upgrade(empty_db)
-    assert runner.upgrade(empty_db, audit=True) == runner.Change(SCHEMA_REVISION, SCHEMA_REVISION)
-    assert schema_of(empty_db) == by_revision
-    empty_db.drop_tables()
+    run_by_hand(empty_db, "INSERT INTO audit_log (action, entity) VALUES ('delete', 'Run');")
+    run_by_hand(empty_db, "DROP TABLE shared_db_version;")
+    assert runner.adopt(empty_db).after == SCHEMA_REVISION
+    with empty_db.get_session() as session:
+        session.add(User(username="ann"))
+    with empty_db.get_session() as session:
+        assert session.scalars(select(AuditLog.entity).order_by(AuditLog.id)).all() == ["Run", "User"]
 
-    runner.upgrade(empty_db, _BEFORE_OPTIONAL, audit=True)
-    assert runner.upgrade(empty_db, audit=True).after == SCHEMA_REVISION
-    assert schema_of(empty_db) == by_revision
 
-
-def test_going_back_without_an_audit_log_loses_nothing(empty_db: DatabaseFactory) -> None:
-    """Where there is none, no leave is needed; where there is one, it is named."""
-    runner.upgrade(empty_db, _OPTIONAL)
-    assert runner.downgrade(empty_db, _BEFORE_OPTIONAL).before == _OPTIONAL
-    runner.upgrade(empty_db, _OPTIONAL, audit=True)
-    with pytest.raises(DataLossError, match="audit_log"):
-        runner.downgrade(empty_db, _BEFORE_OPTIONAL)
-    runner.downgrade(empty_db, _BEFORE_OPTIONAL, allow_data_loss=True)
-    assert "audit_log" not in {entry.table for entry in schema_of(empty_db)}
+def test_going_back_keeps_a_log_that_is_on(empty_db: DatabaseFactory) -> None:
+    """Earlier code records where the table is there, and nowhere else: so one that is off goes, with leave."""
+    runner.upgrade(empty_db)
+    before = REVISIONS[REVISIONS.index(_ALWAYS) - 1]
+    for recording in (True, False):
+        (empty_db.enable_audit if recording else empty_db.disable_audit)()
+        with pytest.raises(DataLossError, match="audit_log"):
+            runner.downgrade(empty_db, before)
+        held = contents(empty_db)
+        runner.downgrade(empty_db, before, allow_data_loss=True)
+        assert contents(empty_db) == {table: rows for table, rows in held.items() if recording or table != "audit_log"}
+        runner.upgrade(empty_db)
+        assert contents(empty_db) == held or not recording
+        assert runner.check(empty_db) == []
 
 
 def test_offline_sql_for_sqlite_is_every_statement_with_its_values(own_revisions: OwnRevisions) -> None:
@@ -232,7 +254,7 @@ def test_the_sql_for_postgresql_has_no_known_risk(tmp_path: Path, revision: str)
     meant |= runpy.run_path(str(_VERSIONS / f"{revision}.py")).get("accepted", {})
     script = tmp_path / f"{revision}.sql"
     before = REVISIONS[REVISIONS.index(revision) - 1]
-    script.write_text(runner.sql("postgresql", before, revision, audit=revision == _OPTIONAL), encoding="utf-8")
+    script.write_text(runner.sql("postgresql", before, revision), encoding="utf-8")
     done = _linted(script, "--exclude", ",".join(meant))
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
 
@@ -379,16 +401,13 @@ def test_runs_that_cross_users_are_named_before_they_are_forbidden(
     assert runner.upgrade(empty_db).after == SCHEMA_REVISION
 
 
-def test_an_audit_log_is_checked_where_it_is_there(empty_db: DatabaseFactory) -> None:
-    """With its triggers it is no drift, without one it is; and a database that has one can be adopted."""
+def test_the_audit_log_is_checked_with_its_triggers(empty_db: DatabaseFactory) -> None:
+    """Without one of them the schema differs; to switch the log on makes it again."""
     runner.upgrade(empty_db)
-    empty_db.enable_audit()
-    assert runner.check(empty_db) == []
-    with empty_db.engine.begin() as connection:
-        connection.execute(text("DROP TABLE shared_db_version"))
-    assert runner.adopt(empty_db).after == SCHEMA_REVISION
     policed = empty_db.settings.port is POSTGRESQL
     trigger = "audit_log_append_only ON audit_log" if policed else "audit_log_no_delete"
     with empty_db.engine.begin() as connection:
         connection.execute(text(f"DROP TRIGGER {trigger}"))
     assert [(found.entry.kind, found.found) for found in runner.check(empty_db)] == [("trigger", None)]
+    empty_db.enable_audit()
+    assert runner.check(empty_db) == []

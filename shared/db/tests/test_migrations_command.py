@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import inspect, select
+from sqlalchemy import select
 
 from shared.db import AuditLog, DatabaseFactory, User
 from shared.db.commands.cli import main
@@ -99,26 +99,32 @@ def test_the_same_for_machines(empty_db: DatabaseFactory, run: Run) -> None:
     assert ask("sql", "0001", "--from", "0001")[0] == 0
 
 
-def test_an_audit_log_comes_with_its_flag_alone(empty_db: DatabaseFactory, run: Run) -> None:
-    """`up` makes none, `up --audit` makes one at any time, and `sql --audit` prints it."""
+def test_the_audit_log_is_switched_from_the_command_line(empty_db: DatabaseFactory, run: Run) -> None:
+    """`up` leaves it as it is, `up --audit` switches it on at any time, `--no-audit` off, and `sql` prints either."""
 
-    def recorded() -> bool:
-        with empty_db.engine.connect() as connection:
-            return bool(inspect(connection).has_table("audit_log"))
+    def recorded(name: str) -> bool:
+        with DatabaseFactory(empty_db.settings) as db:
+            with db.get_session() as session:
+                session.add(User(user_id=name, username=name))
+            with db.get_session() as session:
+                return name in session.scalars(select(AuditLog.entity_id)).all()
 
     assert run(empty_db, "up")[0] == 0
-    assert not recorded()
-    assert run(empty_db, "up", "--audit") == (0, f"nothing to do: the database is at {SCHEMA_REVISION}", "")
-    assert recorded()
-    with empty_db.get_session() as session:
-        session.add(User(user_id="ann", username="ann"))
-    with empty_db.get_session() as session:
-        assert [entry.entity_id for entry in session.scalars(select(AuditLog))] == ["ann"]
+    assert not recorded("before")
+    nothing = (0, f"nothing to do: the database is at {SCHEMA_REVISION}", "")
+    for number, (option, on) in enumerate([("--audit", True), ("--no-audit", False), ("--audit", True)]):
+        assert run(empty_db, "up", option) == nothing
+        assert run(empty_db, "up") == nothing
+        assert recorded(f"by command {number}") == on
+    for option, on in (("--no-audit", False), ("--audit", True)):
+        code, script, _ = run(empty_db, "sql", "head", "--from", SCHEMA_REVISION, option)
+        assert code == 0
+        run_by_hand(empty_db, script[script.index("INSERT INTO audit_log") :])
+        assert recorded(f"by script {on}") == on
     assert run(empty_db, "down", "base", "--allow-data-loss")[0] == 0
+    assert run(empty_db, "up", "0009", "--audit")[0] == 3
     assert run(empty_db, "up", "--audit")[0] == 0
-    assert recorded()
-    assert "CREATE TABLE IF NOT EXISTS audit_log" in run(empty_db, "sql", "--audit")[1]
-    assert "EXISTS audit_log" not in run(empty_db, "sql")[1]
+    assert recorded("at last")
 
 
 def test_adopting_from_the_command_line(empty_db: DatabaseFactory, run: Run) -> None:

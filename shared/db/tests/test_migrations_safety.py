@@ -217,7 +217,7 @@ def test_a_downgrade_that_deletes_data_needs_leave(empty_db: DatabaseFactory) ->
     rows = contents(empty_db)
     with pytest.raises(DataLossError, match="--allow-data-loss") as refused:
         runner.downgrade(empty_db, "0001")
-    assert refused.value.losses == ("runs.heartbeat_ts", "runs.host")
+    assert refused.value.losses == ("audit_log", "runs.heartbeat_ts", "runs.host")
     with pytest.raises(DataLossError) as refused:
         runner.downgrade(empty_db, "base")
     assert set(refused.value.losses) == {"runs.heartbeat_ts", "runs.host", *rows}

@@ -340,15 +340,12 @@ def test_a_dump_holds_all_rows_and_the_policies(
 
 
 def test_the_audit_logs_policy_is_asked_for_too(own_role: DatabaseFactory, roles: Roles) -> None:
-    """Also where the log came while the process ran: once its policy is off, raw SQL is refused again."""
-    raw = text("SELECT user_id FROM audit_log")
-    with own_role.get_session(user_id="ann") as session:
-        assert session.scalars(text("SELECT run_id FROM runs")).all() == ["run-ann"]
-    with factory(own_role.settings.url, own_role.settings.tenant_role) as other:
-        other.enable_audit()
-        with other.get_session() as plain:
-            for user in ("ann", "bob"):
-                plain.get_one(Run, f"run-{user}").gridcore_version = user
+    """Once its policy is off, raw SQL is refused again."""
+    raw = text("SELECT user_id FROM audit_log WHERE entity <> 'AuditLog'")
+    own_role.enable_audit()
+    with own_role.get_session() as plain:
+        for user in ("ann", "bob"):
+            plain.get_one(Run, f"run-{user}").gridcore_version = user
     with own_role.get_session(user_id="ann") as session:
         assert session.scalars(raw).all() == ["ann"]
     administrator(own_role, roles, "ALTER TABLE audit_log DISABLE ROW LEVEL SECURITY")

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from shared.db import (
     ApiCredential,
+    AuditLog,
     Base,
     BybitAccount,
     DatabaseFactory,
@@ -68,6 +69,7 @@ def _outside() -> Iterator[tuple[type[Base], str, str]]:
     A row is known by its one text that is a key, or that a unique key has beside its parent.
     """
     models = {model.__table__: model for model, ownership in OWNERSHIP.items() if ownership and model not in NAMES}
+    del models[AuditLog.__table__]  # which the sessions alone write
     for table in Base.metadata.sorted_tables:
         if table not in models:
             continue
