@@ -51,10 +51,9 @@ def _refuse_no_more(_table: Table, connection: Connection, **_how: Any) -> None:
 
 
 # The newest entry about the log itself. One that holds others alone is from the time when to be there was to be on.
-_ABOUT_ITSELF = {"entity": AuditLog.__name__, "entity_id": "recording"}
 _SWITCH = select(
     select(_ENTRIES.c.new_values)
-    .filter_by(**_ABOUT_ITSELF, user_id=None)
+    .filter_by(entity="AuditLog", entity_id="recording", user_id=None)
     .order_by(_ENTRIES.c.id.desc())
     .limit(1)
     .scalar_subquery(),
@@ -67,15 +66,14 @@ def switch(connection: Connection, recording: bool, actor: str | None) -> None:
     if recording:
         _refuse_changes(_ENTRIES, connection)
     if look(connection) != recording:
-        entry = {"actor": actor, "action": AuditAction.UPDATE, "new_values": {"recording": recording}}
-        connection.execute(insert(_ENTRIES), _ABOUT_ITSELF | entry)
+        connection.execute(text(switching(recording, ":actor")), {"actor": actor})
 
 
-def switching(recording: bool) -> str:
-    """The same as SQL for every database, where somebody runs a script."""
+def switching(recording: bool, actor: str = "NULL") -> str:
+    """The statement that does so, on every database."""
     return (
-        "INSERT INTO audit_log (action, entity, entity_id, new_values) "
-        f"VALUES ('update', 'AuditLog', 'recording', '{{\"recording\": {str(recording).lower()}}}')"
+        "INSERT INTO audit_log (actor, action, entity, entity_id, new_values) "
+        f"VALUES ({actor}, 'update', 'AuditLog', 'recording', '{{\"recording\": {str(recording).lower()}}}')"
     )
 
 

@@ -86,7 +86,7 @@ def check_flushed(guard: OwnershipGuard, session: Session, *, complete: bool) ->
             rows_of.setdefault(model, []).append(row)
             if not complete:
                 # A parent that this flush inserts cannot be looked up before it; afterwards it can.
-                coming.add((model, row[primary_key(model)]))
+                coming.add((model, as_bound(row[primary_key(model)])))
     for entity in session.dirty:
         if _moves(inspect(entity)) and not only_named(session, inspect(entity)):
             guard.forget(type(entity), inspect(entity).identity)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -30,7 +30,7 @@ from shared.db import (
 from shared.db.bulk import bulk_create
 from shared.db.dialects import MYSQL, port_of
 from shared.db.errors import RowNotFoundError
-from shared.db.tables import OWNERSHIP
+from shared.db.tests.two_users.forms import INSERTS, KEYS, OBJECTS, Form, place_in, references, try_form
 from shared.db.tests.two_users.reads import REPOSITORIES
 from shared.db.tests.two_users.world import KEYED, MADE, MADE_KEYED, NAMES, OWNED, TEXTS, NotNow, Values, World, loaded
 from shared.db.tests.two_users.writes import column_of, dialect_insert
@@ -68,18 +68,19 @@ def _foreign_values(world: World, model: type[Base], rng: Random) -> tuple[str, 
     return name, world.rows[model][name]
 
 
-def _references(model: type[Base]) -> list[tuple[str, type[Base]]]:
-    ownership = OWNERSHIP[model]
-    assert ownership is not None
-    return [(reference.column, reference.parent) for reference in ownership.parents] + (
-        [(ownership.column, User)] if ownership.parent is None and model is not User else []
-    )
+def _one_of(
+    forms: Mapping[str, Form], models: tuple[type[Base], ...], session: Session, world: World, rng: Random
+) -> None:
+    """One of the forms that the adversarial cases try one after the other."""
+    model = rng.choice(models)
+    place = place_in(world, model, *rng.choice(references(model)), rng)
+    try_form(forms[rng.choice(sorted(forms))], session, place)
 
 
 def _misplaced(world: World, rng: Random, models: tuple[type[Base], ...] = MADE) -> tuple[type[Base], Values]:
     """A new row that names something of the other user's."""
     model = rng.choice(models)
-    column, parent = rng.choice(_references(model))
+    column, parent = rng.choice(references(model))
     return model, world.new(model, rng) | {column: world.a_foreign(parent, rng)}
 
 
@@ -137,9 +138,13 @@ def _merge_a_stolen_child(session: Session, world: World, rng: Random) -> None:
 
 
 @_attack()
-def _add_a_misplaced_row(session: Session, world: World, rng: Random) -> None:
-    model, values = _misplaced(world, rng)
-    session.add(model(**values))
+def _store_by_an_object(session: Session, world: World, rng: Random) -> None:
+    _one_of(OBJECTS, MADE, session, world, rng)
+
+
+@_attack()
+def _store_by_a_key(session: Session, world: World, rng: Random) -> None:
+    _one_of(KEYS, MADE_KEYED, session, world, rng)
 
 
 @_attack(*COLLISIONS)
@@ -160,14 +165,6 @@ def _add_under_a_foreign_object(session: Session, world: World, rng: Random) -> 
 def _take_in_a_foreign_child(session: Session, world: World, rng: Random) -> None:
     account = loaded(session, BybitAccount, world.an_own(BybitAccount, rng))
     account.runs.append(_outsider(world, Run, world.a_foreign(Run, rng)))
-
-
-@_attack()
-def _give_an_object_away(session: Session, world: World, rng: Random) -> None:
-    model = rng.choice(MADE)
-    entity = loaded(session, model, world.an_own(model, rng))
-    column, parent = rng.choice(_references(model))
-    setattr(entity, column, world.a_foreign(parent, rng))
 
 
 @_attack(*COLLISIONS)
@@ -207,19 +204,8 @@ def _set_what_another_row_holds(session: Session, world: World, rng: Random) -> 
 
 
 @_attack(clean=True)
-def _insert_misplaced_rows(session: Session, world: World, rng: Random) -> None:
-    model, values = _misplaced(world, rng)
-    rows = [world.new(model, rng), values]
-    way = rng.randrange(4)
-    if way == 0:
-        session.execute(insert(model), rows)
-    elif way == 1:
-        session.execute(insert(model).values(rows))
-    elif way == 2:
-        session.scalars(insert(model).returning(column_of(model, NAMES[model])), rows)
-    else:
-        column, _ = rng.choice(_references(model))
-        session.execute(insert(model).values(rows[0] | {column: func.lower(values[column])}))
+def _store_by_a_statement(session: Session, world: World, rng: Random) -> None:
+    _one_of(INSERTS, MADE, session, world, rng)
 
 
 @_attack(clean=True)
@@ -255,13 +241,6 @@ def _skip_a_taken_key(session: Session, world: World, rng: Random) -> None:
     values = world.new(model, rng) | {NAMES[model]: world.a_foreign(model, rng)}
     session.flush()
     session.execute(dialect_insert(session)(model).values(**values).on_conflict_do_nothing())
-
-
-@_attack(clean=True)
-def _update_owner_or_parent(session: Session, world: World, rng: Random) -> None:
-    model = rng.choice(MADE)
-    column, parent = rng.choice(_references(model))
-    session.execute(update(model).values({column: world.a_foreign(parent, rng)}))
 
 
 @_attack(harmless=True)
@@ -355,7 +334,7 @@ def _bulk_update_foreign_rows(session: Session, world: World, rng: Random) -> No
     if rng.random() < 0.5:
         bad: Values = {NAMES[model]: world.a_foreign(model, rng), TEXTS[model]: text_}
     else:
-        column, parent = rng.choice(_references(model))
+        column, parent = rng.choice(references(model))
         bad = {NAMES[model]: own, column: world.a_foreign(parent, rng)}
     REPOSITORIES[model](session).bulk_update([{NAMES[model]: own, TEXTS[model]: text_}, bad])
 
