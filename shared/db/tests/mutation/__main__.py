@@ -27,7 +27,6 @@ import pytest
 import sqlalchemy
 
 from shared.db.tenancy import self_check
-from shared.db.testing import thrown_away_mysql
 from shared.db.tests.mutation.guards import PACKAGE, Mutation, mutations
 from shared.db.tests.mutation.patching import apply
 from shared.db.tests.mutation.reach import Reach, recorded
@@ -216,6 +215,8 @@ def main() -> int:
         os.environ["GRIDBOT_TEST_POSTGRESQL_URL"] = server.get_uri()
         if options.mysql:
             os.environ["GRIDBOT_TEST_MYSQL"] = "1"
+            from shared.db.testing import thrown_away_mysql  # whose fixtures ask for it when they are made
+
             url = servers.enter_context(thrown_away_mysql())
             os.environ["GRIDBOT_TEST_MYSQL_URL"] = url.render_as_string(hide_password=False)
         plugin = Mutations(chosen, options.workers, Path(scratch), options.quick)
