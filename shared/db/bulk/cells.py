@@ -8,19 +8,24 @@ values holds the two equal.
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache, lru_cache, partial
+from itertools import chain
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from sqlalchemy import Column, Dialect, Table
 
-from shared.db.bulk.rows import Chunk, RowBatch, is_array, listed
+from shared.db.bulk.rows import CHUNK, Chunk, RowBatch, is_array, listed
 from shared.db.dialects import port_of
 from shared.db.errors import InvalidValueError
 from shared.db.value_forms.forms import DIALECTS, Cells, Rounded, Values, forms_of
 
+# Below, a chunk's calls into Arrow cost more than the server saves; so much is made while it stores what came before.
+_FEWEST_PACKED, _MOST_PACKED = 5_000, 3_000
+_LOADING_PAYS = 200_000
 # What amounts have become, by the index of the row, for those that have lost digits.
 Losses = dict[int, str]
 
@@ -28,13 +33,16 @@ Losses = dict[int, str]
 class CellLayout:
     """Which column of a table gets which cells, on one dialect.
 
-    `numbered` says whether rows bring the number that the database would give them otherwise.
+    `numbered` says whether rows bring the number that the database would give them otherwise; `packing`, that the cells
+    are for COPY's binary form.
     """
 
-    def __init__(self, table: Table, dialect: str, numbered: bool) -> None:
+    def __init__(self, table: Table, dialect: str, numbered: bool, *, packing: bool = False) -> None:
         self.table = table
+        self.packing = packing
+        self._key = table, dialect, numbered
         self.columns = [
-            CellColumn(column, DIALECTS[dialect])
+            CellColumn(column, DIALECTS[dialect], packing)
             for column in table.columns
             if numbered or column is not table.autoincrement_column
         ]
@@ -64,11 +72,8 @@ class CellLayout:
 
         `stored_as` has the names of the server's types. None where that form does not hold all values.
         """
-        try:
-            binary = importlib.import_module("shared.db.value_forms.binary")
-        except ImportError:  # numpy is not installed
-            return None
-        if not self._names.issuperset(columns):
+        binary = _binary()
+        if binary is None or not self._names.issuperset(columns):
             return None
         try:
             held = [
@@ -78,6 +83,26 @@ class CellLayout:
         except (*_arrow().NOT_HELD, InvalidValueError):
             return None
         return Packed(partial(binary.rows, held, size), size)
+
+    def packed_cells(
+        self, make: Callable[[CellLayout], Iterator[list[Cells]]], size: int, stored_as: Mapping[str, str]
+    ) -> Packed | None:
+        """The rows whose cells `make` makes in a layout, in the same form, of which Python's values are made as needed.
+
+        None where the server has a type that the form does not hold. A value that it does not hold raises
+        `NotPackedError` while it is written.
+        """
+        binary, kinds = _binary(), [stored_as.get(name, "") for name in self.names]
+        if binary is None or not binary.HELD.issuperset(kinds):
+            return None
+
+        def parts() -> Iterator[bytes]:
+            try:
+                yield from binary.rows_of_cells(make(packing_layout_of(*self._key)), kinds)
+            except _arrow().NOT_HELD as error:
+                raise NotPackedError from error
+
+        return Packed(parts, size)
 
     def check(self, chunk: Chunk) -> None:
         """`InvalidValueError` if any value that is given does not fit; missing columns are none of its business."""
@@ -106,6 +131,38 @@ def cell_layout_of(table: Table, dialect: str, numbered: bool) -> CellLayout:
     return CellLayout(table, dialect, numbered)
 
 
+@lru_cache(maxsize=64)
+def packing_layout_of(table: Table, dialect: str, numbered: bool) -> CellLayout:
+    """Likewise, for the binary form."""
+    return CellLayout(table, dialect, numbered, packing=True)
+
+
+def pays_to_pack(count: int) -> bool:
+    """Whether so many rows are faster in binary form; counts them, if they are not.
+
+    Loading numpy and pyarrow takes a quarter of a second: where nobody has, as many rows go without as would have
+    saved that.
+    """
+    if count < _FEWEST_PACKED:
+        return False
+    if {"numpy", "pyarrow"} <= sys.modules.keys():
+        return True
+    _Unpacked.rows += count
+    return _Unpacked.rows > _LOADING_PAYS
+
+
+class _Unpacked:
+    rows = 0
+
+
+@cache
+def _binary() -> ModuleType | None:
+    try:
+        return importlib.import_module("shared.db.value_forms.binary")
+    except ImportError:  # numpy is not installed
+        return None
+
+
 @cache
 def _arrow() -> Any:
     """What there is for Arrow arrays, whose library is there if they are."""
@@ -119,6 +176,11 @@ class Digits(NamedTuple):
     rounded: Losses
     first: int
 
+    def of_part(self, start: int, size: int) -> Digits:
+        """Those of some of the rows."""
+        kept = None if self.kept is None else self.kept[start : start + size]
+        return Digits(kept, self.rounded, self.first + start)
+
 
 class Packed(NamedTuple):
     """Rows in the binary form that COPY takes."""
@@ -127,16 +189,20 @@ class Packed(NamedTuple):
     size: int
 
 
+class NotPackedError(Exception):
+    """The binary form does not hold a value; as text it may be stored, or refused with the reason."""
+
+
 class CellColumn:
     """One column of a layout."""
 
-    def __init__(self, column: Column[Any], dialect: Dialect) -> None:
+    def __init__(self, column: Column[Any], dialect: Dialect, packing: bool) -> None:
         forms = forms_of(column.type)
         self.name = column.name
         self.nullable = bool(column.nullable)
         self.alike, self.escaped, self.kept_in = forms.alike, forms.escaped, forms.kept_in
         self.shortcut, self.cell = forms.shortcut(dialect), forms.cell(dialect)
-        self._has_arrays = _has_arrays(type(forms))
+        self._has_arrays, self._packing = _has_arrays(type(forms)), packing
         self._check, self._dialect, self._document = forms.arrow_checked, dialect, forms.document
         self._rounding = forms.rounding(dialect, nullable=self.nullable)
         self._default: Any = column.default
@@ -151,6 +217,20 @@ class CellColumn:
                 checked = self._checked(values)
                 return [None] * size if checked is None else _arrow().cells(checked, port_of(self._dialect))
             values = listed(values)
+        if self._packing and size >= CHUNK:
+            with suppress(*_arrow().NOT_HELD):
+                array = self._checked(_arrow().array_of(values))
+                return values if array is None else array
+            if self._rounding is not None and size > CHUNK:
+                # One amount that is looked at more closely costs its neighbours as much.
+                parts = (
+                    self._cells(values[start : start + CHUNK], digits.of_part(start, CHUNK))
+                    for start in range(0, size, CHUNK)
+                )
+                return list(chain.from_iterable(parts))
+        return self._cells(values, digits)
+
+    def _cells(self, values: Values, digits: Digits) -> Cells:
         cells = self._quickly(values)
         if cells is not None:
             return cells
@@ -183,8 +263,6 @@ class CellColumn:
         cells = self.cells(values, size, Digits(None, lost, 0))
         if lost:
             raise _arrow().NotHeldError
-        if cells.count(None) == size:
-            return binary.Column(None, stored_as)
         return binary.column_of_cells(cells, stored_as)
 
     def _checked(self, values: Any) -> Any:
@@ -227,8 +305,7 @@ def _has_arrays(forms: type[Any]) -> bool:
 def prepared(layout: CellLayout, batch: RowBatch, rounded: Losses) -> Iterator[list[Cells]]:
     """The cells of a batch, a chunk at a time; `InvalidValueError` with the position of the first bad row."""
     rounded.clear()  # a second attempt makes all of them again
-    for start in range(0, len(batch), batch.step):
-        stop = min(start + batch.step, len(batch))
+    for start, stop in _spans(len(batch), batch.step, layout.packing):
         try:
             first = start
             for chunk in batch.chunks(start, stop):
@@ -238,6 +315,21 @@ def prepared(layout: CellLayout, batch: RowBatch, rounded: Losses) -> Iterator[l
             for index in range(start, stop):
                 cells_of_row(layout, batch, index, {})
             raise
+
+
+def _spans(count: int, step: int, packing: bool) -> Iterator[tuple[int, int]]:
+    """Where chunks begin and end.
+
+    Those for the binary form are larger, since a call into Arrow costs more, and ever larger, so that the server soon
+    has something to do.
+    """
+    stop = 0
+    while stop < count:
+        step = min(2 * step, _MOST_PACKED) if packing else step
+        start, stop = stop, min(stop + step, count)
+        if packing and count - stop < step // 2:
+            stop = count
+        yield start, stop
 
 
 def cells_of_row(layout: CellLayout, batch: RowBatch, index: int, rounded: Losses) -> list[Cells]:

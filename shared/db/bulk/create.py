@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from typing import Any, get_args
 
@@ -14,11 +15,19 @@ from sqlalchemy.pool import StaticPool
 
 from shared.db import commits
 from shared.db.audit import record_bulk
-from shared.db.bulk.cells import Losses, Packed, cell_layout_of, cells_of_row, prepared
+from shared.db.bulk.cells import (
+    CellLayout,
+    Losses,
+    NotPackedError,
+    Packed,
+    cell_layout_of,
+    cells_of_row,
+    prepared,
+)
 from shared.db.bulk.mysql import MySQLWriter
 from shared.db.bulk.postgresql import PostgreSQLWriter
 from shared.db.bulk.result import NOTES, BulkResult, OnBadRow, OnConflict, RejectedRow, RowNote
-from shared.db.bulk.rows import CHUNK, Row, RowBatch, is_array, mapping_of, one_by_one, row_batches
+from shared.db.bulk.rows import CHUNK, Row, RowBatch, is_array, listed, mapping_of, one_by_one, row_batches
 from shared.db.bulk.sqlite import SQLiteWriter
 from shared.db.bulk.writer import Transaction, Writer, conflict_key
 from shared.db.dialects import MYSQL, POSTGRESQL, SQLITE, PerDatabase, port_of
@@ -48,8 +57,8 @@ def bulk_create(
 
     `rows`: mappings, objects of the model or named tuples, from any iterable, of which at most `batch_size` are in
     memory at a time; or a pyarrow Table or RecordBatch, or a DataFrame of polars or pandas, whose index is no column
-    and whose missing values are NULL; of a frame four times as many rows are written together. Columns that may be
-    NULL or have a default may be missing.
+    and whose missing values are NULL. Of a frame or a list, whose rows are there anyway, four times as many are
+    written together. Columns that may be NULL or have a default may be missing.
 
     A row whose unique key is stored already, or came earlier in `rows`, is left out with `on_conflict="skip"`; gives
     the stored row the columns it names with "update"; raises `IntegrityError` with "error". With "fill" it gives the
@@ -89,7 +98,8 @@ def bulk_create(
     optional = () if by_shape else (c.name for c in table.columns if c.nullable and c.default is None)
     if secret_columns(table):
         rows = _with_sealed_secrets(session, model, one_by_one(model, rows, batch_size))
-    given = row_batches(model, rows, batch_size, fillable=frozenset(optional), by_shape=by_shape)
+    sifting = errors == "collect"
+    given = row_batches(model, rows, batch_size, fillable=frozenset(optional), by_shape=by_shape, sifting=sifting)
     first = next(given, None)
     if first is not None:
         writer = creation.open(first)
@@ -171,7 +181,10 @@ class _Creation:
         """Write a batch; the first bad row raises."""
         self._prove_batch(batch)
         packed = self._packed(batch)
-        self._write(packed or (lambda: self._owned(prepared(self._writer.layout, batch, self._rounded_now))), batch)
+        try:
+            self._write(packed or partial(self._cells, batch, self._writer.layout), batch)
+        except NotPackedError:
+            self._write(partial(self._cells, batch, self._writer.layout), batch)
         self._note_rounded(batch)
 
     def take_what_fits(self, batch: RowBatch) -> None:
@@ -193,12 +206,15 @@ class _Creation:
 
     def _packed(self, batch: RowBatch) -> Packed | None:
         # Objects may claim to be what they are not, and only cells tell: see `_owned`.
-        told = all(is_array(batch.columns.get(name)) for name in self._owner_names())
-        return self._writer.packed(batch) if told else None
+        told = not batch.columns or all(is_array(batch.columns.get(name)) for name in self._owner_names())
+        return self._writer.packed(batch, partial(self._cells, batch)) if told else None
+
+    def _cells(self, batch: RowBatch, layout: CellLayout) -> Iterator[list[Cells]]:
+        return self._owned(prepared(layout, batch, self._rounded_now))
 
     def _took_all(self, batch: RowBatch) -> bool:
         """Write a batch of which nothing needs a closer look, if it is one."""
-        packed = self._packed(batch)
+        packed = self._packed(batch) if batch.columns else None
         if packed is None:
             return False
         self._prove_batch(batch)
@@ -335,7 +351,8 @@ class _Creation:
     def _owned(self, chunks: Iterator[list[Cells]]) -> Iterator[list[Cells]]:
         """The same chunks; what is written must be what was proved, whatever objects the values were."""
         for cells in chunks:
-            if self._owners and not self._proved.issuperset(zip(*(cells[i] for i in self._owners), strict=True)):
+            owners = (listed(cells[index]) for index in self._owners)
+            if self._owners and not self._proved.issuperset(zip(*owners, strict=True)):
                 assert self._guard is not None
                 raise self._guard.violation("bulk_create", self._model, "its owner was not proved")
             yield cells

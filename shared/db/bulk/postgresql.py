@@ -4,7 +4,8 @@ Straight into the table as long as nothing collides, which the server finds out 
 batch, and it goes again through a temporary table and INSERT ... SELECT ... ON CONFLICT, which costs half as much
 again. As one batch collided or not, so probably will the next; that is remembered with the connection.
 
-The columns of a frame go in binary form, of which the server parses nothing, if that holds all of a batch.
+The columns of a frame, and rows by the thousand, go in binary form, of which the server parses nothing, if that holds
+all of a batch.
 
 INSERT ... SELECT FROM unnest(...) was measured for small batches: it is not faster than the temporary table. It
 stands in for COPY where the driver has none: under a wait callback (gevent with psycogreen).
@@ -24,7 +25,7 @@ from sqlalchemy import Connection
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from shared.db.bulk.cells import CellColumn, CellLayout, Packed
+from shared.db.bulk.cells import CellColumn, CellLayout, NotPackedError, Packed, pays_to_pack
 from shared.db.bulk.filling import Filling
 from shared.db.bulk.result import OnConflict
 from shared.db.bulk.rows import RowBatch, is_array
@@ -32,7 +33,11 @@ from shared.db.bulk.writer import Source, Transaction, Writer, Written, conflict
 from shared.db.dialects.postgresql import FeatureNotSupported, UniqueViolation, has_copy, sends_utf8
 from shared.db.errors import NumberingError
 from shared.db.numbering import statement_that_mends
+from shared.db.value_forms.amounts import MONEY_DIGITS, MONEY_PLACES
 from shared.db.value_forms.forms import Cells
+
+# How the catalog writes Numeric(20, 8).
+_MONEY_MODIFIER = (MONEY_DIGITS << 16 | MONEY_PLACES) + 4
 
 
 @dataclass
@@ -59,31 +64,47 @@ class PostgreSQLWriter(Writer):
         self._stage_name = f"shared_db_stage_{layout.table.name}{'_of_tenant' if how.as_tenant else ''}_"
         self._stage = self.quote(self._stage_name + _shape(layout))
         self._stored_as: dict[str, str] | None = None
+        self._may_pack = True
         self._memory: _Memory = connection.info.setdefault("shared_db_bulk", _Memory())
 
     def write(self, source: Source, changing: list[str]) -> Written:
         """Write a batch."""
         return self._written(lambda: CopyStream(source(), self.layout), changing)
 
-    def packed(self, batch: RowBatch) -> Packed | None:
-        """In binary form, of which the server parses no number and no time: columns of a frame that it holds."""
-        if not any(map(is_array, batch.columns.values())) or not has_copy() or not sends_utf8(self.driver):
+    def packed(self, batch: RowBatch, make: Callable[[CellLayout], Iterator[list[Cells]]]) -> Packed | None:
+        """In binary form, of which the server parses no number and no time."""
+        of_frame = any(map(is_array, batch.columns.values()))
+        # Columns of an archive's texts are COPY's own already: they would take as long as the server saves.
+        if not (of_frame or (not batch.columns and self._may_pack and pays_to_pack(len(batch)))):
             return None
-        return self.layout.packed(batch.columns, len(batch), self._server_types())
+        if not has_copy() or not sends_utf8(self.driver):
+            return None
+        if of_frame:
+            return self.layout.packed(batch.columns, len(batch), self._server_types())
+        return self.layout.packed_cells(make, len(batch), self._server_types())
 
     def write_packed(self, packed: Packed, changing: list[str]) -> Written:
         """Write a batch as `packed` gave it."""
-        return self._written(lambda: PackedStream(packed), changing)
+        try:
+            return self._written(lambda: PackedStream(packed), changing)
+        except NotPackedError:
+            self._undo()
+            self._may_pack = False  # what comes once in a call comes again
+            raise
 
     def _server_types(self) -> dict[str, str]:
-        """What the server calls the columns' types: somebody may have altered one, and would get other values."""
+        """What the server calls the columns' types: somebody may have altered one, and would get other values.
+
+        A numeric of other digits than those of `Money` is left out: there the binary form's zeros would stay.
+        """
         if self._stored_as is None:
             with self.named_errors(), self.driver.cursor() as cursor:
                 cursor.execute(
                     "SELECT attname, typname FROM pg_catalog.pg_attribute "
                     "JOIN pg_catalog.pg_type ON pg_type.oid = atttypid "
-                    "WHERE attrelid = pg_catalog.to_regclass(%s) AND typnamespace = 'pg_catalog'::regnamespace",
-                    [self.table],
+                    "WHERE attrelid = pg_catalog.to_regclass(%s) AND typnamespace = 'pg_catalog'::regnamespace "
+                    "AND (typname <> 'numeric' OR atttypmod = %s)",
+                    [self.table, _MONEY_MODIFIER],
                 )
                 self._stored_as = dict(cursor.fetchall())
             # A stage that is there already was made of the types that its name tells.
@@ -253,8 +274,12 @@ class PostgreSQLWriter(Writer):
             self._insert(table, rows, *afterwards)
             return
         copy = f"COPY {table} ({self.names}) FROM STDIN WITH ({rows.options})"
-        with self.named_errors(), self.driver.cursor() as cursor:
-            cursor.copy_expert(self._with_unsent(copy, *afterwards), rows)
+        try:
+            with self.named_errors(), self.driver.cursor() as cursor:
+                cursor.copy_expert(self._with_unsent(copy, *afterwards), rows)
+        except DBAPIError:
+            if not isinstance(rows.failure, NotPackedError):
+                raise
         if rows.failure is not None:
             raise rows.failure
 
@@ -341,6 +366,9 @@ class PackedStream:
         """As `CopyStream` does it."""
         try:
             return next(self._parts, b"")
+        except NotPackedError as error:
+            self.failure = error
+            raise NotPackedError from None  # COPY fails, whose rows come again; the driver tells the server no more
         except BaseException as error:  # noqa: BLE001 # kept, and raised as soon as COPY has ended
             self.failure = error
             return b""

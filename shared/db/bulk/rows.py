@@ -22,8 +22,8 @@ from shared.db.errors import InvalidValueError, MissingExtraError
 CHUNK = 250
 # A call into Arrow costs more.
 ARRAY_CHUNK = 5_000
-FRAME_SIZE = 4
-"""So many times as many rows of a frame are written together, which are there anyway: COPY begins with a wait."""
+AT_HAND = 4
+"""So many times as many rows of a frame or a list are written together, which are there anyway: COPY has to begin."""
 Row = dict[str, Any]
 
 
@@ -159,15 +159,15 @@ def listed(values: Any) -> list[Any]:
 
 
 def row_batches(
-    model: type[Any], rows: Iterable[Any], size: int, *, fillable: frozenset[str], by_shape: bool
+    model: type[Any], rows: Iterable[Any], size: int, *, fillable: frozenset[str], by_shape: bool, sifting: bool = False
 ) -> Iterator[RowBatch]:
     """`rows` in row_batches of at most `size`; of an iterable no more than that is ever held.
 
     Columns in `fillable` may be missing in some rows of a chunk and are None there. With `by_shape` all rows of a
-    batch name the same columns.
+    batch name the same columns; with `sifting` the cells of a whole batch are held.
     """
     position = 0
-    frames = _frames(rows, size * FRAME_SIZE)
+    frames = _frames(rows, size * AT_HAND)
     if frames is not None:
         for columns, height in frames:
             batch = FrameBatch(model, columns, height, position)
@@ -182,6 +182,7 @@ def row_batches(
         )
     if isinstance(rows, list) and not by_shape:
         # The caller holds them anyway: a copy of the references alone would take 8 MB a million.
+        size *= 1 if sifting else AT_HAND
         for position in range(0, len(rows), size):
             yield RowBatch(model, rows, position, fillable, range(position, min(position + size, len(rows))))
         return
@@ -236,7 +237,14 @@ def _alike(rows: list[Any]) -> Chunk | None:
 
 def _uniform(rows: list[Row]) -> Chunk:
     names = tuple(rows[0])
-    columns = tuple(zip(*map(_getter(names), rows), strict=True))
+    values = _getter(names)
+    if len(rows) <= CHUNK:
+        return Chunk(names, tuple(zip(*map(values, rows), strict=True)), len(rows))
+    # More at once would be out of the processor's cache before they are read.
+    columns: list[list[Any]] = [[] for _ in names]
+    for start in range(0, len(rows), CHUNK):
+        for column, more in zip(columns, zip(*map(values, rows[start : start + CHUNK]), strict=True), strict=True):
+            column += more
     return Chunk(names, columns, len(rows))
 
 

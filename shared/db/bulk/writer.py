@@ -63,8 +63,11 @@ class Writer(ABC):
         assert driver is not None
         self.driver: Any = driver
 
-    def packed(self, batch: RowBatch) -> Packed | None:
-        """The batch in a form that is faster to write; None where there is none that holds all of its values."""
+    def packed(self, batch: RowBatch, make: Callable[[CellLayout], Iterator[list[Cells]]]) -> Packed | None:
+        """The batch in a form that is faster to write, of its columns or of the cells that `make` makes in a layout.
+
+        None where there is none.
+        """
         return None
 
     @abstractmethod
@@ -72,7 +75,7 @@ class Writer(ABC):
         """Write a batch."""
 
     def write_packed(self, packed: Packed, changing: list[str]) -> Written:
-        """Write a batch as `packed` gave it."""
+        """Write a batch as `packed` gave it; `NotPackedError`, with nothing written, if that does not hold a value."""
         raise NotImplementedError
 
     @abstractmethod

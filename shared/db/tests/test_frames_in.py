@@ -44,7 +44,7 @@ from shared.db import (
     UTCDateTime,
     Vocabulary,
 )
-from shared.db.bulk import BulkResult, OnBadRow, OnConflict, bulk_create
+from shared.db.bulk import BulkResult, OnBadRow, OnConflict, bulk_create, cells
 from shared.db.bulk.cells import CellLayout, Digits
 from shared.db.tests.outside import outside_tables
 from shared.db.tests.support import execution_values, trade_values, two_runs, with_and_without_policies
@@ -431,6 +431,7 @@ def test_numpy_is_asked_of_nobody(server: DatabaseFactory, monkeypatch: pytest.M
     """Without it a frame goes as text."""
     monkeypatch.setitem(sys.modules, "numpy", None)
     monkeypatch.delitem(sys.modules, "shared.db.value_forms.binary", raising=False)
+    monkeypatch.setattr(cells, "_binary", cells._binary.__wrapped__)  # which remembers what is installed
     with server.get_session() as session, copies(session) as forms:
         assert PublicTradeRepository(session).bulk_create(trades_table(trades(1, 2))).inserted == 2
     assert forms == [TEXT]

@@ -6,8 +6,11 @@ text with a NUL) raises one of `NOT_HELD`: it goes the way of Python's objects, 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from itertools import repeat
+from operator import sub
 from typing import Any, Final
 
 import pyarrow as pa
@@ -15,7 +18,8 @@ import pyarrow.compute as pc
 
 from shared.db.dialects.port import Port
 from shared.db.value_forms.amounts import MONEY_DIGITS, MONEY_PLACES, UNITS
-from shared.db.value_forms.forms import Cells
+from shared.db.value_forms.forms import Cells, Values
+from shared.db.value_forms.texts import StoredTexts
 
 MONEY: Final = pa.decimal128(MONEY_DIGITS, MONEY_PLACES)
 INSTANT: Final = pa.timestamp("us", "UTC")
@@ -37,13 +41,13 @@ NOT_HELD: Final = (NotHeldError, pa.ArrowException, OverflowError)
 def amounts(values: Any) -> Any:
     """Decimals and whole numbers that lose no digits, as decimal128(20, 8)."""
     _require(pa.types.is_decimal(values.type) or pa.types.is_integer(values.type))
-    return _one(values.cast(_WIDE).cast(MONEY))
+    return _one(values if values.type == MONEY else values.cast(_WIDE).cast(MONEY))
 
 
 def instants(values: Any, earliest: datetime, latest: datetime) -> Any:
     """Times with a zone, of whole microseconds and between the two, as timestamp[us, UTC]."""
     _require(pa.types.is_timestamp(values.type) and values.type.tz is not None)
-    array = _one(values.cast(INSTANT))
+    array = _one(values if values.type == INSTANT else values.cast(INSTANT))
     between = pc.min_max(array.cast(pa.int64())).as_py()
     if between["min"] is not None:
         first, last = ((one - _EPOCH) // _MICROSECOND for one in (earliest, latest))
@@ -83,6 +87,41 @@ def texts(values: Any, *, most: int | None = None, allowed: Collection[str] | No
     _require(most is None or longest <= most or pc.max(pc.utf8_length(array)).as_py() <= most)
     _require(not _has_nul(array))
     return array
+
+
+def array_of(values: Values) -> Any:
+    """An array of Python's numbers or times, all of one type, and of the None among them.
+
+    Texts and documents have cells that are as fast to make.
+    """
+    kind = None if isinstance(values, StoredTexts) else type(next((one for one in values if one is not None), None))
+    make = _MADE_OF.get(kind)
+    if make is None or not (kinds := set(map(type, values))) <= {kind, type(None)}:
+        raise NotHeldError
+    try:
+        return make(values, len(kinds) > 1)
+    except Exception as error:  # a time without a zone or with one that does not work, for one thing
+        raise NotHeldError from error
+
+
+def _of_decimals(values: Values, some: bool) -> Any:
+    array = pa.array(values, MONEY)
+    _require(some or not array.null_count)  # NaN may stand for nothing there
+    return array
+
+
+def _of_times(values: Values, some: bool) -> Any:
+    passed = [one and one - _EPOCH for one in values] if some else list(map(sub, values, repeat(_EPOCH)))
+    return pa.array(passed, pa.duration("us")).view(INSTANT)
+
+
+_MADE_OF: Final[dict[Any, Callable[[Values, bool], Any]]] = {
+    int: lambda values, some: pa.array(values, pa.int64()),
+    float: lambda values, some: pa.array(values, pa.float64()),
+    bool: lambda values, some: pa.array(values, pa.bool_()),
+    Decimal: _of_decimals,
+    datetime: _of_times,
+}
 
 
 def cells(array: Any, port: Port) -> Cells:

@@ -5,7 +5,8 @@ Needs numpy and pyarrow, so it is imported late. What it does not hold raises on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -14,9 +15,16 @@ import pyarrow.compute as pc
 
 from shared.db.value_forms.amounts import MONEY_PLACES
 from shared.db.value_forms.arrow import INSTANT, MONEY, NotHeldError
+from shared.db.value_forms.forms import Cells
 
 _TEXTS: Final = frozenset({"text", "varchar", "bpchar", "json"})
 _WHOLE_NUMBERS = {"int2": pa.int16(), "int4": pa.int32(), "int8": pa.int64()}
+HELD: Final = _TEXTS | _WHOLE_NUMBERS.keys() | {"numeric", "timestamptz", "float8", "bool", "jsonb"}
+"""What the server calls the types whose values the binary form may hold."""
+_OF_TEXT = {"numeric": MONEY, "timestamptz": INSTANT, "float8": pa.float64()} | dict.fromkeys(
+    _WHOLE_NUMBERS, pa.int64()
+)
+_FLAGS = {"t": True, "f": False, None: None}
 _VERSION_OF_JSONB = "\x01"
 _SINCE_1970 = 946_684_800_000_000
 # A numeric is digits of base 10,000: three of them make the 12 places before the point, two the 8 behind it.
@@ -24,6 +32,7 @@ _BASE = 10_000
 _UNITS = 10**MONEY_PLACES
 _HIGH_WHOLE, _HIGH_UNITS = divmod(2**64, _UNITS)
 _NEGATIVE = 0x4000
+_DIGITS = 4
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER = b"\xff\xff"
 _PART = 2_500
@@ -59,13 +68,21 @@ def column(array: Any, stored_as: str) -> Column:
     return Column(array, stored_as)
 
 
-def column_of_cells(cells: Sequence[str | None], stored_as: str) -> Column:
-    """What is checked, and has the form in which COPY takes it as text."""
+def column_of_cells(cells: Any, stored_as: str) -> Column:
+    """What is checked: an array, or cells in the form in which COPY takes them as text."""
+    if isinstance(cells, pa.Array):
+        return column(cells, stored_as)
     if stored_as == "jsonb":
-        versioned = [None if cell is None else _VERSION_OF_JSONB + cell for cell in cells]
-        return column(pa.array(versioned, pa.string()), "json")
-    kinds = {"numeric": MONEY, "timestamptz": INSTANT} | dict.fromkeys(_WHOLE_NUMBERS, pa.int64())
-    return column(pa.array(cells, pa.string()).cast(kinds.get(stored_as, pa.string())), stored_as)
+        cells, stored_as = [None if cell is None else _VERSION_OF_JSONB + cell for cell in cells], "json"
+    if stored_as == "bool":
+        array = pa.array(map(_FLAGS.__getitem__, cells), pa.bool_())
+    else:
+        # Symbols, runs and accounts are mostly all the same.
+        same = cells[0] is not None and cells[0] == cells[-1] and cells.count(cells[0]) == len(cells)
+        array = pa.repeat(cells[0], len(cells)) if same else pa.array(cells, pa.string())
+        if stored_as in _OF_TEXT:
+            array = array.cast(_OF_TEXT[stored_as])
+    return Column(None, stored_as) if array.null_count == len(array) else column(array, stored_as)
 
 
 def rows(columns: Sequence[Column], count: int) -> Iterator[bytes]:
@@ -76,6 +93,35 @@ def rows(columns: Sequence[Column], count: int) -> Iterator[bytes]:
     yield _TRAILER
 
 
+def rows_of_cells(chunks: Iterable[Sequence[Cells]], stored_as: Sequence[str]) -> Iterator[bytes]:
+    """As `rows`, of chunks of such cells."""
+    yield _HEADER
+    for cells in _together(chunks):
+        columns = list(map(column_of_cells, cells, stored_as))
+        yield _part(columns, 0, len(cells[0]))
+    yield _TRAILER
+
+
+def _together(chunks: Iterable[Sequence[Cells]]) -> Iterator[Sequence[Cells]]:
+    """The same rows; small chunks without arrays, as rows of different columns come in, are put together."""
+    held: list[list[Any]] = []
+    for chunk in chunks:
+        if any(isinstance(cells, pa.Array) for cells in chunk):
+            if held:
+                yield held
+                held = []
+            yield chunk
+            continue
+        held = held or [[] for _ in chunk]
+        for cells, more in zip(held, chunk, strict=True):
+            cells += more
+        if len(held[0]) >= _PART:
+            yield held
+            held = []
+    if held:
+        yield held
+
+
 def _part(columns: Sequence[Column], start: int, count: int) -> bytes:
     pieces: list[tuple[str, Any]] = [(">i2", len(columns))]
     segments = []
@@ -83,14 +129,16 @@ def _part(columns: Sequence[Column], start: int, count: int) -> bytes:
         if array is None:
             pieces.append((">i4", -1))
             continue
-        values, valid = array.slice(start, count), None
+        values, valid = array if count == len(array) else array.slice(start, count), None
         if values.null_count:
             valid = values.is_valid().to_numpy(zero_copy_only=False)
             empty = "" if pa.types.is_string(values.type) else False if pa.types.is_boolean(values.type) else 0
             values = values.fill_null(pa.scalar(empty, values.type))
         field = _field(values, stored_as)
-        size = sum(np.dtype(kind).itemsize for kind, _ in field.pieces)
-        if field.body is not None:
+        size: Any
+        if field.body is None:
+            size = _record_of(*(kind for kind, _ in field.pieces)).itemsize
+        else:
             size = np.diff(_offsets_of(field.body))
         pieces.append((">i4", size if valid is None else np.where(valid, size, -1)))
         if field.body is None and valid is None:
@@ -105,7 +153,12 @@ def _part(columns: Sequence[Column], start: int, count: int) -> bytes:
 
 def _field(values: Any, stored_as: str) -> _Field:
     if stored_as in _TEXTS:
-        return _Field(body=values.cast(pa.binary()))
+        body = values.view(pa.binary())
+        offsets = _offsets_of(body)
+        size = int(offsets[1] - offsets[0])
+        if size and (np.diff(offsets) == size).all():
+            return _Field([(f"V{size}", np.frombuffer(_bytes_of(body), f"V{size}"))])
+        return _Field(body=body)
     if stored_as == "numeric":
         return _Field(_numeric(values))
     if stored_as == "timestamptz":
@@ -117,29 +170,49 @@ def _field(values: Any, stored_as: str) -> _Field:
 def _numeric(array: Any) -> list[tuple[str, Any]]:
     """With 8 places, of halves of 64 bits: the higher one is that of the magnitude, below 6."""
     low, high = np.frombuffer(array.buffers()[1], np.uint64).reshape(-1, 2)[array.offset :][: len(array)].T
-    below = high >= 2**63
+    below, sign = high >= 2**63, 0
     if below.any():
         low = np.where(below, ~low + np.uint64(1), low)
         high = np.where(below, ~high + (low == 0), high)
-    whole, units = low // _UNITS, low % _UNITS
+        sign = below * np.uint64(_NEGATIVE << 16)
+    whole = low // _UNITS
+    units = low - whole * _UNITS
     if high.any():
         units += high * np.uint64(_HIGH_UNITS)
-        whole += high * np.uint64(_HIGH_WHOLE) + units // _UNITS
-        units %= _UNITS
-    digits = [whole // _UNITS, whole // _BASE % _BASE, whole % _BASE, units // _BASE, units % _BASE]
-    heading = [(">i2", len(digits)), (">i2", 2), (">u2", below * np.uint16(_NEGATIVE)), (">i2", MONEY_PLACES)]
-    return [*heading, *((">i2", digit) for digit in digits)]
+        more = units // _UNITS
+        whole += high * np.uint64(_HIGH_WHOLE) + more
+        units -= more * _UNITS
+    # Four digits in 64 bits; the server strips zeros that lead, so that a fifth stands before them or before none.
+    upper, lower = whole // _BASE, units // _BASE
+    first, middle = upper // _BASE, whole - upper * _BASE
+    four = ((upper - first * _BASE) << 48) | (middle << 32) | (lower << 16) | (units - lower * _BASE)
+    fifth = int(first.any())
+    heading = (_DIGITS + fifth << 48) | (1 + fifth << 32) | sign | MONEY_PLACES
+    return [(">u8", heading), *([(">u2", first)] if fifth else []), (">u8", four)]
 
 
 def _fixed(pieces: Sequence[tuple[str, Any]], count: int, valid: Any = None) -> Any:
     """Records of one size, one after another, as a binary array; one that is not valid is empty."""
-    record = np.empty(count, [(f"f{number}", kind) for number, (kind, _) in enumerate(pieces)])
-    for number, (_, values) in enumerate(pieces):
-        record[f"f{number}"] = values
+    kind = _record_of(*(kind for kind, _ in pieces))
+    record = np.zeros(1, kind)
+    varying = []
+    for name, (_, values) in zip(kind.names, pieces, strict=True):
+        if isinstance(values, np.ndarray):
+            varying.append((name, values))
+        else:
+            record[name] = values
+    record = record.repeat(count)
+    for name, values in varying:
+        record[name] = values
     ends = np.arange(1, count + 1) if valid is None else np.cumsum(valid)
     offsets = np.concatenate(([0], ends * record.itemsize)).astype(np.int32)
     data = record if valid is None else record[valid]
-    return pa.Array.from_buffers(pa.binary(), count, [None, pa.py_buffer(offsets), pa.py_buffer(data.tobytes())])
+    return pa.Array.from_buffers(pa.binary(), count, [None, pa.py_buffer(offsets), pa.py_buffer(data.view(np.uint8))])
+
+
+@lru_cache(maxsize=256)
+def _record_of(*kinds: str) -> Any:
+    return np.dtype([(f"f{number}", kind) for number, kind in enumerate(kinds)])
 
 
 def _offsets_of(body: Any) -> Any:
