@@ -122,18 +122,21 @@ def _spent(db: DatabaseFactory, count: int, ask: Question, numbers: range, *, re
 
 def _compare_drivers(factories: Sequence[DatabaseFactory], what: str, ask: Question, rounds: int) -> None:
     """Print what the driver alone takes for the same, of users that ask in turn, and of one that asks again."""
-    asked = [_statement_of(db, ask) for db in factories]
     rows = []
     with ExitStack() as stack:
-        drivers = [stack.enter_context(closing(_connected(db))) for db in factories]
+        sides = [
+            (stack.enter_context(closing(_connected(db))), _statement_of(db, ask), count)
+            for db, count in zip(factories, (_FEW, _MANY), strict=True)
+        ]
         for who, step in (("another user each time", _STEP), ("one user", 0)):
-            spent = []
-            for number in range(rounds + 1):
+            ratios = []
+            for number in range(4 * rounds + 1):
                 numbers = range(number * _CALLS, (number + 1) * _CALLS)
-                turn = zip(drivers, asked, (_FEW, _MANY), strict=True)
-                spent.append([_spent_by_driver(driver, one, count, numbers, step) for driver, one, count in turn])
-            ratio = statistics.median(many / few for few, many in spent[1:])
-            rows.append((f"{what}, {who}", f"{ratio:.2f}"))
+                # Whoever comes second finds the processor warm.
+                turn = sides if number % 2 else sides[::-1]
+                spent = {count: _spent_by_driver(driver, asked, count, numbers, step) for driver, asked, count in turn}
+                ratios.append(spent[_MANY] / spent[_FEW])
+            rows.append((f"{what}, {who}", f"{statistics.median(ratios[1:]):.2f}"))
     print_table("The driver alone", (f"{_MANY:,} users to {_FEW:,}", "x the processor's time"), rows)
 
 

@@ -6,7 +6,7 @@ import gzip
 import random
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ _OWN_TIME = 0.63
 
 
 _READY, _IMPORT, _PACKED = "COPY of ready text", "import-trades FILE.csv", "import-trades FILE.csv.gz"
+_ONE, _TWO = "import-trades, 1 worker", "import-trades, 2 workers"
 
 
 def archive(here: Place) -> None:
@@ -41,7 +42,37 @@ def small_archive(here: Place) -> None:
     _compare(here, 200_000, rounds=min(here.rounds, 7), packed=True)
 
 
-BENCHMARKS = {"small-archive": small_archive, "archive": archive}
+def two_archives(here: Place) -> None:
+    """Two days of a million trades each, imported by one process and by two, a day each."""
+    count, rounds = 1_000_000, min(here.rounds, 3)
+    days = [here.folder / f"BTCUSDT2025-01-0{day + 1}.csv" for day in range(2)]
+    text = here.folder / "ready.txt"
+    with text.open("w", encoding="utf-8") as file:
+        for number, day in enumerate(days):
+            _write_archive(day, count, day=number)
+            file.writelines(_copy_text(day))
+    ready, one, two = (here.new_postgresql() for _ in range(3))
+
+    def load(number: int) -> None:
+        for url in (ready, one, two):
+            _truncate(url)
+
+    compare(
+        "Archives of two days, 1,000,000 trades each",
+        [
+            Contender(_READY, lambda load: _copy(ready, text)),
+            Contender(_ONE, lambda load: _import(one, days)),
+            Contender(_TWO, lambda load: _import(two, days, workers=2)),
+        ],
+        load,
+        rounds,
+        count=2 * count,
+        goals=[Goal(_ONE, 0.85, _READY), Goal(_TWO, 1.0, _READY)],
+        warm_up=False,
+    )
+
+
+BENCHMARKS = {"small-archive": small_archive, "archive": archive, "two-archives": two_archives}
 
 
 def _compare(here: Place, count: int, rounds: int, *, packed: bool) -> None:
@@ -54,7 +85,7 @@ def _compare(here: Place, count: int, rounds: int, *, packed: bool) -> None:
     ready, ours = emptied
     contenders = [
         Contender(_READY, lambda load: _copy(ready, text)),
-        Contender(_IMPORT, lambda load: _import(ours, plain)),
+        Contender(_IMPORT, lambda load: _import(ours, [plain])),
         Contender("parsing alone, FILE.csv", lambda load: _parse(plain)),
     ]
     if packed:
@@ -66,9 +97,9 @@ def _compare(here: Place, count: int, rounds: int, *, packed: bool) -> None:
         with DatabaseFactory(again) as db:
             import_trades(db, [plain])
         contenders += [
-            Contender(_PACKED, lambda load: _import(unpacked, zipped)),
+            Contender(_PACKED, lambda load: _import(unpacked, [zipped])),
             Contender("parsing alone, FILE.csv.gz", lambda load: _parse(zipped)),
-            Contender("the same again, all stored already", lambda load: _import(again, plain)),
+            Contender("the same again, all stored already", lambda load: _import(again, [plain])),
         ]
 
     def load(number: int) -> None:
@@ -85,7 +116,7 @@ def _compare(here: Place, count: int, rounds: int, *, packed: bool) -> None:
         warm_up=packed,
     )
     _truncate(ours)
-    grown = peak_growth(partial(_emptied, ours), partial(_import, path=plain))
+    grown = peak_growth(partial(_emptied, ours), partial(_import, paths=[plain]))
     print_table("", ("one import, started with it", "MB at the peak"), [(f"{count:,} trades", f"{grown:.1f}")])
 
 
@@ -94,9 +125,9 @@ def _emptied(url: URL) -> URL:
     return url
 
 
-def _write_archive(path: Path, count: int) -> None:
-    draw = random.Random(count)
-    moment, price = _DAY * 10_000, 650_658
+def _write_archive(path: Path, count: int, *, day: int = 0) -> None:
+    draw = random.Random(count + day)
+    moment, price = (_DAY + 86_400 * day) * 10_000, 650_658
     with path.open("w", encoding="utf-8") as file:
         file.write(_HEADER)
         for _ in range(count):
@@ -125,9 +156,9 @@ def _copy(url: URL, text: Path) -> None:
     connection.close()
 
 
-def _import(url: URL, path: Path) -> None:
+def _import(url: URL, paths: Sequence[Path], workers: int = 1) -> None:
     with short_turns(), DatabaseFactory(url) as db:  # as the command does
-        report = import_trades(db, [path])
+        report = import_trades(db, paths, workers=workers)
     assert report.finished
     assert report.rejected == 0
 

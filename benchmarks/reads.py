@@ -89,6 +89,19 @@ def frames(here: Place) -> None:
     )
 
 
+def large_frames(here: Place) -> None:
+    """A million rows in a table, where opening and asking no longer count."""
+    url, _ = _filled(here.new_postgresql(), _MANY)
+    compare(
+        "PostgreSQL, 1,000,000 rows in a table",
+        [Contender(_COPY, ways.copy_to_arrow(url)), Contender(_ARROW, ways.frame(url, _ARROW))],
+        lambda number: (TradeStream.time_of(0), TradeStream.time_of(_MANY)),
+        min(here.rounds, 5),
+        count=_MANY,
+        goals=[Goal(_ARROW, 1.3, _COPY)],
+    )
+
+
 def _our_frames(url: URL) -> list[Contender]:
     return [Contender(name, ways.frame(url, name)) for name in (_ARROW, "to_polars", "to_pandas")]
 
@@ -158,4 +171,4 @@ def _filled(url: URL, count: int) -> tuple[URL, Callable[[int], tuple[datetime, 
     return url, span
 
 
-BENCHMARKS = {"ranges": ranges, "frames": frames, "streaming": streaming}
+BENCHMARKS = {"ranges": ranges, "frames": frames, "large-frames": large_frames, "streaming": streaming}
