@@ -55,7 +55,7 @@ class Lake:
     ) -> LakeReport:
         """Compare each file with its manifest, and with the rows of its month that the database still has.
 
-        What is wrong stands in the report's `problems`.
+        What is wrong stands in the report's `problems`. Raises `LakeError` where nothing of the stream was written.
         """
         return Work(self._place, db, model, key, None, stop, told).verify()
 
@@ -79,5 +79,8 @@ class Lake:
         return Work(self._place, db, model, key, before, stop, told).drop(force)
 
     def reading(self, db: DatabaseFactory, model: type[Base] = PublicTrade) -> LakeReading:
-        """Questions about the rows of the lake and of the database as one."""
+        """Questions about the rows of the lake and of the database as one.
+
+        Raises `LakeError` where nothing of the stream was written: rows that were purged would be missing in silence.
+        """
         return LakeReading(self._place, db, model)

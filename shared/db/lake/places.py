@@ -133,6 +133,9 @@ class Place:
         self._base = base.rstrip("/")
         self.local = Path(base) if isinstance(self._files, fs.LocalFileSystem) else None
 
+    def __str__(self) -> str:
+        return self._base
+
     def local_path(self, path: str) -> Path | None:
         """The file in this machine's file system, if it is there."""
         return None if self.local is None else self.local / path
@@ -238,6 +241,14 @@ class Shelf:
         found = {*self.place.folders(table), *self.place.folders(f"{_MANIFESTS}/{table}")}
         named = (name.partition("=") for name in sorted(found))
         return [read(unquote(value)) for column, _, value in named if column == by]
+
+    def expect(self) -> None:
+        """Raise `LakeError` where nothing of the stream was ever written: the place may be mistyped."""
+        if not self.keys():
+            raise LakeError(
+                f"there is nothing of {self.source.model.__tablename__} in {self.place}; look at the lake's name, or "
+                "write a month into it first"
+            )
 
     def periods(self, key: Any) -> dict[Month, Period]:
         """Those of a key that have a file or a manifest, in order of time."""

@@ -47,6 +47,7 @@ class LakeReading:
     def __init__(self, place: Place, db: DatabaseFactory, model: type[Any]) -> None:
         self._place, self._db = place, db
         self._source = kept_source(model)
+        Shelf(place, self._source).expect()
         self._columns = [self._source.column(name) for name in self._source.row._fields]
 
     def iter_range(

@@ -98,6 +98,7 @@ class Work:
 
     def verify(self) -> LakeReport:
         """Compare files, manifests, and what the database still has."""
+        self._shelf.expect()
         return self._each(self._kept(), self._verified)
 
     def drop(self, force: bool) -> LakeReport:
