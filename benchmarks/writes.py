@@ -261,7 +261,7 @@ def _opened(url: URL, count: int, lazy: bool = False) -> tuple[DatabaseFactory, 
     """A database that has done all that is done once, and rows: a list, or a generator of them."""
     db, stream = DatabaseFactory(url), TradeStream()
     with db.get_session() as session:
-        PublicTradeRepository(session).bulk_create(stream.take(10))
+        PublicTradeRepository(session).bulk_create(stream.take(BATCH_SIZE))  # so many load Arrow
     if lazy:
         return db, (stream.take(1)[0] for _ in range(count)), BATCH_SIZE
     return db, stream.take(count), count
