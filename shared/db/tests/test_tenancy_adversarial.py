@@ -654,6 +654,7 @@ def _unquoted(text: str) -> Any:
 UNQUOTED: dict[str, Callable[[Any], Any]] = {
     "column": lambda key: select(key, column(_unquoted(INJECTED))),
     "quotes that close": lambda key: select(key, column(_unquoted(f'"symbol", {INJECTED}, "symbol"'))),
+    "MySQL's quotes that close": lambda key: select(key, column(_unquoted(f"`symbol`, {INJECTED}, `symbol`"))),
     "label": lambda key: select(key.label(_unquoted(f"x, {INJECTED}"))),
     "alias": lambda key: select(getattr(aliased(key.class_, name=_unquoted("runs, api_credentials")), key.key)),
     "alias of a subquery": lambda key: select(select(key.label("x")).subquery(_unquoted("x, api_credentials")).c.x),
