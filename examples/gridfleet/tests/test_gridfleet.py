@@ -65,7 +65,6 @@ def fleet_db(request: pytest.FixtureRequest, tmp_path: Path, clean_environment: 
 def test_a_bot_trades_and_goes_on_after_a_restart(fleet_db: DatabaseFactory) -> None:
     """Orders, position, wallet and grid state are the user's, exact, and still there for the next process."""
     placed = Bot(fleet_db, "ann", "run-ann").place_grid("BTCUSDT", 3, Decimal("0.01"), Decimal("0.1"))
-    assert len(placed) == 3
     bot = Bot(fleet_db, "ann", "run-ann")
     assert bot.bound() == Decimal("0.3")
     bot.filled(placed[0], "USDT", Decimal("1000.5"))
@@ -145,58 +144,32 @@ def test_revisions_make_what_the_models_say(db: DatabaseFactory) -> None:
     db.check_schema()
 
 
-@pytest.mark.parametrize("server", SERVERS)
-def test_from_the_command_line(
-    server: str,
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    clean_environment: None,
-) -> None:
-    """Installed, every command knows the tables: schema, status, backup, and a copy into a server."""
-    source = f"sqlite:///{tmp_path / 'fleet.db'}"
-    into = request.getfixturevalue(f"{server}_url").render_as_string(hide_password=False)
-    assert main(["migrate", "up", "--db-url", source]) == 0
-    with DatabaseFactory(source) as db:
-        Bot(fleet(db), "ann", "run-ann").place_grid("BTCUSDT", 3, Decimal("0.01"), Decimal("0.1"))
-    for command in (
-        ["migrate", "check", "--db-url", source],
-        ["status", "--db-url", source],
-        ["backup", str(tmp_path / "backup.db"), "--db-url", source],
-        ["copy", source, into],
-    ):
-        assert main(command) == 0, capsys.readouterr().err
-    printed = capsys.readouterr().out
-    assert "orders 3" in printed
-    assert "not ours" not in printed
-    with DatabaseFactory(into) as db:
-        assert len(Bot(db, "ann", "run-ann").grid()) == 3
-
-
 @pytest.mark.parametrize("place", ["file", *SERVERS[1:]])  # of PostgreSQL the tests have no programs for a backup
 def test_the_environment_alone_says_where(
-    place: str,
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    place: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: Any, capsys: Any, clean_environment: None
 ) -> None:
-    """The bot and the commands are the same whatever it is; a backup brings back what the bot had placed."""
-    url = f"sqlite:///{tmp_path / 'fleet.db'}"
-    if place != "file":
-        url = request.getfixturevalue(f"{place}_url").render_as_string(hide_password=False)
-    monkeypatch.setenv("GRIDBOT_DB_URL", url)
-    backup = str(tmp_path / "backup")
+    """The bot and the commands are the same whatever it is: schema, status, backup, restore, copies to the servers."""
+
+    def url(where: str) -> Any:
+        server = None if where == "file" else request.getfixturevalue(f"{where}_url")
+        return server.render_as_string(hide_password=False) if server else f"sqlite:///{tmp_path / 'fleet.db'}"
+
+    monkeypatch.setenv("GRIDBOT_DB_URL", url(place))
+    backup, copies = str(tmp_path / "backup"), [url(server) for server in SERVERS if server != place]
     assert main(["migrate", "up"]) == 0
     with DatabaseFactory() as db:
         placed = Bot(fleet(db), "ann", "run-ann").place_grid("BTCUSDT", 3, Decimal("0.01"), Decimal("0.1"))
-    for command in (["migrate", "check"], ["status", "--json"], ["backup", backup]):
+    for command in (["migrate", "check"], ["status"], ["status", "--json"], ["backup", backup]):
         assert main(command) == 0, capsys.readouterr().err
     with DatabaseFactory() as db:
         Bot(db, "ann", "run-ann").filled(placed[0], "USDT", Decimal(1))
-    assert main(["restore", backup, "--force"]) == 0, capsys.readouterr().err
-    with DatabaseFactory() as db:
-        assert list(Bot(db, "ann", "run-ann").grid()) == placed
+    for command in (["restore", backup, "--force"], *(["copy", "-", into] for into in copies)):
+        assert main(command) == 0, capsys.readouterr().err
+    printed = capsys.readouterr().out
+    assert [told in printed for told in ("orders 3", "not ours")] == [True, False]
+    for where in (url(place), *copies):
+        with DatabaseFactory(where) as db:
+            assert list(Bot(db, "ann", "run-ann").grid()) == placed
 
 
 def test_orders_travel_through_files_from_the_command_line(
