@@ -106,7 +106,7 @@ def _fill(url: URL) -> None:
 def _ready(url: URL, folder: Path) -> tuple[DatabaseFactory, Path]:
     db = DatabaseFactory(url)
     db.check_schema()
-    Lake(folder).verify(db)  # what is loaded at first use
+    Lake(folder).write(db, key="NONE")  # what is loaded at first use
     return db, folder
 
 
