@@ -11,6 +11,7 @@ import ast
 import importlib
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from graphlib import CycleError, TopologicalSorter
@@ -154,8 +155,11 @@ def _installed() -> Iterable[Line]:
 
 def _offered(group: str) -> list[EntryPoint]:
     """The entry points of the packages that are installed; read again only after one was installed or removed."""
-    folders = [Path(folder) for folder in sys.path]
-    return _entry_points(group, tuple((str(path), path.stat().st_mtime_ns) for path in folders if path.exists()))
+    changed = []
+    for folder in sys.path:
+        with suppress(OSError):  # it is not there, or not for this login, as importing finds out by itself
+            changed.append((folder, Path(folder).stat().st_mtime_ns))
+    return _entry_points(group, tuple(changed))
 
 
 @lru_cache

@@ -107,6 +107,16 @@ def test_a_package_that_is_merely_installed_asks_for_nothing(installed: Installe
     assert (told.returncode, told.stderr.count("no tables of outside_fleet yet")) == (3, 1)
 
 
+def test_a_folder_that_cannot_be_looked_into_has_no_packages(
+    db: DatabaseFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of `sys.path`, as where a process gave up root whose home has the interpreter; importing takes it so too."""
+    monkeypatch.syspath_prepend("x" * 300)  # longer than a name may be, which root is refused too
+    with pytest.raises(OSError, match="too long"):
+        Path("x" * 300).stat()
+    db.check_schema()
+
+
 def test_two_packages_with_one_table_are_told(installed: Installed) -> None:
     """Both cannot be right."""
     installed.package("first_fleet")
