@@ -195,7 +195,7 @@ def test_a_revision_that_fails_half_way_is_undone(empty_db: DatabaseFactory, own
     if not empty_db.settings.port.undoes_ddl:
         # What was done stays, until it is taken back.
         assert schema_of(empty_db) != schema
-        runner.downgrade(empty_db, "0009")
+        runner.downgrade(empty_db, str(revision))
     assert (schema_of(empty_db), contents(empty_db)) == (schema, rows)
     assert empty_db.create_tables() is False
 
