@@ -136,10 +136,6 @@ class Place:
     def __str__(self) -> str:
         return self._base
 
-    def local_path(self, path: str) -> Path | None:
-        """The file in this machine's file system, if it is there."""
-        return None if self.local is None else self.local / path
-
     def exists(self, path: str) -> bool:
         """Whether there is such a file."""
         with named_failures(self._at(path)):

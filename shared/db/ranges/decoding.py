@@ -10,13 +10,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, repeat
 from typing import Any, Final, Self
 
-from sqlalchemy import Cast, Column, ColumnElement, Dialect, Integer, Select, Text, func, select
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.expression import FunctionElement
+from sqlalchemy import Cast, Column, ColumnElement, Dialect, Select, func, select
 
 from shared.db.dialects import port_of
-from shared.db.tenancy.functions import allow_functions
+from shared.db.ranges.sql_functions import longest_text, one_text
 from shared.db.value_forms.forms import forms_of
 
 # Rows before they are decoded.
@@ -30,36 +27,6 @@ _LETTER = 4
 def undecoded(columns: Sequence[Column[Any]], dialect: Dialect) -> list[ColumnElement[Any]]:
     """The columns as `decode_rows` takes them."""
     return [forms_of(column.type).fetched(column, dialect) for column in columns]
-
-
-class one_text(FunctionElement[str]):  # noqa: N801 # a function of SQL, written as such
-    """All of a text's rows as one, in the order of what follows, with NUL between them."""
-
-    type = Text()
-    inherit_cache = True
-    name = "one_text"
-
-
-class longest_text(FunctionElement[int]):  # noqa: N801 # as above
-    """Where the server cuts off such a text, in bytes."""
-
-    type = Integer()
-    inherit_cache = True
-    name = "longest_text"
-
-
-allow_functions(one_text, longest_text)
-
-
-@compiles(one_text)
-def _one_text(element: one_text, compiler: SQLCompiler, **how: Any) -> str:
-    text, *order = (compiler.process(clause, **how) for clause in element.clauses)
-    return f"group_concat({text} ORDER BY {', '.join(order)} SEPARATOR 0x00)"
-
-
-@compiles(longest_text)
-def _longest_text(element: longest_text, compiler: SQLCompiler, **how: Any) -> str:
-    return "least(@@group_concat_max_len, @@max_allowed_packet)"
 
 
 class InOneText:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, DateTime, Dialect, Text, literal
+from sqlalchemy import BigInteger, Column, DateTime, Dialect, Integer, Text, literal
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import FunctionElement
@@ -62,7 +62,23 @@ class time_bucket(FunctionElement[datetime]):
         super().__init__(column, literal(micros, BigInteger()), literal(micros * before_1970, BigInteger()))
 
 
-allow_functions(exact_product_sum, time_bucket)
+class one_text(FunctionElement[str]):
+    """All of a text's rows as one, in the order of what follows, with NUL between them."""
+
+    type = Text()
+    inherit_cache = True
+    name = "one_text"
+
+
+class longest_text(FunctionElement[int]):
+    """Where the server cuts off such a text, in bytes."""
+
+    type = Integer()
+    inherit_cache = True
+    name = "longest_text"
+
+
+allow_functions(exact_product_sum, time_bucket, one_text, longest_text)
 
 
 @compiles(exact_product_sum)
@@ -75,3 +91,14 @@ def _exact_product_sum(element: exact_product_sum, compiler: SQLCompiler, **how:
 def _time_bucket(element: time_bucket, compiler: SQLCompiler, **how: Any) -> str:
     column, length, shift = (compiler.process(clause, **how) for clause in element.clauses)
     return port_of(compiler.dialect).time_bucket(column, length, shift)
+
+
+@compiles(one_text)
+def _one_text(element: one_text, compiler: SQLCompiler, **how: Any) -> str:
+    text, *order = (compiler.process(clause, **how) for clause in element.clauses)
+    return f"group_concat({text} ORDER BY {', '.join(order)} SEPARATOR 0x00)"
+
+
+@compiles(longest_text)
+def _longest_text(element: longest_text, compiler: SQLCompiler, **how: Any) -> str:
+    return "least(@@group_concat_max_len, @@max_allowed_packet)"

@@ -22,6 +22,7 @@ from shared.db.tests.fleet import (  # noqa: F401 # fixtures
     postgresql_fleet,
     unpoliced_fleet,
 )
+from shared.db.tests.kinds import kind, server  # noqa: F401 # fixtures
 from shared.db.tests.migration_support import OwnRevisions
 from shared.db.tests.on_mysql import runs_on_mysql
 from shared.db.tests.on_partitions import IN_PARTITIONS, has_tests_in_partitions, runs_in_partitions

@@ -12,13 +12,14 @@ import tokenize
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import select, text
+from sqlalchemy import event, select, text
 from sqlalchemy.orm import Session
 
 from shared.db import BybitAccount, DatabaseFactory, PrivateExecution, Run, Strategy, User
@@ -201,3 +202,18 @@ def code_lines(path: Path) -> int:
             lines |= {*range(token.start[0], token.end[0] + 1)}
         new = False
     return len(lines)
+
+
+@contextmanager
+def statements_of(db: DatabaseFactory) -> Iterator[list[str]]:
+    """Collects the SQL that the block sends."""
+    sent: list[str] = []
+
+    def note(connection: Any, cursor: Any, statement: str, *more: Any) -> None:
+        sent.append(statement)
+
+    event.listen(db.engine, "before_cursor_execute", note)
+    try:
+        yield sent
+    finally:
+        event.remove(db.engine, "before_cursor_execute", note)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from enum import StrEnum
 from functools import cache, partial
 from itertools import product
 from typing import Any, ClassVar, get_args
@@ -21,31 +20,26 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import URL, Dialect, Float, SmallInteger, String, Text, cast, delete, insert, select, text
+from sqlalchemy import Dialect, Text, cast, delete, insert, select, text
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import Session, mapped_column
 
 from shared.db import (
     SHARED_BY_ALL,
     Base,
-    BoundedString,
-    CheckedBoolean,
     CheckedInteger,
     CheckedText,
     DatabaseFactory,
     InvalidValueError,
-    Json,
-    Money,
     PrivateExecution,
     PrivateExecutionRepository,
     PublicTrade,
     PublicTradeRepository,
     TenantViolation,
-    UTCDateTime,
-    Vocabulary,
 )
 from shared.db.bulk import BulkResult, OnBadRow, OnConflict, bulk_create, cells
 from shared.db.bulk.cells import CellLayout, Digits
+from shared.db.tests.kinds import Mood, a_kind
 from shared.db.tests.outside import outside_tables
 from shared.db.tests.support import execution_values, trade_values, two_runs, with_and_without_policies
 
@@ -75,53 +69,6 @@ def copies(session: Session) -> Iterator[list[str]]:
     finally:
         driver.cursor_factory = None
         forms += [BINARY if BINARY in copy else TEXT for copy in Told.copies]
-
-
-class Mood(StrEnum):
-    """Words of a closed list."""
-
-    CALM = "calm"
-    WILD = "wïld"
-
-
-def a_kind() -> type[Any]:
-    """A table with columns of every type that has a binary form, and of SQLAlchemy's own."""
-    columns: dict[str, Any] = {
-        "words": CheckedText(),
-        "short": BoundedString(6),
-        "mood": Vocabulary(Mood, 4),
-        "amount": Money(),
-        "at": UTCDateTime(),
-        "number": CheckedInteger(),
-        "flag": CheckedBoolean(),
-        "document": Json(),
-        "ratio": Float(),
-        "small": SmallInteger(),
-        "plain": String(10),
-    }
-    body: dict[str, Any] = {
-        "__tablename__": "kinds",
-        "__ownership__": SHARED_BY_ALL,
-        "key": mapped_column(CheckedInteger(), primary_key=True, autoincrement=False),
-    }
-    body |= {name: mapped_column(kind, nullable=True) for name, kind in columns.items()}
-    return type("Kind", (Base,), body)
-
-
-@pytest.fixture
-def server(postgresql_url: URL) -> Iterator[DatabaseFactory]:
-    """PostgreSQL alone."""
-    with DatabaseFactory(postgresql_url) as db:
-        yield db
-
-
-@pytest.fixture
-def kind(server: DatabaseFactory) -> Iterator[type[Any]]:
-    """The table, in the database."""
-    with outside_tables():
-        made = a_kind()
-        server.create_tables()
-        yield made
 
 
 ARROW_TYPES = {

@@ -81,7 +81,7 @@ from shared.db.tests.fleet import everything_of, fill, run_values
 from shared.db.tests.forked import run_python
 from shared.db.tests.migration_support import REVISIONS, contents, schema_of, seed
 from shared.db.tests.outside import outside_tables
-from shared.db.tests.support import execution_values, trade_values
+from shared.db.tests.support import execution_values, statements_of, trade_values
 
 NOW = datetime(2025, 5, 19, tzinfo=UTC)
 _TRADE = (
@@ -299,25 +299,10 @@ def test_a_user_s_page_is_found_by_its_run(maria: DatabaseFactory) -> None:
             connection.exec_driver_sql("DROP TABLE orders")
 
 
-@contextmanager
-def _statements(db: DatabaseFactory) -> Iterator[list[str]]:
-    """What the block sends."""
-    sent: list[str] = []
-
-    def note(connection: object, cursor: object, statement: str, *_: object) -> None:
-        sent.append(statement)
-
-    event.listen(db.engine, "before_cursor_execute", note)
-    try:
-        yield sent
-    finally:
-        event.remove(db.engine, "before_cursor_execute", note)
-
-
 @pytest.mark.parametrize("reverse", [False, True])
 def test_a_page_comes_as_one_text(long: DatabaseFactory, reverse: bool) -> None:
     """In the order of its rows: the driver takes its time for each row, and is given one a page."""
-    with long.get_session(read_only=True) as session, _statements(long) as sent:
+    with long.get_session(read_only=True) as session, statements_of(long) as sent:
         rows = PublicTradeRepository(session).iter_symbol_range("BTCUSDT", reverse=reverse, page_size=1000)
         numbers = reversed(range(3000)) if reverse else range(3000)
         assert [row.trade_id for row in rows] == [f"trade-{n}" for n in numbers]
@@ -328,7 +313,7 @@ def test_a_page_comes_as_one_text(long: DatabaseFactory, reverse: bool) -> None:
 
 def test_a_page_is_no_longer_than_a_text(maria: DatabaseFactory) -> None:
     """Whoever asks for more rows at a time gets them in several."""
-    with maria.get_session() as session, _statements(maria) as sent:
+    with maria.get_session() as session, statements_of(maria) as sent:
         trades = PublicTradeRepository(session)
         trades.bulk_create([trade_values(number) for number in range(20_001)])
         sent.clear()
@@ -342,7 +327,7 @@ def test_a_page_is_whole_whatever_the_server_cuts_off(maria: DatabaseFactory) ->
         trades = PublicTradeRepository(session)
         trades.bulk_create([trade_values(number, trade_id=f"é-{number}") for number in range(3)])
         whole = list(trades.iter_symbol_range("BTCUSDT"))
-        with _statements(maria) as sent:
+        with statements_of(maria) as sent:
             for longest in range(4, 400):
                 session.connection().exec_driver_sql(f"SET SESSION group_concat_max_len = {longest}")
                 assert list(trades.iter_symbol_range("BTCUSDT")) == whole

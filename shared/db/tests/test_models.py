@@ -5,14 +5,12 @@ from __future__ import annotations
 import pickle
 import re
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, assert_type
 
 import pytest
-from sqlalchemy import event, func, insert, inspect, select, text, update
+from sqlalchemy import func, insert, inspect, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import RelationshipProperty, Session, configure_mappers
 
@@ -35,7 +33,7 @@ from shared.db import (
     User,
     UserStatus,
 )
-from shared.db.tests.support import execution_values, new_run, new_strategy, stored, trade_values
+from shared.db.tests.support import execution_values, new_run, new_strategy, statements_of, stored, trade_values
 
 # The specification's section 3, table by table: column, type, and NULL, NOT NULL or its default (then NOT NULL too).
 ID, NAME, TIME, MONEY = "String(36)", "String(50)", "DateTime(tz)", "Numeric(20,8)"
@@ -201,21 +199,6 @@ RELATIONSHIPS = [
 TABLES = sorted(SPECIFICATION)
 # What MariaDB has in place of a unique index over some rows: a flag before its columns, NULL in the other rows.
 INVISIBLE = {"only_uq_api_credentials_active_account_id", "only_uq_runs_running_strategy_id_run_type"}
-
-
-@contextmanager
-def statements_of(db: DatabaseFactory) -> Iterator[list[str]]:
-    """Collects the SQL that the block sends."""
-    sent: list[str] = []
-
-    def note(connection: Any, cursor: Any, statement: str, *more: Any) -> None:
-        sent.append(statement)
-
-    event.listen(db.engine, "before_cursor_execute", note)
-    try:
-        yield sent
-    finally:
-        event.remove(db.engine, "before_cursor_execute", note)
 
 
 # --- the specification's tests -----------------------------------------------------------------------------------

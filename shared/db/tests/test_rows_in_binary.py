@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import tracemalloc
-from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from functools import partial
@@ -14,7 +13,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import URL, Date, Numeric, delete, select, text
+from sqlalchemy import Date, Numeric, delete, select, text
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import mapped_column
 
@@ -39,7 +38,6 @@ from shared.db.tests.test_frames_in import (
     MIDDLE,
     TEXT,
     Forged,
-    a_kind,
     as_text,
     copies,
     executions,
@@ -50,22 +48,6 @@ from shared.db.tests.test_frames_in import (
 )
 
 NEVER = 10**9
-
-
-@pytest.fixture
-def server(postgresql_url: URL) -> Iterator[DatabaseFactory]:
-    """PostgreSQL alone."""
-    with DatabaseFactory(postgresql_url) as db:
-        yield db
-
-
-@pytest.fixture
-def kind(server: DatabaseFactory) -> Iterator[type[Any]]:
-    """A table with columns of every type."""
-    with outside_tables():
-        made = a_kind()
-        server.create_tables()
-        yield made
 
 
 @pytest.fixture
