@@ -23,8 +23,8 @@ from shared.db.dialects import port_of
 from shared.db.errors import InvalidValueError
 from shared.db.value_forms.forms import DIALECTS, Cells, Rounded, Values, forms_of
 
-# Below, a chunk's calls into Arrow cost more than the server saves; so much is made while it stores what came before.
-_FEWEST_PACKED, _MOST_PACKED = 5_000, 3_000
+# Below, a chunk's calls into Arrow cost more than the server saves. So many are made while it stores what a socket has.
+_FEWEST_PACKED, _MOST_PACKED = 5_000, 700
 _LOADING_PAYS = 200_000
 # What amounts have become, by the index of the row, for those that have lost digits.
 Losses = dict[int, str]
@@ -320,15 +320,15 @@ def prepared(layout: CellLayout, batch: RowBatch, rounded: Losses) -> Iterator[l
 def _spans(count: int, step: int, packing: bool) -> Iterator[tuple[int, int]]:
     """Where chunks begin and end.
 
-    Those for the binary form are larger, since a call into Arrow costs more, and ever larger, so that the server soon
-    has something to do.
+    Those for the binary form are larger, since a call into Arrow costs more; the first ones are not, so that the server
+    soon has something to do.
     """
     stop = 0
     while stop < count:
-        step = min(2 * step, _MOST_PACKED) if packing else step
         start, stop = stop, min(stop + step, count)
-        if packing and count - stop < step // 2:
-            stop = count
+        if packing:
+            step = min(step * 3 // 2, _MOST_PACKED)
+            stop = count if count - stop < step // 2 else stop
         yield start, stop
 
 

@@ -57,8 +57,8 @@ def bulk_create(
 
     `rows`: mappings, objects of the model or named tuples, from any iterable, of which at most `batch_size` are in
     memory at a time; or a pyarrow Table or RecordBatch, or a DataFrame of polars or pandas, whose index is no column
-    and whose missing values are NULL. Of a frame or a list, whose rows are there anyway, four times as many are
-    written together. Columns that may be NULL or have a default may be missing.
+    and whose missing values are NULL. Of what is there anyway more are written together: of a frame four times as many
+    rows, of a list sixteen times. Columns that may be NULL or have a default may be missing.
 
     A row whose unique key is stored already, or came earlier in `rows`, is left out with `on_conflict="skip"`; gives
     the stored row the columns it names with "update"; raises `IntegrityError` with "error". With "fill" it gives the

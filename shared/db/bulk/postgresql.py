@@ -36,8 +36,15 @@ from shared.db.numbering import statement_that_mends
 from shared.db.value_forms.amounts import MONEY_DIGITS, MONEY_PLACES
 from shared.db.value_forms.forms import Cells
 
-# How the catalog writes Numeric(20, 8).
-_MONEY_MODIFIER = (MONEY_DIGITS << 16 | MONEY_PLACES) + 4
+# The numbers that every server gives to these types.
+_BUILT_IN = {
+    16: "bool", 20: "int8", 21: "int2", 23: "int4", 25: "text", 114: "json", 701: "float8", 1042: "bpchar",
+    1043: "varchar", 1184: "timestamptz", 1700: "numeric", 3802: "jsonb",
+}  # fmt: skip
+_MONEY = (MONEY_DIGITS, MONEY_PLACES)
+# The server takes a message of COPY whole before it stores its first row, and libpq keeps the last of it back until
+# more follows: one that fills the socket leaves the server idle while the next is made.
+_MESSAGE = 2**15
 
 
 @dataclass
@@ -99,14 +106,12 @@ class PostgreSQLWriter(Writer):
         """
         if self._stored_as is None:
             with self.named_errors(), self.driver.cursor() as cursor:
-                cursor.execute(
-                    "SELECT attname, typname FROM pg_catalog.pg_attribute "
-                    "JOIN pg_catalog.pg_type ON pg_type.oid = atttypid "
-                    "WHERE attrelid = pg_catalog.to_regclass(%s) AND typnamespace = 'pg_catalog'::regnamespace "
-                    "AND (typname <> 'numeric' OR atttypmod = %s)",
-                    [self.table, _MONEY_MODIFIER],
-                )
-                self._stored_as = dict(cursor.fetchall())
+                cursor.execute(self._with_unsent(f"SELECT {self.names} FROM {self.table} LIMIT 0"))
+                self._stored_as = {
+                    column.name: _BUILT_IN.get(column.type_code, "")
+                    for column in cursor.description
+                    if _BUILT_IN.get(column.type_code) != "numeric" or (column.precision, column.scale) == _MONEY
+                }
             # A stage that is there already was made of the types that its name tells.
             self._stage = self.quote(self._stage_name + _digest(str(sorted(self._stored_as.items()))))
         return self._stored_as
@@ -276,7 +281,7 @@ class PostgreSQLWriter(Writer):
         copy = f"COPY {table} ({self.names}) FROM STDIN WITH ({rows.options})"
         try:
             with self.named_errors(), self.driver.cursor() as cursor:
-                cursor.copy_expert(self._with_unsent(copy, *afterwards), rows)
+                cursor.copy_expert(self._with_unsent(copy, *afterwards), rows, _MESSAGE)
         except DBAPIError:
             if not isinstance(rows.failure, NotPackedError):
                 raise
@@ -361,11 +366,14 @@ class PackedStream:
         self.count = packed.size
         self.failure: BaseException | None = None
         self._parts = packed.parts()
+        self._part = memoryview(b"")
 
-    def read(self, size: int = -1) -> bytes:
-        """As `CopyStream` does it."""
+    def read(self, size: int) -> bytes:
+        """As `CopyStream` does it, at most so many bytes at once."""
         try:
-            return next(self._parts, b"")
+            self._part = self._part or memoryview(next(self._parts, b""))
+            read, self._part = self._part[:size], self._part[size:]
+            return bytes(read)
         except NotPackedError as error:
             self.failure = error
             raise NotPackedError from None  # COPY fails, whose rows come again; the driver tells the server no more

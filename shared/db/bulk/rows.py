@@ -22,8 +22,11 @@ from shared.db.errors import InvalidValueError, MissingExtraError
 CHUNK = 250
 # A call into Arrow costs more.
 ARRAY_CHUNK = 5_000
-AT_HAND = 4
-"""So many times as many rows of a frame or a list are written together, which are there anyway: COPY has to begin."""
+FRAME_AT_HAND, LIST_AT_HAND = 4, 16
+"""So many times as many rows of a frame or a list are written together, which are there anyway: COPY has to begin.
+
+Of a frame fewer, whose columns are checked before it does.
+"""
 Row = dict[str, Any]
 
 
@@ -167,7 +170,7 @@ def row_batches(
     batch name the same columns; with `sifting` the cells of a whole batch are held.
     """
     position = 0
-    frames = _frames(rows, size * AT_HAND)
+    frames = _frames(rows, size * FRAME_AT_HAND)
     if frames is not None:
         for columns, height in frames:
             batch = FrameBatch(model, columns, height, position)
@@ -182,7 +185,7 @@ def row_batches(
         )
     if isinstance(rows, list) and not by_shape:
         # The caller holds them anyway: a copy of the references alone would take 8 MB a million.
-        size *= 1 if sifting else AT_HAND
+        size *= 1 if sifting else LIST_AT_HAND
         for position in range(0, len(rows), size):
             yield RowBatch(model, rows, position, fillable, range(position, min(position + size, len(rows))))
         return

@@ -7,8 +7,9 @@ import tracemalloc
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from functools import partial
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
+import psycopg2.extensions
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -124,7 +125,7 @@ def test_mappings_are_stored_and_refused_as_text_does_it(
 
 
 def test_usual_mappings_go_in_binary_and_only_by_the_thousand(server: DatabaseFactory) -> None:
-    """A list in four batches' size, an iterable in one, and fewer rows as text; all of them are there afterwards."""
+    """A list in sixteen batches' size, an iterable in one, fewer rows as text; all of them are there afterwards."""
     rows = trades(*range(10_000))
     with server.get_session() as session:
         repository = PublicTradeRepository(session)
@@ -135,6 +136,40 @@ def test_usual_mappings_go_in_binary_and_only_by_the_thousand(server: DatabaseFa
             assert found == forms
         repository.bulk_create(rows)
         assert stored_trades(session) == rows
+
+
+class _Measuring(psycopg2.extensions.cursor):
+    """The driver's cursor, which tells how long the messages were in which it sent what it copied."""
+
+    lengths: ClassVar[list[int]] = []
+
+    def copy_expert(self, sql: Any, file: Any, size: int = 8192) -> None:
+        """As the driver does it."""
+
+        class Measured:
+            def read(self, size: int = -1) -> bytes:
+                sent: bytes = file.read(size)
+                _Measuring.lengths.append(len(sent))
+                return sent
+
+        measured: Any = Measured()
+        super().copy_expert(sql, measured, size)
+
+
+@pytest.mark.parametrize("form", ["a list", "a frame"])
+def test_binary_rows_go_in_messages_of_which_a_socket_holds_several(server: DatabaseFactory, form: str) -> None:
+    """A message that fills it leaves the server idle: it begins with the first row when it has the last."""
+    rows = trades(*range(10_000))
+    _Measuring.lengths.clear()
+    with server.get_session() as session:
+        driver: Any = session.connection().connection.dbapi_connection
+        driver.cursor_factory = _Measuring
+        try:
+            PublicTradeRepository(session).bulk_create(rows if form == "a list" else pa.Table.from_pylist(rows))
+        finally:
+            driver.cursor_factory = None
+        assert stored_trades(session) == rows
+    assert max(_Measuring.lengths) <= 2**15 < sum(_Measuring.lengths)
 
 
 @pytest.mark.parametrize("on_conflict", get_args(OnConflict))

@@ -48,7 +48,7 @@ def instants(values: Any, earliest: datetime, latest: datetime) -> Any:
     """Times with a zone, of whole microseconds and between the two, as timestamp[us, UTC]."""
     _require(pa.types.is_timestamp(values.type) and values.type.tz is not None)
     array = _one(values if values.type == INSTANT else values.cast(INSTANT))
-    between = pc.min_max(array.cast(pa.int64())).as_py()
+    between = pc.min_max(array.view(pa.int64())).as_py()
     if between["min"] is not None:
         first, last = ((one - _EPOCH) // _MICROSECOND for one in (earliest, latest))
         _require(first <= between["min"] and between["max"] <= last)

@@ -139,7 +139,7 @@ def _part(columns: Sequence[Column], start: int, count: int) -> bytes:
         if field.body is None:
             size = _record_of(*(kind for kind, _ in field.pieces)).itemsize
         else:
-            size = np.diff(_offsets_of(field.body))
+            size = _lengths_of(field.body)
         pieces.append((">i4", size if valid is None else np.where(valid, size, -1)))
         if field.body is None and valid is None:
             pieces.extend(field.pieces)
@@ -154,15 +154,15 @@ def _part(columns: Sequence[Column], start: int, count: int) -> bytes:
 def _field(values: Any, stored_as: str) -> _Field:
     if stored_as in _TEXTS:
         body = values.view(pa.binary())
-        offsets = _offsets_of(body)
-        size = int(offsets[1] - offsets[0])
-        if size and (np.diff(offsets) == size).all():
+        lengths = _lengths_of(body)
+        size = int(lengths[0])
+        if size and (lengths == size).all():
             return _Field([(f"V{size}", np.frombuffer(_bytes_of(body), f"V{size}"))])
         return _Field(body=body)
     if stored_as == "numeric":
         return _Field(_numeric(values))
     if stored_as == "timestamptz":
-        return _Field([(">i8", values.cast(pa.int64()).to_numpy() - _SINCE_1970)])
+        return _Field([(">i8", values.view(pa.int64()).to_numpy() - _SINCE_1970)])
     numbers = values.to_numpy(zero_copy_only=False)
     return _Field([(f">{numbers.dtype.kind}{numbers.dtype.itemsize}", numbers)])
 
@@ -194,19 +194,13 @@ def _numeric(array: Any) -> list[tuple[str, Any]]:
 def _fixed(pieces: Sequence[tuple[str, Any]], count: int, valid: Any = None) -> Any:
     """Records of one size, one after another, as a binary array; one that is not valid is empty."""
     kind = _record_of(*(kind for kind, _ in pieces))
-    record = np.zeros(1, kind)
-    varying = []
+    record = np.empty(count, kind)
     for name, (_, values) in zip(kind.names, pieces, strict=True):
-        if isinstance(values, np.ndarray):
-            varying.append((name, values))
-        else:
-            record[name] = values
-    record = record.repeat(count)
-    for name, values in varying:
         record[name] = values
-    ends = np.arange(1, count + 1) if valid is None else np.cumsum(valid)
-    offsets = np.concatenate(([0], ends * record.itemsize)).astype(np.int32)
-    data = record if valid is None else record[valid]
+    offsets = np.arange(0, (count + 1) * kind.itemsize, kind.itemsize, np.int32)
+    data = record
+    if valid is not None:
+        offsets, data = np.concatenate(([0], np.cumsum(valid) * kind.itemsize)).astype(np.int32), record[valid]
     return pa.Array.from_buffers(pa.binary(), count, [None, pa.py_buffer(offsets), pa.py_buffer(data.view(np.uint8))])
 
 
@@ -217,6 +211,11 @@ def _record_of(*kinds: str) -> Any:
 
 def _offsets_of(body: Any) -> Any:
     return np.frombuffer(body.buffers()[1], np.int32)[body.offset :][: len(body) + 1]
+
+
+def _lengths_of(body: Any) -> Any:
+    offsets = _offsets_of(body)
+    return offsets[1:] - offsets[:-1]
 
 
 def _bytes_of(body: Any) -> memoryview:
