@@ -43,6 +43,7 @@ from shared.db.health.report import Health
 from shared.db.sessions import NamingSession
 from shared.db.settings import DatabaseSettings, settings_from
 from shared.db.tenancy import row_security, row_security_check
+from shared.db.tenancy.guard import ProvedBefore
 from shared.db.tenancy.row_security_check import RowSecurityStatus
 from shared.db.tenancy.session_scope import TenantRequiredSession, UserSession
 from shared.db.tenancy.user_ids import UNSET, UserId, checked_user_id
@@ -82,6 +83,7 @@ class DatabaseFactory:
         self._folder: str | None = None
         self._open_sessions = 0
         self._policies_installed: bool | None = None
+        self._proved_before = ProvedBefore()
         self._on_commit: list[OnCommit] = []
         self._stores: dict[str, Callable[[], bool]] = {}
         _factories.add(self)
@@ -396,7 +398,9 @@ class DatabaseFactory:
             if installed == some:  # else asked again: the tables that lack their policies may get them
                 self._policies_installed = installed
         adopt = (self.settings.tenant_role, user_id) if installed else None
-        return UserSession(**(factory.kw | {"bind": bind}), user_id=user_id, adopt=adopt)
+        return UserSession(
+            **(factory.kw | {"bind": bind}), user_id=user_id, adopt=adopt, proved_before=self._proved_before
+        )
 
     def enable_row_security(self) -> None:
         """Have PostgreSQL confine users' sessions too: create the role and the policies, or renew them.

@@ -18,6 +18,7 @@ _CHUNK = 500
 # What a key may be that is judged here: nothing, text, or a number.
 _PLAIN = frozenset({str, int, type(None)})
 _NOBODYS: Final = object()
+_REMEMBERED = 10_000
 
 KEPT: Final = object()
 """What a row that is judged has for a public row's key that is stored in it already: it may be private by now."""
@@ -35,23 +36,54 @@ def as_bound(value: object) -> Any:
     return int.__int__(value) if isinstance(value, int) else _NOBODYS
 
 
+class ProvedBefore:
+    """Rows that were a user's own when a session of this process asked, by user, model and key.
+
+    They need not be any more: for who has the server look at each row that is written, as its policies do.
+    """
+
+    def __init__(self) -> None:
+        self._rows: set[tuple[str, type[Any], Any]] = set()
+
+    def __contains__(self, row: tuple[str, type[Any], Any]) -> bool:
+        return row in self._rows
+
+    def add(self, row: tuple[str, type[Any], Any]) -> None:
+        """Remember one more."""
+        if len(self._rows) >= _REMEMBERED:
+            self._rows.clear()
+        self._rows.add(row)
+
+
 class OwnershipGuard:
     """Checks that what is written belongs to one user, and so does every row it names, unless that is public.
 
-    Own rows once proved are remembered until `forget()`. Others' public ones never: they may be private by now.
+    Own rows once proved are remembered until `forget()`. Others' public ones never: they may be private by now. With
+    `proved_before`, which `distrust()` takes away, the parents of a row that is written need no question where that
+    has them.
     """
 
-    def __init__(self, user_id: str) -> None:
+    def __init__(self, user_id: str, proved_before: ProvedBefore | None = None) -> None:
         self.user_id = user_id
         self._proved: dict[tuple[type[Any], Any], dict[str, Any]] = {}
         self._public: dict[tuple[type[Any], Any], dict[str, Any]] = {}
+        self._proved_before = proved_before
+        self._trusted: set[tuple[type[Any], Any]] = set()
 
     def forget(self, model: type[Any] | None = None, identity: tuple[Any, ...] | None = None) -> None:
         """Forget what was proved of one row, or of all: it may have changed, or been rolled back."""
         if model is None:
             self._proved.clear()
+            self._trusted.clear()
         elif identity is not None:
             self._proved.pop((model, identity[0]), None)
+
+    def distrust(self, session: Session) -> None:
+        """Ask for all from now on, and for what was trusted in this transaction: nobody else looks at the rows."""
+        self._proved_before = None
+        trusted, self._trusted = self._trusted, set()
+        for model, key in trusted:
+            self.require_owned(session, "flush", model, {key})
 
     def check_rows(
         self,
@@ -89,7 +121,7 @@ class OwnershipGuard:
                 if row[reference.column] is not KEPT and (reference.parent, row[reference.column]) not in coming
             ]
             keys.setdefault(reference.parent, set()).update(row[reference.column] for row in named[reference])
-        self._prove_all(session, keys)
+        self._prove_all(session, {parent: self._not_trusted(parent, named) for parent, named in keys.items()})
         for reference, naming in named.items():
             for row in naming:
                 self._check_reference(operation, model, reference, row, own=reference.column == ownership.column)
@@ -122,7 +154,7 @@ class OwnershipGuard:
         self, operation: str, model: type[Any], reference: Reference, row: dict[str, Any], *, own: bool
     ) -> None:
         place = (reference.parent, row[reference.column])
-        parent = self._proved.get(place)
+        parent = {} if place in self._trusted else self._proved.get(place)
         if parent is None and not own:
             parent = self._public.get(place)
         if parent is None:
@@ -136,6 +168,18 @@ class OwnershipGuard:
                     model,
                     f"its {reference.column} names a {reference.parent.__name__} of another {column}",
                 )
+
+    def _not_trusted(self, parent: type[Any], keys: set[Any]) -> set[Any]:
+        """Those of the parents' keys that are to be proved now: what must agree with a row is not remembered."""
+        if self._proved_before is None or columns_to_agree(parent):
+            return keys
+        trusted = {
+            (parent, key)
+            for key in keys
+            if (parent, key) not in self._proved and (self.user_id, parent, key) in self._proved_before
+        }
+        self._trusted |= trusted
+        return {key for key in keys if (parent, key) not in trusted}
 
     def _prove(self, session: Session, parent: type[Any], keys: Iterable[Any]) -> None:
         self._prove_all(session, {parent: keys})
@@ -165,6 +209,8 @@ class OwnershipGuard:
 
     def _note(self, parent: type[Any], key: Any, own: int, values: dict[str, Any]) -> None:
         (self._proved if own else self._public)[parent, key] = values
+        if own and self._proved_before is not None:
+            self._proved_before.add((self.user_id, parent, key))
 
     def _unknown(self, parent: type[Any], keys: Iterable[Any]) -> list[Any]:
         return sorted(key for key in keys if (parent, key) not in self._proved and type(key) in (str, int))

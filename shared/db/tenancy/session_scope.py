@@ -31,7 +31,7 @@ from shared.db.tenancy.flush_guard import (
     check_own,
     expressions,
 )
-from shared.db.tenancy.guard import OwnershipGuard
+from shared.db.tenancy.guard import OwnershipGuard, ProvedBefore
 from shared.db.tenancy.self_check import prove
 from shared.db.tenancy.statement_guard import check_written, narrow_to_own
 from shared.db.tenancy.user_ids import UNSET, UserId
@@ -49,10 +49,17 @@ class UserSession(NamingSession):
     SQL is refused, except where PostgreSQL's own policies confine it (`confined_by_server`).
     """
 
-    def __init__(self, *args: Any, user_id: str, adopt: tuple[str, str] | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        user_id: str,
+        adopt: tuple[str, str] | None = None,
+        proved_before: ProvedBefore | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(*args, **options)
         self.info["user_id"] = user_id
-        self.guard = OwnershipGuard(user_id)
+        self.guard = OwnershipGuard(user_id, None if adopt is None else proved_before)
         self._rely_on(adopt)
 
     def _rely_on(self, adopt: tuple[str, str] | None) -> None:
@@ -70,6 +77,7 @@ class UserSession(NamingSession):
         if self._adopt is not None and not row_security.adopt_role(connection, *self._adopt):
             # The policies were taken away while this process ran: nothing confines raw SQL any more.
             self._rely_on(None)
+            self.guard.distrust(self)
 
     @property
     def confined_by_server(self) -> bool:

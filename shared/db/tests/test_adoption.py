@@ -63,14 +63,15 @@ def seen(db: DatabaseFactory, tmp_path: Path) -> Iterator[tuple[DatabaseFactory,
 def test_the_role_costs_a_transaction_no_message(policed_fleet: DatabaseFactory, tmp_path: Path) -> None:
     """It comes with the question whose the parents are; without one, with the INSERT or whatever else is first."""
     with seen(policed_fleet, tmp_path) as (db, messages):
-        with db.get_session(user_id="ann") as session:
-            session.add(execution(1))
+        with db.get_session(user_id="bob") as session:
+            session.add(PrivateExecution(**execution_values(Run(run_id="run-bob", account_id="acc-bob"), 1)))
             session.commit()
             assert [ADOPTS in message for message in messages] == [False, True, False, False]
             assert b"BEGIN" in messages[0]
             assert b"FROM runs" in messages[1]
-            messages.clear()
-            session.add(execution(2))
+        messages.clear()
+        with db.get_session(user_id="ann") as session:
+            session.add(execution(1))
             session.commit()
             assert [ADOPTS in message for message in messages] == [False, True, False]
             assert b"INSERT INTO private_executions" in messages[1]
