@@ -74,6 +74,12 @@ class RowBatch:
         """What there is in these columns; `InvalidValueError` or `TypeError` if that cannot be told."""
         found: set[tuple[Any, ...]] = set()
         for start in range(0, len(self), CHUNK):
+            part = self._span[start : start + CHUNK]
+            rows = self._rows[part.start : part.stop]
+            if set(map(type, rows)) == {dict}:
+                with suppress(KeyError):
+                    found.update(zip(*(map(itemgetter(name), rows) for name in names), strict=True))
+                    continue
             for chunk in self.chunks(start, start + CHUNK):
                 given = dict(zip(chunk.names, chunk.columns, strict=True))
                 found.update(zip(*(given.get(name, [None] * chunk.size) for name in names), strict=True))
