@@ -25,7 +25,8 @@ _HIGHEST: Final = (MONEY_DIGITS - MONEY_PLACES) // 4 - 1
 _LOWEST: Final = -MONEY_PLACES // 4
 _LONGEST_TEXT = 2**31 - 1
 _PADDING = bytes(32)
-_BATCH = 10_000
+# While one is made the server sends no more than its socket takes.
+_BATCH = 2_500
 _HALF, _LOW = 32, 2**32 - 1
 
 Sink = Generator[None, bytes, None]
