@@ -98,6 +98,16 @@ def psycopg_binary_copy(url: URL) -> Callable[[Rows], None]:
     return write
 
 
+def each(write: Callable[[Rows], None]) -> Way:
+    """What writes rows, for each batch."""
+
+    def write_all(batches: Batches) -> None:
+        for batch in batches:
+            write(batch)
+
+    return write_all
+
+
 def bulk_executions(url: URL, on_conflict: OnConflict = "skip") -> Way:
     """Our own bulk_create, a session and a commit for each batch."""
     db = DatabaseFactory(url)

@@ -34,6 +34,7 @@ _COPY, _COPY_COLUMNS = "psycopg2 COPY, by hand", "psycopg2 COPY, by columns"
 _STAGE, _STAGE_COLUMNS = "COPY and INSERT .. ON CONFLICT, by hand", "the same, by columns"
 _SQLITE3, _SQLITE3_COLUMNS = "sqlite3 executemany, by hand", "sqlite3 executemany, by columns"
 _OURS, _DJANGO, _DUCKDB, _VALUES = "bulk_create", "Django bulk_create", "DuckDB", "insert().values(list)"
+_BINARY = "psycopg 3, COPY (FORMAT BINARY)"
 _TOTAL = 10_000
 
 
@@ -46,6 +47,7 @@ def trades_postgresql(here: Place) -> None:
                 Contender(_COPY, ways.copy_trades(here.new_postgresql())),
                 Contender(_COPY_COLUMNS, ways.copy_trades_by_columns(here.new_postgresql())),
                 Contender(_OURS, ways.bulk_trades(here.new_postgresql())),
+                Contender(_BINARY, ways.each(ways.psycopg_binary_copy(here.new_postgresql()))),
                 Contender(
                     "server alone: COPY of ready text",
                     ways.copy_ready_text(here.new_postgresql()),
@@ -60,6 +62,7 @@ def trades_postgresql(here: Place) -> None:
             goals=[
                 Goal(_OURS, of_driver, _COPY),
                 Goal(_OURS, of_driver, _COPY_COLUMNS),
+                Goal(_OURS, 1, _BINARY),
                 Goal(_OURS, 3, _DJANGO),
                 Goal(_OURS, of_values, _VALUES),
             ],
@@ -228,7 +231,7 @@ def frames_in(here: Place) -> None:
 
 
 _DICTS, _ARROW, _POLARS = "bulk_create of dicts", "of a pyarrow Table", "of a polars DataFrame"
-_ADBC, _BINARY = "adbc_ingest of a pyarrow Table", "psycopg 3, COPY (FORMAT BINARY)"
+_ADBC = "adbc_ingest of a pyarrow Table"
 
 
 def memory(here: Place) -> None:

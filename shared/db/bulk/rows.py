@@ -22,6 +22,8 @@ from shared.db.errors import InvalidValueError, MissingExtraError
 CHUNK = 250
 # A call into Arrow costs more.
 ARRAY_CHUNK = 5_000
+# Columns are made already; and each chunk waits for its turn where another thread makes the next ones, as an import's.
+LIST_CHUNK = 750
 FRAME_AT_HAND, LIST_AT_HAND = 4, 16
 """So many times as many rows of a frame or a list are written together, which are there anyway: COPY has to begin.
 
@@ -106,8 +108,7 @@ class FrameBatch(RowBatch):
     def __init__(self, model: type[Any], columns: dict[str, Any], size: int, position: int) -> None:
         super().__init__(model, [], position, frozenset())
         self.columns = columns
-        if any(map(is_array, columns.values())):
-            self.step = ARRAY_CHUNK
+        self.step = ARRAY_CHUNK if any(map(is_array, columns.values())) else LIST_CHUNK
         self._size = size
         self._lists: dict[str, list[Any]] = {}
 
