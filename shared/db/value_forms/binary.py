@@ -197,7 +197,7 @@ def _fixed(pieces: Sequence[tuple[str, Any]], count: int, valid: Any = None) -> 
     record = np.empty(count, kind)
     for name, (_, values) in zip(kind.names, pieces, strict=True):
         record[name] = values
-    offsets = np.arange(0, (count + 1) * kind.itemsize, kind.itemsize, np.int32)
+    offsets = np.arange(0, (count + 1) * kind.itemsize, kind.itemsize, dtype=np.int32)
     data = record
     if valid is not None:
         offsets, data = np.concatenate(([0], np.cumsum(valid) * kind.itemsize)).astype(np.int32), record[valid]
