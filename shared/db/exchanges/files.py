@@ -59,6 +59,10 @@ class BlockReader(ABC, Iterable[Row]):
                 reject(rejected)
             yield from block.rows
 
+    in_arrow = False
+    """Whether blocks may have Arrow's columns where a reader knows to make them and pyarrow is installed. Their values
+    are the same; as Python's they are slower to have."""
+
     numbered_by_file = False
     """Whether the trade ids may count from 1 in this file, so that they mean nothing in another one."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -18,6 +19,7 @@ from sqlalchemy.orm import Session
 from shared.db.bulk import BulkResult, RejectedRow
 from shared.db.bulk.trade_sources import incomparable
 from shared.db.database import DatabaseFactory
+from shared.db.dialects import POSTGRESQL, port_of
 from shared.db.errors import InputError, InvalidValueError
 from shared.db.exchanges.bybit import Category, TradeColumns, read_archive
 from shared.db.exchanges.files import Block, BlockReader
@@ -32,6 +34,8 @@ from shared.db.value_forms.instants import ends_of
 LINES_A_COMMIT = 20_000
 # Packed bytes that take about a second to unpack.
 _LONG_TO_CHECK = 50_000_000
+# Bytes, packed or not, for which the half second that it takes to load Arrow is well spent.
+_LOADING_PAYS = 2_000_000
 _TEXT = RowText(PublicTrade)
 _TOLD_OF_A_REASON = 1_000
 _REASONS = 100
@@ -91,6 +95,7 @@ def import_file(
     report = FileReport(str(path))
     try:
         source = read_trades(path, options.symbol, options.category)
+        source.in_arrow = _pays_in_arrow(db, path)
         with RejectedRows(path, options.rejected) as rejected:
             try:
                 _insert(db, source, rejected, report, watch, stop)
@@ -105,6 +110,13 @@ def import_file(
     report.finished = report.error is None
     report.rejected_file = str(rejected.path) if rejected.count else None
     return report
+
+
+def _pays_in_arrow(db: DatabaseFactory, path: Path) -> bool:
+    """Whether the server takes Arrow's columns as they are, and the file is long enough to load Arrow for it."""
+    if port_of(db.engine) is not POSTGRESQL:
+        return False
+    return {"numpy", "pyarrow"} <= sys.modules.keys() or (path.is_file() and path.stat().st_size > _LOADING_PAYS)
 
 
 def read_trades(path: Path, symbol: str | None, category: Category | None) -> BlockReader:

@@ -60,7 +60,8 @@ class InstantTexts(StoredTexts[datetime]):
 
 def ends_of(times: Sequence[datetime]) -> tuple[datetime, datetime]:
     """The first of some instants, and the last."""
-    return times.ends if isinstance(times, InstantTexts) else (min(times), max(times))
+    ends: tuple[datetime, datetime] | None = getattr(times, "ends", None)  # of those that know them
+    return (min(times), max(times)) if ends is None else ends
 
 
 def second_text(passed: int) -> str:

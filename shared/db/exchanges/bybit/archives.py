@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +42,8 @@ _ARCHIVES = (_DERIVATIVES, _SPOT)
 _LINE_LIMIT = 10_000
 # Characters converted together: few enough for what they become to stay in the processor's cache.
 _CHUNK = 16_384
+# A call into Arrow costs more: so many of them, and no more than the lines that were asked for.
+_ARROW_CHUNK, _LINE = 2**18, 128
 # BTCUSDT2025-05-19.csv.gz, BTCUSDT_2025-05-19.csv.gz and, for a month, BTCUSDT-2025-05.csv.gz, perhaps behind words in
 # lower case. A symbol ends in what its coin is quoted in; anything else might be no symbol at all.
 _SYMBOL_IN_NAME = re.compile(
@@ -167,19 +171,30 @@ class Archive(BlockReader):
 
     def blocks(self, size: int) -> Iterator[Block]:
         """The rows by blocks of about `size` lines, as columns, which `bulk_create` takes fastest."""
+        arrow: Any = _arrow() if self.in_arrow else None
         with open_text(self.path) as (file, text):
             header = text.readline(_LINE_LIMIT).rstrip("\r\n").split(",")
             layout = self._columns = self._layout(header)
             unnamed = int([name.strip().lower() for name in header] == _UNNAMED)
-            lines = _Lines([len(header) + more for more in range(unnamed + 1)], *layout)
-            line = 2
+            widths = [len(header) + more for more in range(unnamed + 1)]
+            lines = _Lines(widths, *layout)
+            line, at_once = 2, _CHUNK if arrow is None else min(_ARROW_CHUNK, max(_CHUNK, size * _LINE))
             block = Block(TradeColumns(), [], line)
-            while chunk := text.read(_CHUNK) + text.readline(_LINE_LIMIT):
-                line = lines.convert(chunk, line, block)
+            while chunk := text.read(at_once) + text.readline(_LINE_LIMIT):
+                trades = None if arrow is None else arrow.trades_of(chunk, widths, *layout)
+                if (trades is None) is not (type(block.rows) is TradeColumns):
+                    if len(block.rows) or block.rejected:
+                        yield block
+                    block = Block(TradeColumns() if trades is None else arrow.ArrowTrades(), [], line)
+                if trades is None:
+                    line = lines.convert(chunk, line, block)
+                else:
+                    block.rows.add_batch(trades)
+                    line += len(trades)
                 self.bytes_read = file.tell()
                 if line - block.first_line >= size:
                     yield block
-                    block = Block(TradeColumns(), [], line)
+                    block = Block(type(block.rows)(), [], line)
             yield block
 
     def _layout(self, header: list[str]) -> tuple[list[int], Callable[[list[str]], list[str]]]:
@@ -222,6 +237,14 @@ class Archive(BlockReader):
                 raise RefusedError(f"symbol is {symbol!r}, and only {self.symbol!r} was asked for")
             fitting_text(symbol, "symbol", SYMBOL_LENGTH)
         return texts
+
+
+@cache
+def _arrow() -> Any:
+    try:
+        return importlib.import_module("shared.db.exchanges.bybit.arrow_archives")
+    except ImportError:  # pyarrow is not installed
+        return None
 
 
 def _if_it_can(convert: Callable[[str], Any], text: str) -> Any:

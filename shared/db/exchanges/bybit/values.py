@@ -23,11 +23,11 @@ _PLAIN = re.compile(
 _SHORTENED = re.compile(r"\d(?:[.,]\d+)?[eE]\+\d+", re.ASCII)
 _LONGEST_NUMBER = 1_024  # bits
 # 2010 to 2100: a unit mixed up (microseconds, say) falls far outside.
-_SECONDS = range(1_262_304_000, 4_102_444_800)
+SECONDS = range(1_262_304_000, 4_102_444_800)
 # Up to this many digits a whole number is seconds, above it milliseconds: the border lies in the year 5138.
 _SECOND_DIGITS = 11
-_SIDES = {side.value.lower(): side.value for side in Side}
-_STORED_SIDES = frozenset(_SIDES.values())
+SIDES = {side.value.lower(): side.value for side in Side}
+_STORED_SIDES = frozenset(SIDES.values())
 # Prices and sizes repeat themselves among neighbouring trades.
 _CACHE = 8192
 _MANY_SECONDS = 1_000
@@ -176,7 +176,7 @@ def size_of(text: str) -> Decimal:
 @lru_cache(64)
 def side_of(text: str) -> str:
     """Buy or Sell, however its letters are cased."""
-    side = _SIDES.get(text.lower())
+    side = SIDES.get(text.lower())
     if side is None:
         raise RefusedError(f"side {text[:20]!r} is neither Buy nor Sell")
     return side
@@ -227,7 +227,7 @@ class _Beginnings(dict[str, str]):
     def __missing__(self, text: str) -> str:
         seconds = text[:-1]
         passed = int(seconds) if len(seconds) <= _SECOND_DIGITS and _are_digits(seconds) else 0
-        if passed not in _SECONDS or text[-1] != ".":
+        if passed not in SECONDS or text[-1] != ".":
             raise KeyError(text)
         if len(self) >= _MANY_SECONDS:
             self.clear()
