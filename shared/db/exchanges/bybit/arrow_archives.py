@@ -122,7 +122,7 @@ def _batch(text: str, width: int, columns: Sequence[int], symbols_of: Callable[[
     _require(len(table) == text.count("\n"))
     symbols, trade_ids, times, sides, prices, sizes = (table[names[at]].combine_chunks() for at in columns)
     when = _instants(times)
-    return pa.record_batch(
+    return pa.RecordBatch.from_pydict(
         {
             "symbol": _symbols(symbols, symbols_of),
             "trade_id": _ids(trade_ids),
