@@ -34,8 +34,8 @@ from shared.db.value_forms.instants import ends_of
 LINES_A_COMMIT = 20_000
 # Packed bytes that take about a second to unpack.
 _LONG_TO_CHECK = 50_000_000
-# Bytes, packed or not, for which the half second that it takes to load Arrow is well spent.
-_LOADING_PAYS = 2_000_000
+# Bytes, packed or not, for which the half second and the 100 MB that it takes to load Arrow are well spent.
+_LOADING_PAYS = 20_000_000
 _TEXT = RowText(PublicTrade)
 _TOLD_OF_A_REASON = 1_000
 _REASONS = 100
