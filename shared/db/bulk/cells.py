@@ -145,10 +145,15 @@ def pays_to_pack(count: int) -> bool:
     """
     if count < _FEWEST_PACKED:
         return False
-    if {"numpy", "pyarrow"} <= sys.modules.keys():
+    if arrow_is_loaded():
         return True
     _Unpacked.rows += count
     return _Unpacked.rows > _LOADING_PAYS
+
+
+def arrow_is_loaded() -> bool:
+    """Whether somebody in this process has loaded what the binary form needs."""
+    return {"numpy", "pyarrow"} <= sys.modules.keys()
 
 
 class _Unpacked:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -17,6 +16,7 @@ from typing import Any, BinaryIO, Self
 from sqlalchemy.orm import Session
 
 from shared.db.bulk import BulkResult, RejectedRow
+from shared.db.bulk.cells import arrow_is_loaded
 from shared.db.bulk.trade_sources import incomparable
 from shared.db.database import DatabaseFactory
 from shared.db.dialects import POSTGRESQL, port_of
@@ -116,7 +116,7 @@ def _pays_in_arrow(db: DatabaseFactory, path: Path) -> bool:
     """Whether the server takes Arrow's columns as they are, and the file is long enough to load Arrow for it."""
     if port_of(db.engine) is not POSTGRESQL:
         return False
-    return {"numpy", "pyarrow"} <= sys.modules.keys() or (path.is_file() and path.stat().st_size > _LOADING_PAYS)
+    return arrow_is_loaded() or (path.is_file() and path.stat().st_size > _LOADING_PAYS)
 
 
 def read_trades(path: Path, symbol: str | None, category: Category | None) -> BlockReader:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from sqlalchemy import event, insert, select, text
+from sqlalchemy import insert, select, text
 from sqlalchemy.orm import Session
 
 from shared.db import (
@@ -17,25 +17,21 @@ from shared.db import (
     Run,
     TenantViolation,
 )
-from shared.db.tests.support import execution_values
+from shared.db.tests.support import execution_values, statements_of
 
 RUN = Run(run_id="run-ann", account_id="acc-ann")
 
 
 @contextmanager
 def questions(db: DatabaseFactory) -> Iterator[list[str]]:
-    """The SELECTs that read something in the block; to adopt the role, and whether the audit log is on, are none."""
+    """The SELECTs that read something, once the block has ended.
+
+    To adopt the role, and to ask whether the audit log is on, are none.
+    """
     asked: list[str] = []
-
-    def note(connection: object, cursor: object, statement: str, *rest: object) -> None:
-        if statement.startswith("SELECT") and "FROM" in statement and "audit_log" not in statement:
-            asked.append(statement)
-
-    event.listen(db.engine, "before_cursor_execute", note)
-    try:
+    with statements_of(db) as sent:
         yield asked
-    finally:
-        event.remove(db.engine, "before_cursor_execute", note)
+    asked += [one for one in sent if one.startswith("SELECT") and "FROM" in one and "audit_log" not in one]
 
 
 def add(session: Session, number: int) -> None:

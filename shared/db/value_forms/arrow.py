@@ -40,52 +40,52 @@ NOT_HELD: Final = (NotHeldError, pa.ArrowException, OverflowError)
 
 def amounts(values: Any) -> Any:
     """Decimals and whole numbers that lose no digits, as decimal128(20, 8)."""
-    _require(pa.types.is_decimal(values.type) or pa.types.is_integer(values.type))
+    require(pa.types.is_decimal(values.type) or pa.types.is_integer(values.type))
     return _one(values if values.type == MONEY else values.cast(_WIDE).cast(MONEY))
 
 
 def instants(values: Any, earliest: datetime, latest: datetime) -> Any:
     """Times with a zone, of whole microseconds and between the two, as timestamp[us, UTC]."""
-    _require(pa.types.is_timestamp(values.type) and values.type.tz is not None)
+    require(pa.types.is_timestamp(values.type) and values.type.tz is not None)
     array = _one(values if values.type == INSTANT else values.cast(INSTANT))
     between = pc.min_max(array.view(pa.int64())).as_py()
     if between["min"] is not None:
         first, last = ((one - _EPOCH) // _MICROSECOND for one in (earliest, latest))
-        _require(first <= between["min"] and between["max"] <= last)
+        require(first <= between["min"] and between["max"] <= last)
     return array
 
 
 def whole_numbers(values: Any) -> Any:
     """Whole numbers of 64 bits."""
-    _require(pa.types.is_integer(values.type))
+    require(pa.types.is_integer(values.type))
     return _one(values.cast(pa.int64()))
 
 
 def floats(values: Any) -> Any:
     """Floats of 64 bits."""
-    _require(pa.types.is_floating(values.type))
+    require(pa.types.is_floating(values.type))
     return _one(values.cast(pa.float64()))
 
 
 def flags(values: Any) -> Any:
     """True and False."""
-    _require(pa.types.is_boolean(values.type))
+    require(pa.types.is_boolean(values.type))
     return _one(values)
 
 
 def texts(values: Any, *, most: int | None = None, allowed: Collection[str] | None = None) -> Any:
     """Texts of at most so many characters, or words of a closed list."""
     kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
-    _require(str(kind) in _ARROW_TEXTS)
+    require(str(kind) in _ARROW_TEXTS)
     array = _one(values.cast(pa.string()))
     array.validate(full=True)  # UTF-8 for one thing
     if allowed is not None:
         known = pc.is_in(array, pa.array([*allowed, None], pa.string()))
-        _require(pc.all(known).as_py() is not False)
+        require(pc.all(known).as_py() is not False)
         return array
     longest = pc.max(pc.binary_length(array)).as_py() or 0
-    _require(most is None or longest <= most or pc.max(pc.utf8_length(array)).as_py() <= most)
-    _require(not _has_nul(array))
+    require(most is None or longest <= most or pc.max(pc.utf8_length(array)).as_py() <= most)
+    require(not _has_nul(array))
     return array
 
 
@@ -106,7 +106,7 @@ def array_of(values: Values) -> Any:
 
 def _of_decimals(values: Values, some: bool) -> Any:
     array = pa.array(values, MONEY)
-    _require(some or not array.null_count)  # NaN may stand for nothing there
+    require(some or not array.null_count)  # NaN may stand for nothing there
     return array
 
 
@@ -134,7 +134,7 @@ def cells(array: Any, port: Port) -> Cells:
         return _list(pc.binary_join_element_wise(as_text, "+00:00", "") if port.keeps_zone else as_text)
     if pa.types.is_string(kind):
         return _list(array)
-    _require(not port.takes_texts)
+    require(not port.takes_texts)
     return _list(array.cast(pa.int64()) if pa.types.is_boolean(kind) else array)
 
 
@@ -142,7 +142,7 @@ def _floats_of(array: Any) -> Cells:
     # A decimal128 is a number of units; where its point stands is noted in the type alone.
     units = pa.Array.from_buffers(pa.decimal128(MONEY_DIGITS), len(array), array.buffers(), offset=array.offset)
     whole = units.cast(pa.int64())
-    _require(pc.all(pc.less(pc.abs(whole), _SURELY_EXACT)).as_py() is not False)
+    require(pc.all(pc.less(pc.abs(whole), _SURELY_EXACT)).as_py() is not False)
     return _list(pc.divide(whole.cast(pa.float64()), UNITS))
 
 
@@ -163,6 +163,7 @@ def _one(values: Any) -> Any:
     return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
 
 
-def _require(held: object) -> None:
+def require(held: object) -> None:
+    """`NotHeldError` unless it is so."""
     if not held:
         raise NotHeldError

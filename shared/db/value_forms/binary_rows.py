@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from shared.db.value_forms.amounts import MONEY_DIGITS, MONEY_PLACES
-from shared.db.value_forms.arrow import INSTANT, MONEY, NotHeldError
+from shared.db.value_forms.arrow import INSTANT, MONEY, require
 
 _HEADER: Final = 19
 _TRAILER: Final = b"\xff\xff"
@@ -115,7 +115,7 @@ def _numbers(data: bytes, kind: str, place: Any) -> Any:
 
 def _texts(data: bytes, place: Any, size: Any, valid: Any) -> tuple[Any, Any]:
     offsets = np.concatenate(([0], np.cumsum(size, dtype=np.int64)))
-    _require(offsets[-1] <= _LONGEST_TEXT)
+    require(offsets[-1] <= _LONGEST_TEXT)
     if size.min() == size.max() > 0:
         text: Any = _numbers(data, f"V{size[0]}", place)
     else:
@@ -124,19 +124,19 @@ def _texts(data: bytes, place: Any, size: Any, valid: Any) -> tuple[Any, Any]:
 
 
 def _whole_numbers(data: bytes, place: Any, size: Any, valid: Any) -> Any:
-    _require(((size == 8) | ~valid).all())
+    require(((size == 8) | ~valid).all())
     return _numbers(data, ">i8", place).astype(np.int64)
 
 
 def _instants(data: bytes, place: Any, size: Any, valid: Any) -> Any:
     since_2000 = _whole_numbers(data, place, size, valid)
     # The first and the last are PostgreSQL's infinities.
-    _require((np.abs(since_2000[valid]) < 2**62).all())
+    require((np.abs(since_2000[valid]) < 2**62).all())
     return since_2000 + _SINCE_1970
 
 
 def _floats(data: bytes, place: Any, size: Any, valid: Any) -> Any:
-    _require(((size == 8) | ~valid).all())
+    require(((size == 8) | ~valid).all())
     return _numbers(data, ">f8", place).astype(np.float64)
 
 
@@ -149,8 +149,8 @@ def _amounts(data: bytes, place: Any, size: Any, valid: Any) -> Any:
     heading = np.where(valid, _numbers(data, ">u8", place).astype(np.uint64), 0)
     count, weight = heading >> 48, (heading >> 32).astype(np.int16)
     sign = (heading >> 16) & 0xFFFF
-    _require(((sign == 0) | (sign == _NEGATIVE)).all())
-    _require(((weight <= _HIGHEST) & (weight + 1 - _LOWEST >= count.astype(np.int16)) | (count == 0)).all())
+    require(((sign == 0) | (sign == _NEGATIVE)).all())
+    require(((weight <= _HIGHEST) & (weight + 1 - _LOWEST >= count.astype(np.int16)) | (count == 0)).all())
     halves = np.empty((len(place), 2), np.int64)
     # Below 10**8 all digits stand in 64 bits.
     made = _smaller if (weight < _HIGHEST).all() else _larger
@@ -183,11 +183,6 @@ def _larger(data: bytes, place: Any, count: Any, weight: Any) -> tuple[Any, Any]
     low = (whole & _LOW) * _UNITS + units
     above = (whole >> _HALF) * _UNITS + (low >> _HALF)
     return (above << _HALF) | (low & _LOW), above >> _HALF
-
-
-def _require(held: object) -> None:
-    if not held:
-        raise NotHeldError
 
 
 # By their exponent, those of numbers below it, which stand for nothing, included.

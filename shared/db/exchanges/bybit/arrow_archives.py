@@ -18,7 +18,7 @@ from pyarrow import csv
 from shared.db.bulk.rows import Row
 from shared.db.exchanges.bybit.archives import TradeColumns
 from shared.db.exchanges.bybit.values import SECONDS, SIDES, TRADE_ID_LENGTH, RefusedError
-from shared.db.value_forms.arrow import INSTANT, MONEY, NOT_HELD, NotHeldError
+from shared.db.value_forms.arrow import INSTANT, MONEY, NOT_HELD, require
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND, _MILLIS = 10, 3
@@ -119,7 +119,7 @@ def _batch(text: str, width: int, columns: Sequence[int], symbols_of: Callable[[
             column_types=dict.fromkeys(names, _TEXT), include_columns=[names[at] for at in dict.fromkeys(columns)]
         ),
     )
-    _require(len(table) == text.count("\n"))
+    require(len(table) == text.count("\n"))
     symbols, trade_ids, times, sides, prices, sizes = (table[names[at]].combine_chunks() for at in columns)
     when = _instants(times)
     return pa.RecordBatch.from_pydict(
@@ -140,14 +140,14 @@ def _symbols(texts: Any, symbols_of: Callable[[list[str]], list[str]]) -> Any:
     checked = symbols_of(given)
     if checked == given:
         return texts
-    _require(len(set(checked)) == 1)
+    require(len(set(checked)) == 1)
     return pa.repeat(checked[0], len(texts))
 
 
 def _ids(texts: Any) -> Any:
     lengths = pc.min_max(pc.binary_length(texts)).as_py()
-    _require(lengths["min"] >= 1 and lengths["max"] <= TRADE_ID_LENGTH)
-    _require(_all(pc.ascii_is_printable(texts)) and not pc.any(pc.match_substring(texts, "+")).as_py())
+    require(lengths["min"] >= 1 and lengths["max"] <= TRADE_ID_LENGTH)
+    require(_all(pc.ascii_is_printable(texts)) and not pc.any(pc.match_substring(texts, "+")).as_py())
     return texts
 
 
@@ -158,34 +158,27 @@ def _instants(texts: Any) -> Any:
     else:
         whole, point = pc.utf8_slice_codeunits(texts, 0, _SECOND), pc.utf8_slice_codeunits(texts, _SECOND, _SECOND + 1)
         fraction = pc.utf8_slice_codeunits(texts, _SECOND + 1)
-        _require(
-            _all(pc.ascii_is_decimal(whole)) and _all(pc.equal(point, ".")) and _all(pc.ascii_is_decimal(fraction))
-        )
+        require(_all(pc.ascii_is_decimal(whole)) and _all(pc.equal(point, ".")) and _all(pc.ascii_is_decimal(fraction)))
         parts = pc.utf8_rpad(pc.utf8_slice_codeunits(fraction, 0, _MILLIS), _MILLIS, "0").cast(pa.int64())
         millis = pc.add(pc.multiply(whole.cast(pa.int64()), 1000), parts)
     ends = pc.min_max(millis).as_py()
-    _require(SECONDS.start * 1000 <= ends["min"] and ends["max"] < SECONDS.stop * 1000)
+    require(SECONDS.start * 1000 <= ends["min"] and ends["max"] < SECONDS.stop * 1000)
     return pc.multiply(millis, 1000).view(INSTANT)
 
 
 def _sides(texts: Any) -> Any:
     places = pc.index_in(texts, _SIDES_GIVEN)
-    _require(not places.null_count)
+    require(not places.null_count)
     return _SIDES_STORED.take(places)
 
 
 def _amounts(texts: Any) -> Any:
     """Digits above zero, a point among them or none."""
-    _require(_all(pc.ascii_is_decimal(pc.replace_substring(texts, ".", "", max_replacements=1))))
+    require(_all(pc.ascii_is_decimal(pc.replace_substring(texts, ".", "", max_replacements=1))))
     amounts = texts.cast(MONEY)
-    _require(pc.min(amounts).as_py() > 0)
+    require(pc.min(amounts).as_py() > 0)
     return amounts
 
 
 def _all(held: Any) -> bool:
     return pc.all(held).as_py() is True
-
-
-def _require(held: object) -> None:
-    if not held:
-        raise NotHeldError
